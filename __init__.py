@@ -1,0 +1,1 @@
+"""Entry point for ComfyUI, which imports this folder as a package; the headless core is `distill_core`."""

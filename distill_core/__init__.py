@@ -1,0 +1,1 @@
+"""Few-step sampling and adversarial distillation of diffusion models, independent of any user interface."""

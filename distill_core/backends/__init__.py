@@ -1,0 +1,1 @@
+"""Adapters from model libraries to `distill_core.denoiser.Backend`."""

@@ -1,0 +1,112 @@
+"""A view of a backbone: ``denoised = denoiser(x, sigma, cond)``, and the block outputs a discriminator reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .lora import LowRankPath, PathSwitch
+
+
+@dataclass(frozen=True)
+class Cond:
+    """Conditioning of a batch: text tokens [B, T, D], pooled text [B, P] (or None) and FLUX's guidance [B] (or None)."""
+
+    context: Tensor
+    pooled: Tensor | None = None
+    guidance: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.context.device
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def map(self, fn) -> Cond:
+        """Apply ``fn`` to every tensor that is present."""
+        values = {name: getattr(self, name) for name in ("context", "pooled", "guidance")}
+        return replace(self, **{name: fn(value) for name, value in values.items() if value is not None})
+
+    def __getitem__(self, rows) -> Cond:
+        return self.map(lambda value: value[rows])
+
+    def to(self, *args, **kwargs) -> Cond:
+        return self.map(lambda value: value.to(*args, **kwargs))
+
+
+def cat_conds(conds: Sequence[Cond]) -> Cond:
+    """Join batches of conditioning along the batch dimension."""
+    joined = {}
+    for name in ("context", "pooled", "guidance"):
+        values = [getattr(cond, name) for cond in conds]
+        joined[name] = None if values[0] is None else torch.cat(values)
+    return Cond(**joined)
+
+
+class Backend(Protocol):
+    """What a Denoiser needs of a model library (backends/diffusers.py; nodes/comfy_denoiser.py)."""
+
+    network: nn.Module
+    process: object
+    switch: PathSwitch
+
+    def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor: ...
+
+    def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]: ...
+
+
+class Denoiser:
+    """The teacher (``path=None``) or a student (its low-rank path) on one shared backbone.
+
+    Called with x [B, C, H, W], sigma [B] and a Cond of B rows it returns the denoised latent, computed in float32
+    around a network of any precision. A fully fine-tuned student is ``Denoiser`` on a copy of the backbone.
+    Raises ValueError when the batch sizes differ.
+    """
+
+    def __init__(self, backend: Backend, path: LowRankPath | None = None) -> None:
+        self.backend, self.path = backend, path
+
+    @property
+    def process(self):
+        return self.backend.process
+
+    def _network_input(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        if not len(x) == len(sigma) == len(cond):
+            raise ValueError(f"batch sizes differ: {len(x)} latents, {len(sigma)} sigmas, {len(cond)} conditionings")
+        return self.process.calculate_input(sigma, x), self.process.timestep(sigma)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        model_input, timestep = self._network_input(x, sigma, cond)
+        with self.backend.switch.on(self.path):
+            output = self.backend.forward(model_input, timestep, cond)
+        return self.process.calculate_denoised(sigma, output.to(x.dtype), x)
+
+    def features(self, x: Tensor, sigma: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
+        """Outputs of the blocks ``taps`` as maps [B, C, H, W]; the forward stops after the last one."""
+        model_input, timestep = self._network_input(x, sigma, cond)
+        with self.backend.switch.on(self.path):
+            return self.backend.maps(model_input, timestep, cond, taps)
+
+
+class Guided:
+    """Classifier-free guidance around a denoiser: uncond + scale (cond - uncond), one doubled batch a step.
+
+    ``uncond`` is a Cond of one row. A scale of 1 runs the conditional branch alone.
+    """
+
+    def __init__(self, denoiser: Denoiser, uncond: Cond, scale: float) -> None:
+        self.denoiser, self.uncond, self.scale = denoiser, uncond, scale
+        self.process = denoiser.process
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        if self.scale == 1.0:
+            return self.denoiser(x, sigma, cond)
+        uncond = self.uncond.map(lambda value: value.expand(len(x), *value.shape[1:]))
+        both = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), cat_conds([cond, uncond]))
+        with_text, without = both.chunk(2)
+        return without + self.scale * (with_text - without)

@@ -1,0 +1,85 @@
+"""Block outputs of a backbone as maps [B, C, H, W], stopping after the last one that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .lora import PathSwitch
+
+
+class _LastTap(Exception):
+    """Ends the forward of a backbone once all taps are recorded."""
+
+
+def collect_taps(network: nn.Module, taps: Sequence[str], forward: Callable[[], object], switch: PathSwitch) -> list[Tensor]:
+    """Run ``forward()`` and return the outputs of the modules named ``taps`` (in execution order), with their graph.
+
+    The forward ends after the last tap. Under gradient checkpointing it ends after the tapped block's checkpoint has
+    closed, so that the recompute is complete. A block that returns a tuple counts with its last tensor, the image
+    stream of a two-stream block; a UNet's down block counts with its first.
+    Raises ValueError for an unknown or never executed tap.
+    """
+    outputs: dict[str, Tensor] = {}
+    modules = dict(network.named_modules())
+    unknown = [name for name in taps if name not in modules]
+    if unknown or not taps:
+        raise ValueError(f"no such module to tap: {unknown or 'the list is empty'}")
+
+    def stop_when_complete() -> None:
+        if len(outputs) == len(taps):
+            raise _LastTap
+
+    def record(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output) -> None:
+            if name not in outputs:
+                outputs[name] = _image_stream(output)
+            if not switch.inside_checkpoint:
+                stop_when_complete()
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(record(name)) for name in taps]
+    switch.after_checkpoint = stop_when_complete
+    try:
+        forward()
+    except _LastTap:
+        pass
+    finally:
+        switch.after_checkpoint = None
+        for handle in handles:
+            handle.remove()
+    missing = [name for name in taps if name not in outputs]
+    if missing:
+        raise ValueError(f"tapped modules never ran: {missing}")
+    return [outputs[name] for name in taps]
+
+
+def _image_stream(output) -> Tensor:
+    if not isinstance(output, tuple):
+        return output
+    if output[0] is not None and output[0].ndim == 4:  # a UNet block: (hidden states, residuals)
+        return output[0]
+    return output[-1]
+
+
+def tokens_to_map(tokens: Tensor, height: int, width: int, text_tokens: int = 0) -> Tensor:
+    """[B, T + H W, C] -> [B, C, H, W]; the leading ``text_tokens`` are dropped. The grid may be non-square."""
+    return rearrange(tokens[:, text_tokens:], "b (h w) c -> b c h w", h=height, w=width)
+
+
+class OutOfPlace(TorchFunctionMode):
+    """Runs ``x += y``, ``x -= y`` and ``x *= y`` as new tensors, for backbones that update their residual stream in place.
+
+    Without it the taps of such a backbone share one buffer and its gradients are wrong, silently so under gradient
+    checkpointing. It must be entered inside a checkpointed block, too, since the recompute runs on its own.
+    """
+
+    REPLACED = {Tensor.add_: Tensor.add, Tensor.sub_: Tensor.sub, Tensor.mul_: Tensor.mul}
+    REPLACED |= {Tensor.__iadd__: Tensor.__add__, Tensor.__isub__: Tensor.__sub__, Tensor.__imul__: Tensor.__mul__}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return self.REPLACED.get(func, func)(*args, **(kwargs or {}))

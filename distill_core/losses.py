@@ -1,0 +1,80 @@
+"""Adversarial losses, gradient penalties and regression distances.
+
+An adversarial loss is a pair of functions of logits [B, N] with larger meaning more real; both take (fake, real), and
+means run over all logits. ``GAN_LOSSES`` names them: hinge (StyleGAN-T, ADD eq. 2-3), non-saturating (Goodfellow et
+al. 2014), relativistic with paired items (Jolicoeur-Martineau 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def hinge_generator(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    return -fake.mean()
+
+
+def hinge_discriminator(fake: Tensor, real: Tensor) -> Tensor:
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def nonsaturating_generator(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    return F.softplus(-fake).mean()
+
+
+def nonsaturating_discriminator(fake: Tensor, real: Tensor) -> Tensor:
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def relativistic_generator(fake: Tensor, real: Tensor) -> Tensor:
+    return F.softplus(real - fake).mean()
+
+
+def relativistic_discriminator(fake: Tensor, real: Tensor) -> Tensor:
+    return F.softplus(fake - real).mean()
+
+
+GAN_LOSSES: dict[str, tuple[Callable, Callable]] = {
+    "hinge": (hinge_generator, hinge_discriminator),
+    "nonsaturating": (nonsaturating_generator, nonsaturating_discriminator),
+    "relativistic": (relativistic_generator, relativistic_discriminator),
+}
+
+
+def r1_on_head_inputs(logits: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """Squared gradient norm of each item's mean logit with respect to the feature maps, summed over maps, mean over items.
+
+    ADD's R1 (section 3.2): on real features only, so double backward runs through the heads alone. ``maps`` must
+    require gradients before the heads ran.
+    """
+    grads = torch.autograd.grad(logits.mean(1).sum(), list(maps), create_graph=True)
+    return sum(grad.square().flatten(1).sum(1) for grad in grads).mean()
+
+
+def approximate_r1(logits: Tensor, perturbed_logits: Tensor, sigma: float) -> Tensor:
+    """||D(x) - D(x + sigma n)||^2 / sigma^2 (APT, arXiv 2501.08316, eq. 9), mean over items of the squared mean difference.
+
+    ``perturbed_logits`` must come from the very tensor that gave ``logits``, plus sigma times unit noise, at the same t.
+    The division makes the value estimate ||grad D||^2 whatever sigma is.
+    """
+    return ((logits.mean(1) - perturbed_logits.mean(1)) / sigma).square().mean()
+
+
+def pseudo_huber(prediction: Tensor, target: Tensor) -> Tensor:
+    """Per-item distance sqrt(||d||^2 + c^2) - c with c = 0.00054 sqrt(D) (Song & Dhariwal 2023, section 3.3), / sqrt(D)."""
+    dim = prediction[0].numel()
+    c = 0.00054 * dim**0.5
+    square = (prediction - target).float().flatten(1).square().sum(1)
+    return ((square + c**2).sqrt() - c) / dim**0.5
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Per-item mean squared error [B]."""
+    return (prediction - target).float().flatten(1).square().mean(1)
+
+
+REGRESSIONS = {"huber": pseudo_huber, "mse": squared_error}

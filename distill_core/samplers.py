@@ -1,0 +1,112 @@
+"""One short function a sampler, with k-diffusion's and ComfyUI's contract.
+
+    fn(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None) -> x0 [B, C, H, W]
+
+``model(x, sigma [B], **extra_args)`` returns the denoised latent; ``sigmas`` falls and ends in 0; ``callback`` gets a
+dict with i, x, sigma, sigma_hat and denoised; ``noise_sampler(sigma, sigma_next)`` returns unit noise like x, by
+default one generator per batch item (`noise.ItemNoise`) from ``extra_args["seed"]``. Samplers that add noise need
+``process`` (``noise_scaling`` and ``flow_time``), by default that of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from .noise import ItemNoise
+from .process import FlowProcess
+
+NoiseSampler = Callable[[float, float], Tensor]
+
+
+def item_noise_sampler(x: Tensor, seed: int = 0) -> NoiseSampler:
+    """Fresh unit noise per call; row i depends only on (seed, i). Offset from the initial noise of the same seed."""
+    noise = ItemNoise(seed + 1, range(len(x)))
+    return lambda sigma, sigma_next: noise.normal_like(x)
+
+
+def _run(step, model, x, sigmas, extra_args, callback, disable) -> Tensor:
+    """Apply ``step(x, sigma, sigma_next, denoised) -> x`` along the grid; at level 0 the sample is ``denoised`` itself."""
+    levels = sigmas.tolist()  # once: reading them from a device tensor would wait for the device at each step
+    for i in trange(len(levels) - 1, disable=disable):
+        sigma, sigma_next = levels[i], levels[i + 1]
+        denoised = model(x, x.new_full((len(x),), sigma), **(extra_args or {}))
+        if callback is not None:
+            callback({"i": i, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = denoised if sigma_next == 0 else step(x, sigma, sigma_next, denoised)
+    return x
+
+
+def sample_renoise(
+    model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, process=None
+) -> Tensor:
+    """Predict x0, re-noise it to the next level with fresh noise, repeat: the consistency sampler (Song et al. 2023,
+    Algorithm 1), LADD's sampler at 2 and 4 steps, ComfyUI's ``lcm``."""
+    process = process or model.process
+    noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
+
+    def step(x, sigma, sigma_next, denoised):
+        return process.noise_scaling(x.new_tensor(sigma_next), noise_sampler(sigma, sigma_next), denoised)
+
+    return _run(step, model, x, sigmas, extra_args, callback, disable)
+
+
+def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None) -> Tensor:
+    """Deterministic Euler steps of the probability-flow ODE (Karras et al. 2022, Algorithm 2 without churn); the same
+    formula serves flow and variance-preserving sigmas. FLUX.1 schnell's and SDXL-Lightning's sampler."""
+
+    def step(x, sigma, sigma_next, denoised):
+        return x + (x - denoised) / sigma * (sigma_next - sigma)
+
+    return _run(step, model, x, sigmas, extra_args, callback, disable)
+
+
+def sample_ancestral(
+    model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, process=None, eta: float = 1.0
+) -> Tensor:
+    """Euler steps to a lower level, then noise up to the asked one (k-diffusion's ancestral step). ``eta`` in [0, 1]
+    scales the added noise; 0 is Euler. Flow models use the rectified-flow form, which keeps (1 - sigma) x0 + sigma noise.
+    SD-Turbo's and SDXL-Turbo's sampler."""
+    process = process or model.process
+    noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
+    step_fn = _ancestral_flow if isinstance(process, FlowProcess) else _ancestral
+
+    def step(x, sigma, sigma_next, denoised):
+        return step_fn(x, sigma, sigma_next, denoised, noise_sampler, eta)
+
+    return _run(step, model, x, sigmas, extra_args, callback, disable)
+
+
+def _ancestral(x, sigma, sigma_next, denoised, noise_sampler, eta) -> Tensor:
+    up = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
+    down = (sigma_next**2 - up**2) ** 0.5
+    x = x + (x - denoised) / sigma * (down - sigma)
+    return x + noise_sampler(sigma, sigma_next) * up if up > 0 else x
+
+
+def _ancestral_flow(x, sigma, sigma_next, denoised, noise_sampler, eta) -> Tensor:
+    down = sigma_next * (1 + (sigma_next / sigma - 1) * eta)
+    x = (down / sigma) * x + (1 - down / sigma) * denoised
+    if eta == 0:
+        return x
+    signal = (1 - sigma_next) / (1 - down)  # brings the clean part of x from level `down` to level `sigma_next`
+    renoise = (sigma_next**2 - (down * signal) ** 2) ** 0.5
+    return signal * x + noise_sampler(sigma, sigma_next) * renoise
+
+
+SAMPLERS = {"renoise": sample_renoise, "euler": sample_euler, "ancestral": sample_ancestral}
+
+
+@torch.no_grad()
+def sample(model, process, sigmas: Tensor, cond, shape, seed: int, items, sampler: str = "renoise", disable=True) -> Tensor:
+    """Latents [len(items), *shape] from pure noise: item i's noise, initial and injected, comes from (seed, items[i])."""
+    noise = ItemNoise(seed, items)
+    x = noise.normal(*shape).to(cond.device)
+    sigma = x.new_full((len(x),), sigmas[0].item())
+    x = process.noise_scaling(sigma, x, torch.zeros_like(x), max_denoise=True)
+    return SAMPLERS[sampler](
+        model, x, sigmas, {"cond": cond}, disable=disable, noise_sampler=lambda s, n: noise.normal_like(x)
+    )
