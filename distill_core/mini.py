@@ -58,7 +58,7 @@ def new_classifier(space: str) -> FeatureClassifier:
     """The evaluator of a feature space: ``"latent"`` (16 channels) or ``"pixel"`` (grey images of 32 px)."""
     if space == "latent":
         return FeatureClassifier(LATENT_SHAPE[0], width=48, downsamplings=1)
-    return FeatureClassifier(1, width=24, downsamplings=2)
+    return FeatureClassifier(1, width=16, downsamplings=2)
 
 
 def classifier_input(space: str, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ What differs between the families is data (`FAMILIES`) plus one function that ca
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,12 @@ class DiffusersBackend:
     def tap_names(self) -> list[str]:
         """All blocks that can be tapped, in the order in which they run."""
         return self.family.tap_names(self.network)
+
+    def default_taps(self, count: int = 6) -> list[str]:
+        """About ``count`` blocks, evenly spread over the first three quarters: what lies behind costs but says little."""
+        names = self.tap_names[: math.ceil(0.75 * len(self.tap_names))]
+        step = max(1, len(names) // count)
+        return names[step - 1 :: step]
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         dtype = next(self.network.parameters()).dtype
