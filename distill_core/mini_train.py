@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ae-steps", type=int, default=2400)
     parser.add_argument("--classifier-steps", type=int, default=2000)
-    parser.add_argument("--teacher-steps", type=int, default=8000)
+    parser.add_argument("--teacher-steps", type=int, default=6000)
     args = parser.parse_args()
     for folder in (args.out, args.work):
         folder.mkdir(parents=True, exist_ok=True)

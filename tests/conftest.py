@@ -65,10 +65,11 @@ def build_cond(batch: int, seed: int = 0, guidance: bool = False) -> Cond:
 
 
 def randomise_path(path, seed: int = 0, size: float = 0.2):
-    """Give the path's B matrices values, so that it changes the output."""
+    """Give both matrices of a path values that depend only on the seed, so that it changes the output."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for up in path.up:
+        for down, up in zip(path.down, path.up, strict=True):
+            down.copy_(torch.randn(down.shape, generator=g) / down.shape[1] ** 0.5)
             up.copy_(size * torch.randn(up.shape, generator=g))
     return path
 
