@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", type=Path, required=True, help="output folder; a stopped command goes on there")
         return sub
 
-    sub = add("demo", run_demo, "Distil the shipped mini model, evaluate it and draw the result (minutes on 2 cores).", False)
+    sub = add(
+        "demo", run_demo, "Distil the shipped mini model, evaluate it and draw the result (minutes on 2 cores).", False
+    )
     sub.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     add("cache", run_cache, "Sample teacher latents for training; a stopped run goes on where it was.")
     sub = add("train", run_train, "Distil with LADD from cached latents into a LoRA; resumes from its checkpoint.")
@@ -72,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, help="sampling steps (default: the student's trained number; teacher 25)")
     sub.add_argument("--count", type=int, default=10)
     sub.add_argument("--seed", type=int, default=0)
-    sub = add("evaluate", run_evaluate, "Compare a LoRA's samples with the cached teacher latents, as Fréchet distance.")
+    sub = add(
+        "evaluate", run_evaluate, "Compare a LoRA's samples with the cached teacher latents, as Fréchet distance."
+    )
     sub.add_argument("--lora", type=Path, required=True)
     sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`, the reference")
     sub.add_argument("--count", type=int, default=1000, help="samples for each number of steps (default 1000)")
@@ -171,7 +175,9 @@ def load_student(config: Config, lora: Path):
     if description["base"] != base:
         raise ValueError(f"{lora} was distilled from another model (base {description['base']}, this one is {base})")
     prefix = source.backend.family.lora_prefix
-    targets = [k.removeprefix(f"{prefix}.").removesuffix(".lora_A.weight") for k in state if k.endswith(".lora_A.weight")]
+    targets = [
+        k.removeprefix(f"{prefix}.").removesuffix(".lora_A.weight") for k in state if k.endswith(".lora_A.weight")
+    ]
     rank = next(iter(state.values())).shape[0]
     path = source.backend.new_path(rank, targets)
     path.load_export(state, prefix)
@@ -221,7 +227,9 @@ def save_images(images: Tensor, prompts: list[str], args: argparse.Namespace) ->
     for i, image in enumerate(images):
         pixels = ((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         Image.fromarray(pixels).save(args.out / f"{i:05d}.png")
-    record = [{"file": f"{i:05d}.png", "prompt": prompts[i % len(prompts)], "seed": args.seed} for i in range(len(images))]
+    record = [
+        {"file": f"{i:05d}.png", "prompt": prompts[i % len(prompts)], "seed": args.seed} for i in range(len(images))
+    ]
     save_json(args.out / "samples.json", record)
 
 

@@ -43,7 +43,7 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """prompts: a text file, one prompt a line (for the mini model: class names; default all ten). negative: the empty prompt."""
+    """prompts: a text file, one a line (mini model: class names, default all ten).  negative: the empty prompt."""
 
     prompts: str = ""
     negative: str = ""

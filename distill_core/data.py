@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Batch:
-    """latents [B, C, H, W] and cond of B rows; states [B, K, C, H, W] of the teacher's path at the K ``state_sigmas``."""
+    """latents [B, C, H, W], cond of B rows, and states [B, K, C, H, W] of the teacher's path at K ``state_sigmas``."""
 
     latents: Tensor
     cond: Cond
@@ -105,7 +105,9 @@ def cache_latents(
             yield batch.stop, config.count, part["latents"]
         tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         dtype = DTYPES[config.dtype]
-        save_tensors(path, {k: v.to(dtype) for k, v in tensors.items()}, {"state_sigmas": json.dumps(config.state_sigmas)})
+        save_tensors(
+            path, {k: v.to(dtype) for k, v in tensors.items()}, {"state_sigmas": json.dumps(config.state_sigmas)}
+        )
 
 
 @torch.no_grad()
@@ -194,7 +196,9 @@ class LatentDataset:
         latents, states = tensors.pop("latents"), tensors.pop("states", None)
         if not torch.isfinite(latents).all():
             bad = next(p for p, row in zip(places, latents, strict=True) if not torch.isfinite(row).all())
-            raise ValueError(f"{self.paths[bad[0]]} has a non-finite latent in row {bad[1]}; delete the shard and cache again")
+            raise ValueError(
+                f"{self.paths[bad[0]]} has a non-finite latent in row {bad[1]}; delete the shard and cache again"
+            )
         return Batch(latents, Cond(**tensors), states, self.state_sigmas)
 
     def _batches_per_epoch(self, size: int) -> int:
@@ -233,5 +237,3 @@ def _open_shard(path: Path):
     if len(set(counts.values())) > 1:
         raise ValueError(f"{path}: latents and conditioning differ in count: {counts}; cache the dataset again")
     return file
-
-

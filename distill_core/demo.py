@@ -1,11 +1,10 @@
 """The whole story on the shipped mini model: cache teacher latents, distil, evaluate, draw.
 
-    python -m distill_core demo --out DIR [--seed N]
+python -m distill_core demo --out DIR [--seed N]
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -93,7 +92,9 @@ def run_training(backend: DiffusersBackend, dataset: LatentDataset, ladd: LADDCo
     return method.student, run, logs
 
 
-def evaluate_student(student: Denoiser, run: Run, evaluator: MiniEvaluator, config: DemoConfig, seed: int) -> tuple[dict, dict]:
+def evaluate_student(
+    student: Denoiser, run: Run, evaluator: MiniEvaluator, config: DemoConfig, seed: int
+) -> tuple[dict, dict]:
     """Scores and latents of the averaged student at each of its step counts."""
     classes, _ = mini_conditioning()
     labels = torch.arange(config.images) % len(classes)
@@ -109,7 +110,11 @@ def git_commit() -> str:
     """The commit of this source tree, or "unknown" outside a checkout."""
     try:
         return subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -125,7 +130,9 @@ def cache_dataset(backend: DiffusersBackend, cache: CacheConfig, folder: Path) -
     return LatentDataset(folder)
 
 
-def evaluate_teacher(backend: DiffusersBackend, evaluator: MiniEvaluator, config: DemoConfig, seed: int) -> tuple[dict, dict]:
+def evaluate_teacher(
+    backend: DiffusersBackend, evaluator: MiniEvaluator, config: DemoConfig, seed: int
+) -> tuple[dict, dict]:
     """Scores and latents of the guided teacher under Euler at each of its step counts (it pays two forwards a step)."""
     classes, empty = mini_conditioning()
     teacher = Guided(Denoiser(backend), empty, mini.GUIDANCE)

@@ -11,8 +11,8 @@ from . import mini
 def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) between two Gaussians (Heusel et al. 2017, eq. 6).
 
-    Means [D], covariances [D, D]; computed in float64. The root's trace comes from the eigenvalues of A^(1/2) B A^(1/2),
-    which is symmetric and so has a real root even when sampling noise makes A B slightly indefinite.
+    Means [D], covariances [D, D]; computed in float64. The root's trace comes from the eigenvalues of the symmetric
+    A^(1/2) B A^(1/2), so it is real even when sampling noise makes A B slightly indefinite.
     """
     mean_a, cov_a, mean_b, cov_b = (t.double() for t in (mean_a, cov_a, mean_b, cov_b))
     values, vectors = torch.linalg.eigh(cov_a)
@@ -93,6 +93,8 @@ class ImageFeatures:
         parts = []
         for part in latents.split(size):
             images = self.source.decode(part).float().cpu()
-            images = torch.nn.functional.interpolate(images, size=(self.SIZE, self.SIZE), mode="bilinear", antialias=True)
+            images = torch.nn.functional.interpolate(
+                images, size=(self.SIZE, self.SIZE), mode="bilinear", antialias=True
+            )
             parts.append(self.net.extract_features(images).mean((2, 3)))
         return torch.cat(parts)

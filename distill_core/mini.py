@@ -44,7 +44,9 @@ class FeatureClassifier(nn.Module):
             layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU()]
             layers += [nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU()]
             width *= 2
-        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * width, 64))
+        self.trunk = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * width, 64)
+        )
         self.head = nn.Linear(64, len(CLASS_NAMES))
 
     def features(self, x: Tensor) -> Tensor:

@@ -122,7 +122,11 @@ def train_classifier(space: str, train: tuple, test: tuple, steps: int, seed: in
     def loss_fn(generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(data), (128,), generator=generator)
         x = data[pick]
-        x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x) if space == "pixel" else x
+        x = (
+            torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x)
+            if space == "pixel"
+            else x
+        )
         return F.cross_entropy(net(x), labels[pick], label_smoothing=0.05)
 
     log = fit(list(net.parameters()), loss_fn, steps, 2e-3, seed, f"{space} classifier")

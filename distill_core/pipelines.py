@@ -57,7 +57,11 @@ class PipelineSource:
         network_name = "unet" if self.backend.family_name == "unet" else "transformer"
         # Only text encoders and autoencoder are wanted here; the network is the backend's own copy.
         self.pipeline = DiffusionPipeline.from_pretrained(
-            config.path, torch_dtype=dtype, local_files_only=True, safety_checker=None, **{network_name: self.backend.network}
+            config.path,
+            torch_dtype=dtype,
+            local_files_only=True,
+            safety_checker=None,
+            **{network_name: self.backend.network},
         ).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.channels = self.pipeline.vae.config.latent_channels
@@ -104,7 +108,7 @@ def open_source(config: ModelConfig) -> MiniSource | PipelineSource:
     if config.path == "mini":
         return MiniSource(config)
     if not Path(config.path).is_dir():
-        raise ValueError(f"[model] path: {config.path} is not a folder; give a diffusers pipeline folder or \"mini\"")
+        raise ValueError(f'[model] path: {config.path} is not a folder; give a diffusers pipeline folder or "mini"')
     return PipelineSource(config)
 
 

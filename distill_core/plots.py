@@ -69,5 +69,3 @@ def training_curves(runs: dict[str, list[dict[str, float]]], path: str | Path) -
         axis_row[1].axhline(0.5, color="grey", lw=0.7, ls=":")
         axis_row[1].set_ylim(0, 1)
     figure.savefig(path, dpi=90)
-
-

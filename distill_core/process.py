@@ -8,8 +8,6 @@ the host's own object can stand in for ours: ``noise_scaling``, ``calculate_inpu
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -137,9 +135,17 @@ class DiscreteProcess:
         return (time / (1.0 - time)).clamp(self.sigma_min, self.sigma_max)
 
 
-def scaled_linear_alphas(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
-    """Cumulative alphas of Stable Diffusion's schedule (betas linear in their square roots), float64 [steps]."""
-    betas = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64) ** 2
+def cumulative_alphas(
+    schedule: str = "scaled_linear", start: float = 0.00085, end: float = 0.012, steps: int = 1000
+) -> Tensor:
+    """Cumulative alphas, float64 [steps]; the defaults are Stable Diffusion's.
+
+    schedule: ``"scaled_linear"`` (betas linear in their square roots) or ``"linear"``; ValueError for another.
+    """
+    if schedule not in ("scaled_linear", "linear"):
+        raise ValueError(f"beta schedule {schedule!r} is not supported; use scaled_linear or linear")
+    power = 2 if schedule == "scaled_linear" else 1
+    betas = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
     return (1.0 - betas).cumprod(0)
 
 

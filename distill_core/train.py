@@ -53,7 +53,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.accumulation, self.discriminator_updates, self.checkpoint_every) < 1:
-            raise ValueError("steps, batch_size, accumulation, discriminator_updates, checkpoint_every must be at least 1")
+            raise ValueError(
+                "steps, batch_size, accumulation, discriminator_updates, checkpoint_every must be at least 1"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
         if self.precision not in PRECISIONS:
@@ -225,9 +227,9 @@ def copy_into(targets: dict[str, Tensor], sources: dict[str, Tensor]) -> None:
 def train(run: Run) -> Iterator[Event]:
     """Train to ``run.config.steps``, yielding an `Event` a step; resumes by itself from the run's checkpoint.
 
-    Closing the generator (``break``, an exception, a cancel) or any error writes a checkpoint of the last complete step.
-    Raises ValueError before the first step for a dataset or setting that cannot work, FloatingPointError for a loss that
-    is not finite (before it can touch the weights).
+    Closing the generator (``break``, an exception, a cancel) or any error writes a checkpoint of the last complete
+    step. Raises ValueError before the first step for a dataset or setting that cannot work, FloatingPointError for a
+    loss that is not finite, before it can touch the weights.
     """
     micro = run.config.batch_size // (run.processes.num_processes if run.processes else 1)
     run.method.check(run.batch(0)[0], micro)

@@ -71,7 +71,9 @@ def test_guidance_extrapolates_from_the_unconditional_output(make_backend, make_
 
 def test_guidance_of_1_runs_the_conditional_branch_alone(make_backend, make_cond, batch):
     backend, rows = make_backend("sd3"), []
-    backend.network.register_forward_pre_hook(lambda m, a, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True)
+    backend.network.register_forward_pre_hook(
+        lambda m, a, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
     for scale in (1.0, 2.0):
         Guided(Denoiser(backend), make_cond(1), scale)(*batch)
     assert rows == [2, 4]

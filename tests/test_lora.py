@@ -36,7 +36,9 @@ def toy(randomise):
 
 def test_a_new_path_changes_nothing(family, make_backend, batch):
     backend = make_backend(family)
-    torch.testing.assert_close(Denoiser(backend, backend.new_path(2))(*batch), Denoiser(backend)(*batch), rtol=0, atol=0)
+    torch.testing.assert_close(
+        Denoiser(backend, backend.new_path(2))(*batch), Denoiser(backend)(*batch), rtol=0, atol=0
+    )
 
 
 def test_each_view_has_its_own_path(family, make_backend, batch, randomise):
@@ -55,7 +57,9 @@ def test_the_path_adds_scale_b_a_x(toy):
     nn.init.normal_(path.up[0])
     x = torch.randn(4, 6)
     with switch.on(path):
-        added = network.blocks[0][0](x) - nn.functional.linear(x, network.blocks[0][0].weight, network.blocks[0][0].bias)
+        added = network.blocks[0][0](x) - nn.functional.linear(
+            x, network.blocks[0][0].weight, network.blocks[0][0].bias
+        )
     torch.testing.assert_close(added, 6.0 / 2 * x @ path.down[0].T @ path.up[0].T, atol=1e-5, rtol=1e-5)
 
 

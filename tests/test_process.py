@@ -7,20 +7,20 @@ from distill_core.process import (
     ZERO_SNR_ALPHA,
     DiscreteProcess,
     FlowProcess,
+    cumulative_alphas,
     expand_like,
-    scaled_linear_alphas,
     zero_terminal_snr,
 )
 
 
 @pytest.fixture(scope="module")
 def eps():
-    return DiscreteProcess(scaled_linear_alphas(), "eps")
+    return DiscreteProcess(cumulative_alphas(), "eps")
 
 
 @pytest.fixture(scope="module")
 def v_zero_snr():
-    return DiscreteProcess(zero_terminal_snr(scaled_linear_alphas()), "v")
+    return DiscreteProcess(zero_terminal_snr(cumulative_alphas()), "v")
 
 
 def clean_and_noise(batch=3):
@@ -40,9 +40,9 @@ def perfect_output(process, sigma, x0, noise):
 
 PROCESSES = {
     "flow": lambda: FlowProcess(),
-    "eps": lambda: DiscreteProcess(scaled_linear_alphas(), "eps"),
-    "v": lambda: DiscreteProcess(scaled_linear_alphas(), "v"),
-    "v, zero terminal SNR": lambda: DiscreteProcess(zero_terminal_snr(scaled_linear_alphas()), "v"),
+    "eps": lambda: DiscreteProcess(cumulative_alphas(), "eps"),
+    "v": lambda: DiscreteProcess(cumulative_alphas(), "v"),
+    "v, zero terminal SNR": lambda: DiscreteProcess(zero_terminal_snr(cumulative_alphas()), "v"),
 }
 
 
@@ -85,7 +85,7 @@ def test_flow_timestep_is_the_scaled_sigma(multiplier):
 
 def test_sigma_may_be_a_scalar_or_one_value_per_row():
     x0, noise = clean_and_noise(2)
-    for process in (FlowProcess(), DiscreteProcess(scaled_linear_alphas())):
+    for process in (FlowProcess(), DiscreteProcess(cumulative_alphas())):
         scalar = process.noise_scaling(torch.tensor(0.5), noise, x0)
         assert torch.equal(scalar, process.noise_scaling(torch.tensor([0.5, 0.5]), noise, x0))
 
@@ -130,7 +130,7 @@ def test_max_denoise_gives_the_network_unit_variance(eps):
 
 
 def test_zero_terminal_snr_keeps_the_first_alpha_and_ends_in_zero():
-    before, after = scaled_linear_alphas(), zero_terminal_snr(scaled_linear_alphas())
+    before, after = cumulative_alphas(), zero_terminal_snr(cumulative_alphas())
     assert after[-1] == 0
     assert after[0].item() == pytest.approx(before[0].item())
 
@@ -141,19 +141,26 @@ def test_zero_terminal_snr_sigma_max_is_that_of_diffusers_and_comfyui(v_zero_snr
 
 
 def test_a_process_leaves_the_callers_table_alone():
-    alphas = zero_terminal_snr(scaled_linear_alphas())
+    alphas = zero_terminal_snr(cumulative_alphas())
     DiscreteProcess(alphas, "v")
     assert alphas[-1] == 0
 
 
 def test_eps_with_zero_terminal_snr_is_refused():
     with pytest.raises(ValueError, match="zero terminal SNR"):
-        DiscreteProcess(zero_terminal_snr(scaled_linear_alphas()), "eps")
+        DiscreteProcess(zero_terminal_snr(cumulative_alphas()), "eps")
 
 
 @pytest.mark.parametrize(
     "alphas, prediction",
-    [([0.9, 0.5], "x0"), ([0.5, 0.9], "eps"), ([0.9, 0.9], "eps"), ([1.1, 0.5], "eps"), ([0.5, -0.1], "v"), ([0.5], "eps")],
+    [
+        ([0.9, 0.5], "x0"),
+        ([0.5, 0.9], "eps"),
+        ([0.9, 0.9], "eps"),
+        ([1.1, 0.5], "eps"),
+        ([0.5, -0.1], "v"),
+        ([0.5], "eps"),
+    ],
 )
 def test_bad_tables_and_predictions_are_refused(alphas, prediction):
     with pytest.raises(ValueError):

@@ -3,7 +3,7 @@ import torch
 
 from distill_core.denoiser import Cond
 from distill_core.noise import ItemNoise
-from distill_core.process import DiscreteProcess, FlowProcess, expand_like, scaled_linear_alphas
+from distill_core.process import DiscreteProcess, FlowProcess, cumulative_alphas, expand_like
 from distill_core.samplers import (
     SAMPLERS,
     item_noise_sampler,
@@ -14,7 +14,7 @@ from distill_core.samplers import (
 )
 from distill_core.schedules import grid_sigmas, sigmas_at_timesteps, turbo_timesteps
 
-FLOW, EPS = FlowProcess(shift_alpha=3.0), DiscreteProcess(scaled_linear_alphas(), "eps")
+FLOW, EPS = FlowProcess(shift_alpha=3.0), DiscreteProcess(cumulative_alphas(), "eps")
 SHAPE = (4, 4, 8)
 
 
@@ -171,9 +171,7 @@ def test_ancestral_share_of_old_noise_on_the_turbo_grid():
     """32, 38 and 43 % of the noise variance of the next level come from the old noise."""
     sigmas, x0, noise = sigmas_at_timesteps(EPS, turbo_timesteps(4)), latent(), latent(seed=1)
     x = x0 + sigmas[0] * noise
-    steps = trajectory(
-        sample_ancestral, Perfect(EPS, x0), x, sigmas, noise_sampler=lambda s, n: torch.zeros_like(x)
-    )
+    steps = trajectory(sample_ancestral, Perfect(EPS, x0), x, sigmas, noise_sampler=lambda s, n: torch.zeros_like(x))
     kept = [((steps[i + 1] - x0).std() / sigmas[i + 1]) / ((steps[i] - x0).std() / sigmas[i]) for i in range(3)]
     assert [round(100 * k.item() ** 2) for k in kept] == [32, 38, 43]
 

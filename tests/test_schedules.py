@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_core.noise import ItemNoise
-from distill_core.process import DiscreteProcess, FlowProcess, scaled_linear_alphas, zero_terminal_snr
+from distill_core.process import DiscreteProcess, FlowProcess, cumulative_alphas, zero_terminal_snr
 from distill_core.schedules import (
     draw_from_grid,
     explicit_sigmas,
@@ -19,8 +19,8 @@ from distill_core.schedules import (
     turbo_timesteps,
 )
 
-EPS = DiscreteProcess(scaled_linear_alphas(), "eps")
-V_ZERO_SNR = DiscreteProcess(zero_terminal_snr(scaled_linear_alphas()), "v")
+EPS = DiscreteProcess(cumulative_alphas(), "eps")
+V_ZERO_SNR = DiscreteProcess(zero_terminal_snr(cumulative_alphas()), "v")
 
 
 def assert_levels(sigmas, expected, tolerance=5e-5):
@@ -92,7 +92,9 @@ def test_shift_adds_its_logarithm_to_the_logit(alpha, time):
     assert torch.logit(shifted).item() == pytest.approx(torch.logit(time).item() + math.log(alpha), abs=1e-9)
 
 
-@pytest.mark.parametrize("levels", [[], [0.0], [0.5, 0.5], [0.5, 0.7], [1.0, -0.5], [1.0, 0.0, 0.0], [math.inf], [math.nan]])
+@pytest.mark.parametrize(
+    "levels", [[], [0.0], [0.5, 0.5], [0.5, 0.7], [1.0, -0.5], [1.0, 0.0, 0.0], [math.inf], [math.nan]]
+)
 def test_bad_explicit_lists_are_refused(levels):
     with pytest.raises(ValueError):
         explicit_sigmas(levels)
