@@ -14,7 +14,7 @@ from .lora import LowRankPath, PathSwitch
 
 @dataclass(frozen=True)
 class Cond:
-    """Conditioning of a batch: text tokens [B, T, D], pooled text [B, P] (or None) and FLUX's guidance [B] (or None)."""
+    """Conditioning of a batch: text tokens [B, T, D], pooled text [B, P] or None, FLUX's guidance [B] or None."""
 
     context: Tensor
     pooled: Tensor | None = None
@@ -74,6 +74,10 @@ class Denoiser:
     @property
     def process(self):
         return self.backend.process
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters a student trains, by name: its low-rank path or, without one, the whole network."""
+        return dict((self.path or self.backend.network).named_parameters())
 
     def _network_input(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         if not len(x) == len(sigma) == len(cond):

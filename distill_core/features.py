@@ -15,7 +15,9 @@ class _LastTap(Exception):
     """Ends the forward of a backbone once all taps are recorded."""
 
 
-def collect_taps(network: nn.Module, taps: Sequence[str], forward: Callable[[], object], switch: PathSwitch) -> list[Tensor]:
+def collect_taps(
+    network: nn.Module, taps: Sequence[str], forward: Callable[[], object], switch: PathSwitch
+) -> list[Tensor]:
     """Run ``forward()`` and return the outputs of the modules named ``taps`` (in execution order), with their graph.
 
     The forward ends after the last tap. Under gradient checkpointing it ends after the tapped block's checkpoint has
@@ -72,7 +74,7 @@ def tokens_to_map(tokens: Tensor, height: int, width: int, text_tokens: int = 0)
 
 
 class OutOfPlace(TorchFunctionMode):
-    """Runs ``x += y``, ``x -= y`` and ``x *= y`` as new tensors, for backbones that update their residual stream in place.
+    """Runs ``x += y``, ``x -= y``, ``x *= y`` as new tensors, for backbones that update their residual stream in place.
 
     Without it the taps of such a backbone share one buffer and its gradients are wrong, silently so under gradient
     checkpointing. It must be entered inside a checkpointed block, too, since the recompute runs on its own.

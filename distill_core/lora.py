@@ -51,7 +51,7 @@ class PathSwitch:
 
 
 class LowRankPath(nn.Module):
-    """One pair of matrices (A [rank, in], B [out, rank]) per target linear layer; B starts at 0, so the path starts as 0.
+    """Matrices A [rank, in] and B [out, rank] per target linear layer; B starts at 0, so the path starts as 0.
 
     network: the frozen backbone.  targets: names of ``nn.Linear`` modules in it.  rank: at least 1.
     alpha: the path is scaled by alpha / rank (default: rank, scale 1).  switch: the backbone's.
@@ -66,12 +66,14 @@ class LowRankPath(nn.Module):
         if rank < 1 or not self.targets:
             raise ValueError("a low-rank path needs a rank of at least 1 and at least one target layer")
         self.rank, self.scale = rank, (alpha or rank) / rank
+        modules = dict(network.named_modules())
+        wrong = [name for name in self.targets if not isinstance(modules.get(name), nn.Linear)]
+        if wrong:
+            raise ValueError(f"LoRA targets that are not linear layers of this network: {wrong}")
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
         self.handles = []
         for index, name in enumerate(self.targets):
-            layer = network.get_submodule(name)
-            if not isinstance(layer, nn.Linear):
-                raise ValueError(f"LoRA target {name!r} is a {type(layer).__name__}, not a linear layer")
+            layer = modules[name]
             down = torch.empty(rank, layer.in_features, device=layer.weight.device)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
             self.down.append(nn.Parameter(down))

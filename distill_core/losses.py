@@ -46,7 +46,7 @@ GAN_LOSSES: dict[str, tuple[Callable, Callable]] = {
 
 
 def r1_on_head_inputs(logits: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """Squared gradient norm of each item's mean logit with respect to the feature maps, summed over maps, mean over items.
+    """Squared norm of the gradient of each item's mean logit by the feature maps: sum over maps, mean over items.
 
     ADD's R1 (section 3.2): on real features only, so double backward runs through the heads alone. ``maps`` must
     require gradients before the heads ran.
@@ -56,16 +56,16 @@ def r1_on_head_inputs(logits: Tensor, maps: Sequence[Tensor]) -> Tensor:
 
 
 def approximate_r1(logits: Tensor, perturbed_logits: Tensor, sigma: float) -> Tensor:
-    """||D(x) - D(x + sigma n)||^2 / sigma^2 (APT, arXiv 2501.08316, eq. 9), mean over items of the squared mean difference.
+    """||D(x) - D(x + sigma n)||^2 / sigma^2 (APT, arXiv 2501.08316, eq. 9), D the mean logit, mean over items.
 
-    ``perturbed_logits`` must come from the very tensor that gave ``logits``, plus sigma times unit noise, at the same t.
-    The division makes the value estimate ||grad D||^2 whatever sigma is.
+    ``perturbed_logits`` must come from the very tensor that gave ``logits``, plus sigma times unit noise, at the same
+    t. The division makes the value estimate ||grad D||^2 whatever sigma is.
     """
     return ((logits.mean(1) - perturbed_logits.mean(1)) / sigma).square().mean()
 
 
 def pseudo_huber(prediction: Tensor, target: Tensor) -> Tensor:
-    """Per-item distance sqrt(||d||^2 + c^2) - c with c = 0.00054 sqrt(D) (Song & Dhariwal 2023, section 3.3), / sqrt(D)."""
+    """Per item (sqrt(||d||^2 + c^2) - c) / sqrt(D), c = 0.00054 sqrt(D) (Song & Dhariwal 2023, section 3.3)."""
     dim = prediction[0].numel()
     c = 0.00054 * dim**0.5
     square = (prediction - target).float().flatten(1).square().sum(1)

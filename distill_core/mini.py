@@ -44,7 +44,9 @@ class FeatureClassifier(nn.Module):
             layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU()]
             layers += [nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU()]
             width *= 2
-        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * width, 64))
+        self.trunk = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * width, 64)
+        )
         self.head = nn.Linear(64, len(CLASS_NAMES))
 
     def features(self, x: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ def new_classifier(space: str) -> FeatureClassifier:
     """The evaluator of a feature space: ``"latent"`` (16 channels) or ``"pixel"`` (grey images of 32 px)."""
     if space == "latent":
         return FeatureClassifier(LATENT_SHAPE[0], width=48, downsamplings=1)
-    return FeatureClassifier(1, width=24, downsamplings=2)
+    return FeatureClassifier(1, width=16, downsamplings=2)
 
 
 def classifier_input(space: str, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from . import mini
+from .metrics import MiniEvaluator
 
 DEBIAN_DATA = "/usr/share/datasets/fashion-mnist"
 
@@ -121,7 +122,11 @@ def train_classifier(space: str, train: tuple, test: tuple, steps: int, seed: in
     def loss_fn(generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(data), (128,), generator=generator)
         x = data[pick]
-        x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x) if space == "pixel" else x
+        x = (
+            torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x)
+            if space == "pixel"
+            else x
+        )
         return F.cross_entropy(net(x), labels[pick], label_smoothing=0.05)
 
     log = fit(list(net.parameters()), loss_fn, steps, 2e-3, seed, f"{space} classifier")
@@ -182,9 +187,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=mini.ASSETS, help="where the model files go")
     parser.add_argument("--work", type=Path, default=Path("mini-work"), help="encoded latents, kept for a restart")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ae-steps", type=int, default=2000)
-    parser.add_argument("--classifier-steps", type=int, default=3000)
-    parser.add_argument("--teacher-steps", type=int, default=10000)
+    parser.add_argument("--ae-steps", type=int, default=2400)
+    parser.add_argument("--classifier-steps", type=int, default=2000)
+    parser.add_argument("--teacher-steps", type=int, default=6000)
     args = parser.parse_args()
     for folder in (args.out, args.work):
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +220,8 @@ def main() -> None:
     train_latents, test_latents = latents["train"].float(), latents["test"].float()
 
     data = {"latent": [mini.classifier_input("latent", x) for x in (train_latents, test_latents)]}
-    data["pixel"] = [train_images, test_images]
+    as_seen = lambda x: mini.classifier_input("pixel", upscale(x))  # noqa: E731
+    data["pixel"] = [in_batches(as_seen, x, "pixels") for x in (train_images, test_images)]
     for space, (train, test) in data.items():
         path = args.out / f"{space}_classifier.safetensors"
         if not path.exists():
@@ -224,6 +230,10 @@ def main() -> None:
             )
             save_file({k: v.contiguous() for k, v in state.items()}, path)
             record(f"{space}_classifier", entry)
+
+    if "floor" not in log:
+        pick = torch.cat([(train_labels == c).nonzero()[:100, 0] for c in range(10)])
+        record("floor", MiniEvaluator()(train_latents[pick], train_labels[pick]))
 
     if not (args.out / "transformer.safetensors").exists():
         transformer, conditioning, entry = train_teacher(train_latents, train_labels, args.teacher_steps, args.seed)

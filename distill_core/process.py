@@ -8,8 +8,6 @@ the host's own object can stand in for ours: ``noise_scaling``, ``calculate_inpu
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ def expand_like(sigma: Tensor, x: Tensor) -> Tensor:
 class FlowProcess:
     """Rectified flow: x = (1 - sigma) x0 + sigma noise, network output v = noise - x0 (SD3, FLUX, Qwen, Wan).
 
-    sigma is in [0, 1] and is the flow time itself. ``timestep_multiplier`` is what the network's time input is scaled by
+    sigma is in [0, 1] and is the flow time itself. ``timestep_multiplier`` scales the network's time input
     (1000 for SD3 and diffusers' SD3 class, 1 for FLUX). ``shift_alpha`` is the default shift of its sigma grids.
     """
 
@@ -65,13 +63,14 @@ class DiscreteProcess:
     prediction: ``"eps"`` or ``"v"``. A table that ends in a = 0 (zero terminal SNR) needs ``"v"``: with eps the clean
     image is not a function of the output there.
 
-    Raises ValueError for an unknown prediction, a table that is not decreasing in (0, 1], or eps with zero terminal SNR.
+    Raises ValueError for an unknown prediction, a table that does not fall strictly within [0, 1], or eps with zero
+    terminal SNR.
     """
 
     def __init__(self, alphas_cumprod: Tensor, prediction: str = "eps") -> None:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {PREDICTIONS}, not {prediction!r}")
-        alphas = alphas_cumprod.detach().double().cpu().flatten()
+        alphas = alphas_cumprod.detach().double().cpu().flatten().clone()  # the caller's table stays as it is
         falling = len(alphas) > 1 and bool((alphas[1:] < alphas[:-1]).all())
         if not falling or alphas[0] > 1 or alphas[-1] < 0:
             raise ValueError("alphas_cumprod must fall strictly from at most 1 to at least 0")
@@ -95,8 +94,8 @@ class DiscreteProcess:
         return self.sigmas[-1].item()
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
-        """The noised latent at ``sigma`` [B]. With ``max_denoise`` the noise has variance sigma^2 + 1, so that the network's
-        input is exactly unit noise, as the turbo models' first step expects (Stability's SDXL-Turbo demo)."""
+        """The noised latent at ``sigma`` [B]. With ``max_denoise`` the noise has variance sigma^2 + 1, so that the
+        network's input is exactly unit noise, as the turbo models' first step expects (Stability's SDXL-Turbo demo)."""
         sigma = expand_like(sigma, noise)
         scale = (1.0 + sigma**2).sqrt() if max_denoise else sigma
         return latent_image + scale * noise
@@ -105,7 +104,7 @@ class DiscreteProcess:
         return x / (expand_like(sigma, x) ** 2 + 1.0).sqrt()
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
-        """eps: x - sigma out;  v: x / (sigma^2 + 1) - out sigma / sqrt(sigma^2 + 1). ``model_input`` is the unscaled x."""
+        """eps: x - sigma out;  v: x / (sigma^2 + 1) - out sigma / sqrt(sigma^2 + 1);  ``model_input``: unscaled x."""
         sigma = expand_like(sigma, model_output)
         if self.prediction == "eps":
             return model_input - model_output * sigma
@@ -136,9 +135,17 @@ class DiscreteProcess:
         return (time / (1.0 - time)).clamp(self.sigma_min, self.sigma_max)
 
 
-def scaled_linear_alphas(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
-    """Cumulative alphas of Stable Diffusion's schedule (betas linear in their square roots), float64 [steps]."""
-    betas = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64) ** 2
+def cumulative_alphas(
+    schedule: str = "scaled_linear", start: float = 0.00085, end: float = 0.012, steps: int = 1000
+) -> Tensor:
+    """Cumulative alphas, float64 [steps]; the defaults are Stable Diffusion's.
+
+    schedule: ``"scaled_linear"`` (betas linear in their square roots) or ``"linear"``; ValueError for another.
+    """
+    if schedule not in ("scaled_linear", "linear"):
+        raise ValueError(f"beta schedule {schedule!r} is not supported; use scaled_linear or linear")
+    power = 2 if schedule == "scaled_linear" else 1
+    betas = torch.linspace(start ** (1 / power), end ** (1 / power), steps, dtype=torch.float64) ** power
     return (1.0 - betas).cumprod(0)
 
 

@@ -29,7 +29,7 @@ def item_noise_sampler(x: Tensor, seed: int = 0) -> NoiseSampler:
 
 
 def _run(step, model, x, sigmas, extra_args, callback, disable) -> Tensor:
-    """Apply ``step(x, sigma, sigma_next, denoised) -> x`` along the grid; at level 0 the sample is ``denoised`` itself."""
+    """Apply ``step(x, sigma, sigma_next, denoised) -> x`` along the grid; at level 0 the sample is ``denoised``."""
     levels = sigmas.tolist()  # once: reading them from a device tensor would wait for the device at each step
     for i in trange(len(levels) - 1, disable=disable):
         sigma, sigma_next = levels[i], levels[i + 1]
@@ -68,8 +68,8 @@ def sample_ancestral(
     model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, process=None, eta: float = 1.0
 ) -> Tensor:
     """Euler steps to a lower level, then noise up to the asked one (k-diffusion's ancestral step). ``eta`` in [0, 1]
-    scales the added noise; 0 is Euler. Flow models use the rectified-flow form, which keeps (1 - sigma) x0 + sigma noise.
-    SD-Turbo's and SDXL-Turbo's sampler."""
+    scales the added noise; 0 is Euler. Flow models use the rectified-flow form, which keeps x = (1 - sigma) x0 +
+    sigma noise. SD-Turbo's and SDXL-Turbo's sampler."""
     process = process or model.process
     noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
     step_fn = _ancestral_flow if isinstance(process, FlowProcess) else _ancestral
@@ -157,8 +157,10 @@ SAMPLERS = {
 
 
 @torch.no_grad()
-def sample(model, process, sigmas: Tensor, cond, shape, seed: int, items, sampler: str = "renoise", disable=True) -> Tensor:
-    """Latents [len(items), *shape] from pure noise: item i's noise, initial and injected, comes from (seed, items[i])."""
+def sample(
+    model, process, sigmas: Tensor, cond, shape, seed: int, items, sampler: str = "renoise", disable=True
+) -> Tensor:
+    """Latents [len(items), *shape] from pure noise: row i's noise, initial and injected, is from (seed, items[i])."""
     noise = ItemNoise(seed, items)
     x = noise.normal(*shape).to(cond.device)
     sigma = x.new_full((len(x),), sigmas[0].item())

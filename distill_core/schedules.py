@@ -58,7 +58,7 @@ def trailing_timesteps(steps: int, train_steps: int = 1000) -> list[int]:
 
 
 def turbo_timesteps(steps: int) -> list[int]:
-    """999, 899, 799, ...: the first ``steps`` of ten, as in Stability's SD-Turbo demo and ComfyUI's SDTurboScheduler."""
+    """999, 899, 799, ...: the first ``steps`` of ten (Stability's SD-Turbo demo, ComfyUI's SDTurboScheduler)."""
     check_steps(steps, 10)
     return [999 - 100 * i for i in range(steps)]
 
@@ -105,7 +105,7 @@ def draw_from_grid(random: ItemNoise, levels: Tensor, probabilities: Sequence[fl
     """
     weights = torch.tensor(probabilities, dtype=torch.float64)
     if len(weights) != len(levels) or (weights < 0).any() or weights.sum() <= 0:
-        raise ValueError(f"{len(levels)} noise levels need as many non-negative probabilities, got {list(probabilities)}")
+        raise ValueError(f"{len(levels)} noise levels need as many probabilities >= 0, got {list(probabilities)}")
     edges = (weights / weights.sum()).cumsum(0)
     edges[-1] = 1.0
     return levels[torch.searchsorted(edges, random.uniform().double(), right=True)]

@@ -6,6 +6,7 @@ What differs between the families is data (`FAMILIES`) plus one function that ca
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ..denoiser import Cond
 from ..features import collect_taps, tokens_to_map
 from ..lora import LowRankPath, PathSwitch, linear_layers
-from ..process import DiscreteProcess, FlowProcess, zero_terminal_snr
+from ..process import DiscreteProcess, FlowProcess, cumulative_alphas, zero_terminal_snr
 
 
 def _call_sd3(network: nn.Module, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
@@ -75,12 +76,6 @@ class Family:
     lora_prefix: str = "transformer"
 
 
-def _alphas_of_stable_diffusion() -> DiscreteProcess:
-    from ..process import scaled_linear_alphas
-
-    return DiscreteProcess(scaled_linear_alphas(), "eps")
-
-
 FAMILIES = {
     "sd3": Family(
         "SD3Transformer2DModel", _call_sd3, _transformer_taps, ("transformer_blocks",), 2,
@@ -91,7 +86,8 @@ FAMILIES = {
         lambda: FlowProcess(timestep_multiplier=1.0, shift_alpha=1.0),
     ),
     "unet": Family(
-        "UNet2DConditionModel", _call_unet, _unet_taps, ("attentions",), 1, _alphas_of_stable_diffusion, "unet",
+        "UNet2DConditionModel", _call_unet, _unet_taps, ("attentions",), 1,
+        lambda: DiscreteProcess(cumulative_alphas(), "eps"), "unet",
     ),
 }  # fmt: skip
 
@@ -121,6 +117,12 @@ class DiffusersBackend:
     def tap_names(self) -> list[str]:
         """All blocks that can be tapped, in the order in which they run."""
         return self.family.tap_names(self.network)
+
+    def default_taps(self, count: int = 6) -> list[str]:
+        """About ``count`` blocks, evenly spread over the first three quarters of the network."""
+        names = self.tap_names[: math.ceil(0.75 * len(self.tap_names))]
+        step = max(1, len(names) // count)
+        return names[step - 1 :: step]
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         dtype = next(self.network.parameters()).dtype
@@ -168,15 +170,10 @@ def process_from_scheduler(config: dict, class_name: str = ""):
     if "Flow" in config.get("_class_name", ""):
         multiplier = 1.0 if class_name == "FluxTransformer2DModel" else 1000.0
         return FlowProcess(multiplier, shift_alpha=config.get("shift", 1.0))
-    schedule, steps = config.get("beta_schedule", "scaled_linear"), config.get("num_train_timesteps", 1000)
-    start, end = config.get("beta_start", 0.00085), config.get("beta_end", 0.012)
-    if schedule == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    elif schedule == "linear":
-        betas = torch.linspace(start, end, steps, dtype=torch.float64)
-    else:
-        raise ValueError(f"beta schedule {schedule!r} is not supported; use scaled_linear or linear")
-    alphas = (1 - betas).cumprod(0)
+    alphas = cumulative_alphas(
+        config.get("beta_schedule", "scaled_linear"), config.get("beta_start", 0.00085), config.get("beta_end", 0.012),
+        config.get("num_train_timesteps", 1000),
+    )  # fmt: skip
     if config.get("rescale_betas_zero_snr"):
         alphas = zero_terminal_snr(alphas)
     prediction = {"epsilon": "eps", "v_prediction": "v"}.get(config.get("prediction_type", "epsilon"))

@@ -245,7 +245,15 @@ class LADDStep:
 
     def renew_noise(self) -> None:
         """Forget the discriminator's noise and features, for another update on fresh ones."""
-        for name in ("renoise_time", "renoise", "renoise_sigma", "fake_maps", "real_noised", "real_maps", "real_logits"):
+        for name in (
+            "renoise_time",
+            "renoise",
+            "renoise_sigma",
+            "fake_maps",
+            "real_noised",
+            "real_maps",
+            "real_logits",
+        ):
             self.__dict__.pop(name, None)
         self.fake = self.fake.detach()
 

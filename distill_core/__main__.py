@@ -1,0 +1,259 @@
+"""``python -m distill_core COMMAND``: demo, cache, train, sample, evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import plots
+from .checkpoint import fingerprint, read_lora, save_json, save_lora
+from .config import Config, describe_keys, load_config
+from .data import LatentDataset, cache_latents
+from .demo import demo
+from .denoiser import Cond, Denoiser, Guided
+from .discriminators import LatentDiscriminator
+from .methods.ladd import LADD
+from .pipelines import open_source, read_prompts
+from .samplers import sample
+from .schedules import explicit_sigmas, grid_sigmas
+from .train import Event, Run, train
+
+CONFIG_HELP = (
+    "CONFIG is a TOML file; what is left out takes its default. All sections, keys and defaults:\n\n" + describe_keys()
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; a mistake of the user's ends with one line on stderr and exit status 2."""
+    args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so a training run writes its checkpoint
+    try:
+        args.command(args)
+    except (ValueError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m distill_core", description="Distil diffusion models into 1-4 steps.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function, help: str, config: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=help, description=help, epilog=CONFIG_HELP if config else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(command=function)
+        if config:
+            sub.add_argument("config", type=Path, metavar="CONFIG", help="TOML file, see below")
+        sub.add_argument("--out", type=Path, required=True, help="output folder; a stopped command goes on there")
+        return sub
+
+    sub = add(
+        "demo", run_demo, "Distil the shipped mini model, evaluate it and draw the result (minutes on 2 cores).", False
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    add("cache", run_cache, "Sample teacher latents for training; a stopped run goes on where it was.")
+    sub = add("train", run_train, "Distil with LADD from cached latents into a LoRA; resumes from its checkpoint.")
+    sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`")
+    sub = add("sample", run_sample, "Draw images from a distilled LoRA, or from the guided teacher without one.")
+    sub.add_argument("--lora", type=Path, help="a student.safetensors; without it the teacher is sampled")
+    sub.add_argument("--steps", type=int, help="sampling steps (default: the student's trained number; teacher 25)")
+    sub.add_argument("--count", type=int, default=10)
+    sub.add_argument("--seed", type=int, default=0)
+    sub = add(
+        "evaluate", run_evaluate, "Compare a LoRA's samples with the cached teacher latents, as Fréchet distance."
+    )
+    sub.add_argument("--lora", type=Path, required=True)
+    sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`, the reference")
+    sub.add_argument("--count", type=int, default=1000, help="samples for each number of steps (default 1000)")
+    sub.add_argument("--seed", type=int, default=0)
+    return top
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    demo(args.out, args.seed)
+
+
+def run_cache(args: argparse.Namespace) -> None:
+    config = load_config(args.config)
+    source = open_source(config.model)
+    prompts = read_prompts(config.prompts.prompts, source)
+    conds, uncond = source.encode(prompts, config.prompts.negative)
+    teacher = Guided(Denoiser(source.backend), uncond, config.cache.guidance)
+    with tqdm(total=config.cache.count, desc="cache: teacher latents") as bar:
+        for done, _, _ in cache_latents(teacher, conds, source.channels, config.cache, args.out):
+            bar.update(done - bar.n)
+
+
+def build_run(config: Config, data: Path, out: Path | None, processes=None) -> Run:
+    """A `Run` of LADD with a LoRA student from a config file's sections."""
+    backend = open_source(config.model).backend
+    dataset = LatentDataset(data)
+    if processes:
+        backend.network.to(processes.device)
+    device = next(backend.network.parameters()).device
+    torch.manual_seed(config.train.seed)
+    teacher = Denoiser(backend)
+    student = Denoiser(backend, backend.new_path(config.model.lora_rank, config.model.lora_targets or None))
+    taps = list(config.model.taps) or backend.default_taps()
+    example = dataset.batch(0, 1, config.train.seed).to(device)
+    discriminator = LatentDiscriminator.for_teacher(teacher, taps, example, **asdict(config.discriminator))
+    guidance = json.loads((data / "dataset.json").read_text())["guidance"]
+    method = LADD(student, teacher, discriminator, taps, config.ladd, dataset.uncond().to(device), guidance)
+    description = {"ladd": asdict(config.ladd), "model": asdict(config.model), "base": fingerprint(backend.network)}
+    return Run(method, dataset, config.train, out, description, processes)
+
+
+def run_train(args: argparse.Namespace) -> None:
+    config = load_config(args.config)
+    run = build_run(config, args.data, args.out, several_processes())
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(args.out / "log.jsonl", "a") as log, tqdm(total=config.train.steps, disable=not run.is_main) as bar:
+            for event in train(run):
+                if run.is_main:
+                    show(event, bar, log)
+    finally:
+        if run.is_main and run.step:
+            save_student(run, config, args.out)
+    logs = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
+    if run.is_main and logs:
+        plots.training_curves({"LADD": logs}, args.out / "curves.png")
+
+
+def several_processes():
+    """accelerate's view of the processes when there are several (``accelerate launch -m distill_core train ...``)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def show(event: Event, bar: tqdm, log) -> None:
+    bar.update(event.step - bar.n)
+    names = ("adversarial", "pairs", "consistency", "discriminator", "accuracy", "logit_gap")
+    bar.set_postfix({name: f"{event.logs[name]:.3f}" for name in names if name in event.logs})
+    log.write(json.dumps({"step": event.step, **event.logs}) + "\n")
+    log.flush()
+
+
+def save_student(run: Run, config: Config, out: Path) -> None:
+    """The averaged student as a LoRA that says how it wants to be sampled."""
+    backend, path = run.method.student.backend, run.method.student.path
+    with run.ema_weights():
+        state = path.export(backend.family.lora_prefix)
+    process = run.method.student.process
+    description = {
+        "method": "ladd", "sigmas": list(config.ladd.student_sigmas), "sampler": "renoise", "cfg": 1.0,
+        "prediction": getattr(process, "prediction", "flow"), "shift_alpha": str(getattr(process, "shift_alpha", 1.0)),
+        "family": backend.family_name, "base": fingerprint(backend.network), "steps": run.step,
+        "config": {"ladd": asdict(config.ladd), "train": asdict(config.train), "model": asdict(config.model)},
+    }  # fmt: skip
+    save_lora(out / "student.safetensors", state, description)
+
+
+def load_student(config: Config, lora: Path):
+    """(source, student, trained sigmas) of a LoRA. Raises ValueError when it was made for another base model."""
+    source = open_source(config.model)
+    state, description = read_lora(lora)
+    base = fingerprint(source.backend.network)
+    if description["base"] != base:
+        raise ValueError(f"{lora} was distilled from another model (base {description['base']}, this one is {base})")
+    prefix = source.backend.family.lora_prefix
+    targets = [
+        k.removeprefix(f"{prefix}.").removesuffix(".lora_A.weight") for k in state if k.endswith(".lora_A.weight")
+    ]
+    rank = next(iter(state.values())).shape[0]
+    path = source.backend.new_path(rank, targets)
+    path.load_export(state, prefix)
+    return source, Denoiser(source.backend, path), description["sigmas"]
+
+
+def student_grid(process, trained: list[float], steps: int) -> Tensor:
+    """The grid of ``steps`` levels when all of them were trained, else the first ``steps`` trained ones."""
+    grid = grid_sigmas(process, steps)
+    known = all(any(abs(s - t) <= 1e-3 * t for t in trained) for s in grid[:-1].tolist())
+    if steps > len(trained):
+        raise ValueError(f"the student was trained at {len(trained)} levels; {steps} steps are more than that")
+    return grid if known else explicit_sigmas(trained[:steps])
+
+
+def run_sample(args: argparse.Namespace) -> None:
+    config = load_config(args.config)
+    if args.lora:
+        source, model, trained = load_student(config, args.lora)
+        sigmas, sampler = student_grid(source.backend.process, trained, args.steps or len(trained)), "renoise"
+    else:
+        source = open_source(config.model)
+        sigmas, sampler = grid_sigmas(source.backend.process, args.steps or 25), "euler"
+    prompts = read_prompts(config.prompts.prompts, source)
+    conds, uncond = source.encode(prompts, config.prompts.negative)
+    model = model if args.lora else Guided(Denoiser(source.backend), uncond, config.cache.guidance)
+    shape = (source.channels, *config.cache.sizes[0])
+    latents = in_batches(model, sigmas, conds, shape, sampler, args)
+    images = torch.cat([source.decode(part) for part in latents.split(config.cache.batch_size)])
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_images(images, prompts, args)
+
+
+def in_batches(model, sigmas: Tensor, conds: Cond, shape, sampler: str, args, size: int = 50) -> Tensor:
+    """``args.count`` latents; item i takes conditioning i mod len(conds) and noise of (seed, i)."""
+    parts = []
+    for start in tqdm(range(0, args.count, size), desc=f"sample: {len(sigmas) - 1} steps"):
+        items = range(start, min(start + size, args.count))
+        cond = conds[[i % len(conds) for i in items]]
+        parts.append(sample(model, model.process, sigmas, cond, shape, args.seed, items, sampler))
+    return torch.cat(parts)
+
+
+def save_images(images: Tensor, prompts: list[str], args: argparse.Namespace) -> None:
+    from PIL import Image
+
+    for i, image in enumerate(images):
+        pixels = ((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        Image.fromarray(pixels).save(args.out / f"{i:05d}.png")
+    record = [
+        {"file": f"{i:05d}.png", "prompt": prompts[i % len(prompts)], "seed": args.seed} for i in range(len(images))
+    ]
+    save_json(args.out / "samples.json", record)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    from .metrics import ImageFeatures, fd_between
+
+    config = load_config(args.config)
+    source, student, trained = load_student(config, args.lora)
+    dataset = LatentDataset(args.data)
+    features = ImageFeatures(source)
+    places = [place for bucket in dataset.buckets.values() for place in bucket][: args.count]
+    shape = dataset.shapes[0]
+    batches = [places[i : i + 50] for i in range(0, len(places), 50)]
+    reference = torch.cat([features(dataset.read(part).latents) for part in tqdm(batches, desc="reference")])
+    prompts = read_prompts(config.prompts.prompts, source)
+    conds, _ = source.encode(prompts, config.prompts.negative)
+    report = {"reference": len(reference), "count": args.count, "seed": args.seed, "fd": {}}
+    for steps in range(1, len(trained) + 1):
+        sigmas = student_grid(source.backend.process, trained, steps)
+        latents = in_batches(student, sigmas, conds, shape, "renoise", args)
+        report["fd"][str(steps)] = fd_between(features(latents), reference)
+    save_json(args.out / "evaluation.json", report)
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The TOML file of the `cache`, `train`, `sample` and `evaluate` commands."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+
+from .data import DTYPES, CacheConfig
+from .methods.ladd import LADDConfig
+from .train import TrainConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network to distil.
+
+    path: a diffusers pipeline folder on disk, or "mini" for the shipped model.  dtype: of the frozen weights.
+    lora_rank: of the student.  lora_targets: linear layers it trains, default all in the blocks.
+    taps: teacher blocks the discriminator reads, default about six, spread over the first three quarters.
+    """
+
+    path: str = "mini"
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+    lora_rank: int = 32
+    lora_targets: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, not {self.dtype!r}")
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Size of each head: channels, residual blocks, convolution kernel."""
+
+    width: int = 64
+    blocks: int = 2
+    kernel: int = 3
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """prompts: a text file, one a line (mini model: class names, default all ten).  negative: the empty prompt."""
+
+    prompts: str = ""
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All sections of the file; a missing one takes its defaults."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ladd: LADDConfig = field(default_factory=LADDConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+
+SECTIONS = {f.name: f.default_factory for f in fields(Config)}
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a TOML file. Raises ValueError for a missing file, broken TOML, an unknown section or key, a wrong type."""
+    try:
+        content = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"there is no config file {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    unknown = set(content) - set(SECTIONS)
+    if unknown:
+        raise ValueError(f"{path}: unknown section {sorted(unknown)}; known: {list(SECTIONS)}")
+    return Config(**{name: _section(cls, content.get(name, {}), name) for name, cls in SECTIONS.items()})
+
+
+def _section(cls, table: dict, name: str):
+    known = {f.name: f for f in fields(cls)}
+    unknown = set(table) - set(known)
+    if unknown:
+        raise ValueError(f"[{name}]: unknown key {sorted(unknown)}; known: {list(known)}")
+    return cls(**{key: _value(default_of(known[key]), value, f"[{name}] {key}") for key, value in table.items()})
+
+
+def default_of(f):
+    """The default value of a dataclass field."""
+    return f.default_factory() if f.default is MISSING else f.default
+
+
+def _value(default, value, where: str):
+    """Tuples for lists, floats for whole numbers where floats are wanted, and nothing else converted."""
+    if isinstance(value, list):
+        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{where} must be of type {type(default).__name__}, not {type(value).__name__}: {value!r}")
+    return value
+
+
+def describe_keys() -> str:
+    """Every section and key with its default, as a TOML file that could be used as it is."""
+    lines = []
+    for section, cls in SECTIONS.items():
+        lines.append(f"[{section}]")
+        for f in fields(cls):
+            lines.append(f"{f.name} = {_toml(default_of(f))}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return f'"{value}"' if isinstance(value, str) else repr(value)

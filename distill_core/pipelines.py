@@ -1,0 +1,124 @@
+"""Where the commands get a model from: the shipped mini model, or a diffusers pipeline folder on disk.
+
+A source has a ``backend``, encodes prompts to `Cond`, and decodes latents to images. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import mini
+from .backends.diffusers import DiffusersBackend, load_backend
+from .config import ModelConfig
+from .data import DTYPES
+from .demo import mini_backend, mini_conditioning
+from .denoiser import Cond
+
+
+class MiniSource:
+    """The shipped model; its prompts are the class names of `mini.CLASS_NAMES`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.backend = mini_backend(config.gradient_checkpointing)
+        self.channels = mini.LATENT_SHAPE[0]
+        self.decoder = mini.load_autoencoder().decoder
+
+    def default_prompts(self) -> list[str]:
+        return list(mini.CLASS_NAMES)
+
+    def encode(self, prompts: Sequence[str], negative: str = "") -> tuple[Cond, Cond]:
+        """Conditionings of the prompts and the empty one. Raises ValueError for a name that is no class."""
+        unknown = sorted(set(prompts) - set(mini.CLASS_NAMES))
+        if unknown:
+            raise ValueError(f"the mini model knows {', '.join(mini.CLASS_NAMES)}; not {', '.join(unknown)}")
+        classes, empty = mini_conditioning()
+        return classes[[mini.CLASS_NAMES.index(p) for p in prompts]], empty
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, 16, H, W] -> images [B, 3, 8 H, 8 W] in [-1, 1]."""
+        return self.decoder(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
+
+
+class PipelineSource:
+    """A diffusers pipeline of Stable Diffusion 1/2, SDXL, SD3 or FLUX.1, opened from its folder."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        from diffusers import DiffusionPipeline
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = DTYPES[config.dtype]
+        self.backend: DiffusersBackend = load_backend(config.path, dtype, config.gradient_checkpointing)
+        self.backend.network.to(device)
+        network_name = "unet" if self.backend.family_name == "unet" else "transformer"
+        # Only text encoders and autoencoder are wanted here; the network is the backend's own copy.
+        self.pipeline = DiffusionPipeline.from_pretrained(
+            config.path,
+            torch_dtype=dtype,
+            local_files_only=True,
+            safety_checker=None,
+            **{network_name: self.backend.network},
+        ).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.channels = self.pipeline.vae.config.latent_channels
+
+    def default_prompts(self) -> list[str]:
+        raise ValueError("[prompts] prompts must name a text file with one prompt a line")
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], negative: str = "") -> tuple[Cond, Cond]:
+        """Conditionings [N, ...] of the prompts and that of the negative prompt (one row)."""
+        conds = [self._encode_one(prompt) for prompt in [*prompts, negative]]
+        stacked = Cond(
+            torch.cat([context for context, _ in conds]).float(),
+            None if conds[0][1] is None else torch.cat([pooled for _, pooled in conds]).float(),
+        )
+        return stacked[:-1], stacked[-1:]
+
+    def _encode_one(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        kind = type(self.pipeline).__name__
+        if kind == "FluxPipeline":
+            context, pooled, _ = self.pipeline.encode_prompt(prompt, None)
+            return context, pooled
+        if kind == "StableDiffusion3Pipeline":
+            context, _, pooled, _ = self.pipeline.encode_prompt(prompt, None, None, do_classifier_free_guidance=False)
+            return context, pooled
+        if kind == "StableDiffusionXLPipeline":
+            context, _, pooled, _ = self.pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+            return context, pooled
+        if kind == "StableDiffusionPipeline":
+            context, _ = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, False)
+            return context, None
+        raise ValueError(f"prompts of a {kind} cannot be encoded; known: Stable Diffusion 1, 2, XL, 3 and FLUX.1")
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Model latents -> images [B, 3, H, W] in [-1, 1], undoing the autoencoder's scale and shift."""
+        vae = self.pipeline.vae
+        raw = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        return vae.decode(raw.to(vae.dtype)).sample.float().clamp(-1, 1)
+
+
+def open_source(config: ModelConfig) -> MiniSource | PipelineSource:
+    """The model that ``config.path`` names. Raises ValueError for a folder that is not there."""
+    if config.path == "mini":
+        return MiniSource(config)
+    if not Path(config.path).is_dir():
+        raise ValueError(f'[model] path: {config.path} is not a folder; give a diffusers pipeline folder or "mini"')
+    return PipelineSource(config)
+
+
+def read_prompts(path: str, source: MiniSource | PipelineSource) -> list[str]:
+    """The non-empty lines of a prompt file, or the source's own. Raises ValueError for an empty or missing file."""
+    if not path:
+        return source.default_prompts()
+    if not Path(path).is_file():
+        raise ValueError(f"[prompts] prompts: there is no file {path}")
+    prompts = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"[prompts] prompts: {path} has no prompt in it")
+    return prompts

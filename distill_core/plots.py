@@ -1,0 +1,71 @@
+"""Pictures of a run: labelled sample grids and training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def sample_grid(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str], path: str | Path, title: str = "") -> None:
+    """One labelled row of images [N, 3, H, W] in [-1, 1] per entry, N labelled columns; written as PNG."""
+    figure, axes = _figure(1.0 * len(columns) + 1.6, 1.0 * len(rows) + 0.7, len(rows), len(columns))
+    for axis_row, (label, images) in zip(axes, rows, strict=True):
+        pixels = ((images + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        for axis, image in zip(axis_row, pixels, strict=True):
+            axis.imshow(image)
+            axis.set(xticks=[], yticks=[])
+        axis_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    for axis, name in zip(axes[0], columns, strict=True):
+        axis.set_title(name, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def smooth(values: Sequence[float], decay: float = 0.95) -> list[float]:
+    """Exponential moving average with bias correction."""
+    average, out = 0.0, []
+    for i, value in enumerate(values, 1):
+        average = decay * average + (1 - decay) * value
+        out.append(average / (1 - decay**i))
+    return out
+
+
+CURVES = (
+    ("losses", ("adversarial", "pairs", "consistency", "discriminator")),
+    ("discriminator accuracy", ("accuracy",)),
+    ("logit gap, real - fake", ("logit_gap",)),
+    ("gradient norms", ("generator_grad_norm", "discriminator_grad_norm")),
+)
+
+
+def training_curves(runs: dict[str, list[dict[str, float]]], path: str | Path) -> None:
+    """Losses, discriminator accuracy, logit gap and gradient norms over steps: a row a run, raw faint, smoothed strong.
+
+    runs: for each run its events' logs in order.
+    """
+    figure, axes = _figure(14, 3 * len(runs), len(runs), len(CURVES))
+    for axis_row, (run, logs) in zip(axes, runs.items(), strict=True):
+        for axis, (title, names) in zip(axis_row, CURVES, strict=True):
+            for name in names:
+                values = [entry[name] for entry in logs if name in entry]
+                if values:
+                    (line,) = axis.plot(smooth(values), label=name.replace("_", " "))
+                    axis.plot(values, alpha=0.2, color=line.get_color(), lw=0.7)
+            axis.set_title(f"{run}: {title}", fontsize=9)
+            axis.set_xlabel("step", fontsize=8)
+            if axis.lines:
+                axis.legend(fontsize=7)
+        axis_row[1].axhline(0.5, color="grey", lw=0.7, ls=":")
+        axis_row[1].set_ylim(0, 1)
+    figure.savefig(path, dpi=90)

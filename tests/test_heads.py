@@ -1,0 +1,123 @@
+"""Heads, and the discriminator that joins one head per tapped block."""
+
+import math
+
+import pytest
+import torch
+
+from distill_core.discriminators import LatentDiscriminator
+from distill_core.heads import ConvBlock, MapHead, time_embedding
+
+CHANNELS, POOLED_DIM = (8, 12), 6
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def maps():
+    return [torch.randn(2, 8, 3, 5), torch.randn(2, 12, 6, 10)]
+
+
+@pytest.fixture
+def discriminator():
+    return LatentDiscriminator(CHANNELS, POOLED_DIM, width=16)
+
+
+TIME, POOLED = torch.tensor([0.2, 0.8]), torch.randn(2, POOLED_DIM, generator=torch.Generator().manual_seed(1))
+
+
+def test_time_embedding_values():
+    embedding = time_embedding(torch.tensor([0.0, 0.5]), dim=8)
+    assert embedding.shape == (2, 8)
+    assert embedding[0].tolist() == [1] * 4 + [0] * 4
+    angles = [500 * 10000 ** (-i / 4) for i in range(4)]
+    expected = [*map(math.cos, angles), *map(math.sin, angles)]
+    assert embedding[1].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_conv_block_keeps_shape_and_averages_variances():
+    block, x = ConvBlock(16, 3), torch.randn(2, 16, 3, 5)
+    torch.testing.assert_close(
+        block(x) * math.sqrt(2) - x, block.conv(torch.nn.functional.leaky_relu(block.norm(x), 0.2))
+    )
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 9])
+def test_a_head_keeps_the_non_square_layout(kernel):
+    head = MapHead(8, cond_dim=10, width=16, kernel=kernel)
+    assert head(torch.randn(2, 8, 3, 5), torch.randn(2, 10)).shape == (2, 1, 3, 5)
+
+
+def test_a_head_sees_rows_and_columns(maps):
+    """Convolutions run over the two dimensions: moving a row break of the flattened sequence changes the logits."""
+    head, cond = MapHead(8, cond_dim=10, width=16), torch.randn(2, 10)
+    logits = head(maps[0], cond).flatten(1)
+    reshaped = head(maps[0].reshape(2, 8, 5, 3), cond).flatten(1)
+    assert not torch.allclose(logits, reshaped, atol=1e-3)
+    pointwise = MapHead(8, cond_dim=10, width=16, kernel=1)
+    torch.testing.assert_close(
+        pointwise(maps[0], cond).flatten(1), pointwise(maps[0].reshape(2, 8, 5, 3), cond).flatten(1)
+    )
+
+
+def test_a_head_ignores_the_scale_of_the_features(maps):
+    head, cond = MapHead(8, cond_dim=10, width=16), torch.randn(2, 10)
+    torch.testing.assert_close(head(1000 * maps[0], cond), head(maps[0], cond), atol=1e-3, rtol=1e-3)
+
+
+def test_projection_is_added_to_an_unconditional_logit(maps):
+    head, cond = MapHead(8, cond_dim=10, width=16), torch.randn(2, 10)
+    with torch.no_grad():
+        head.projection.bias.zero_()
+    base = head(maps[0], torch.zeros(2, 10))
+    torch.testing.assert_close(head(maps[0], 2 * cond) - base, 2 * (head(maps[0], cond) - base), atol=1e-5, rtol=1e-4)
+
+
+def test_logits_of_all_heads_and_positions(discriminator, maps):
+    logits = discriminator(maps, TIME, POOLED)
+    assert logits.shape == (2, 3 * 5 + 6 * 10)
+    swapped = [maps[0], torch.randn(2, 12, 6, 10)]  # the second map reaches only the second head's logits
+    other = discriminator(swapped, TIME, POOLED)
+    assert torch.equal(other[:, :15], logits[:, :15]) and not torch.allclose(other[:, 15:], logits[:, 15:])
+
+
+def test_logits_depend_on_time_and_pooled_text_in_every_head(discriminator, maps):
+    logits = discriminator(maps, TIME, POOLED)
+    for changed in (discriminator(maps, TIME + 0.1, POOLED), discriminator(maps, TIME, POOLED + 1)):
+        moved = (changed - logits).abs()
+        assert moved[:, :15].max() > 1e-3 and moved[:, 15:].max() > 1e-3
+
+
+def test_items_do_not_influence_each_other(discriminator, maps):
+    logits = discriminator(maps, TIME, POOLED)
+    alone = discriminator([m[1:] for m in maps], TIME[1:], POOLED[1:])
+    torch.testing.assert_close(alone, logits[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_without_pooled_text(maps):
+    discriminator = LatentDiscriminator(CHANNELS, pooled_dim=0, width=16)
+    assert discriminator.pooled is None
+    assert torch.equal(discriminator(maps, TIME, None), discriminator(maps, TIME, POOLED))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_maps_is_refused(discriminator, maps, count):
+    with pytest.raises(ValueError, match=f"2 heads were given {count}"):
+        discriminator((maps * 2)[:count], TIME, POOLED)
+
+
+def test_half_precision_maps_give_float32_logits(discriminator, maps):
+    half = [m.bfloat16() for m in maps]
+    logits = discriminator(half, TIME, POOLED.bfloat16())
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, discriminator([m.float() for m in half], TIME, POOLED.bfloat16().float()))
+
+
+def test_float64_heads_compute_in_float64(discriminator, maps):
+    logits = discriminator.double()([m.double() for m in maps], TIME.double(), POOLED.double())
+    assert logits.dtype == torch.float64
+    shifted = discriminator([m.double() + 1e-12 for m in maps[:1]] + [maps[1].double()], TIME.double(), POOLED.double())
+    assert not torch.equal(shifted, logits)  # float32 on the way would swallow the difference
