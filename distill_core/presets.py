@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .process import DiscreteProcess, scaled_linear_alphas
+from .process import DiscreteProcess, cumulative_alphas
 from .schedules import (
     explicit_sigmas,
     lcm_timesteps,
@@ -151,7 +151,7 @@ def preset_sigmas(
 def _timesteps(preset: Preset, steps: int, process, tokens: int) -> Tensor:
     rule = preset.grid.get("rule")
     timesteps = TIMESTEP_RULES[rule](steps) if rule else preset.grid["list"]
-    return sigmas_at_timesteps(process or DiscreteProcess(scaled_linear_alphas()), timesteps)
+    return sigmas_at_timesteps(process or DiscreteProcess(cumulative_alphas()), timesteps)
 
 
 def _shifted(preset: Preset, steps: int, process, tokens: int) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_core.presets import find_preset, preset_sigmas
-from distill_core.process import DiscreteProcess, scaled_linear_alphas
+from distill_core.process import DiscreteProcess, cumulative_alphas
 from distill_core.schedules import (
     DENOISE_MODES,
     check_sigmas,
@@ -18,7 +18,7 @@ from distill_core.schedules import (
     turbo_timesteps,
 )
 
-EPS = DiscreteProcess(scaled_linear_alphas())
+EPS = DiscreteProcess(cumulative_alphas())
 STEPS = st.integers(1, 8)
 DENOISE = st.floats(1e-9, 1.0)
 modes = pytest.mark.parametrize("mode", DENOISE_MODES.values(), ids=DENOISE_MODES.keys())

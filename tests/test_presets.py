@@ -16,7 +16,7 @@ from distill_core.presets import (
     presets_of,
     steady_flux2_mu,
 )
-from distill_core.process import DiscreteProcess, scaled_linear_alphas
+from distill_core.process import DiscreteProcess, cumulative_alphas
 from distill_core.samplers import SAMPLERS
 
 ROWS = list(presets().values())
@@ -44,7 +44,7 @@ def test_computed_levels_are_the_listed_ones(row, levels):
     steps = len(levels) - (levels[-1] == 0)
     sigmas = preset_sigmas(row, steps)
     if row.grid["kind"] == "timesteps":
-        process = DiscreteProcess(scaled_linear_alphas())
+        process = DiscreteProcess(cumulative_alphas())
         assert process.timestep(sigmas[:-1]).tolist() == list(levels)
         return
     if row.grid["kind"] == "trigflow":  # listed as angles; 1.5708 is pi / 2 rounded up
