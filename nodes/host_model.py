@@ -22,7 +22,8 @@ from ..distill_core.process import FlowProcess
 FAMILIES = {
     "SD15": "sd15", "SD20": "sd21", "SDXL": "sdxl", "PixArtAlpha": "pixart", "SD3": "sd3", "Flux": "flux",
     "FluxSchnell": "flux-schnell", "Flux2": "flux2", "ZImage": "z-image", "ZImagePixelSpace": "",
-    "QwenImage": "qwen-image", "Krea2": "krea2", "Boogu": "boogu", "ErnieImage": "ernie-image", "Lens": "lens", "MageFlow": "mage-flow",
+    "QwenImage": "qwen-image", "Krea2": "krea2",
+    "Boogu": "boogu", "ErnieImage": "ernie-image", "Lens": "lens", "MageFlow": "mage-flow",
     "HiDream": "hidream", "WAN21_T2V": "wan", "LTXAV": "ltx", "MiniMaxH3": "minimax-h3",
 }  # fmt: skip
 # The host's prediction classes (comfy/model_sampling.py, nodes_model_advanced.py) in words.

@@ -36,8 +36,8 @@ def denoise_inputs() -> list:
     return [
         io.Float.Input(
             "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-            tooltip="Share of the preset's noise levels that is used, from the end: 1 starts from pure noise, k/N starts "
-            "at the k-th last trained level, values in between at the levels between. Never rounded.",
+            tooltip="Share of the preset's noise levels that is used, from the end: 1 starts from pure noise, k/N "
+            "starts at the k-th last trained level, values in between at the levels between. Never rounded.",
         ),
         io.Combo.Input(
             "denoise_mode", options=list(DENOISE_MODES), default="snap",
@@ -84,9 +84,7 @@ class TurboPreset(io.ComfyNode):
         cls, model, preset, steps, denoise, denoise_mode, width=DEFAULT_SIZE, height=DEFAULT_SIZE
     ) -> io.NodeOutput:
         facts = facts_of(model)
-        recipe = make_recipe(
-            facts, preset, steps or None, denoise, denoise_mode, width=width, height=height, video=None
-        )
+        recipe = make_recipe(facts, preset, steps or None, denoise, denoise_mode, width=width, height=height)
         sampler = host_sampler(recipe.sampler, recipe.sampler_options)
         return io.NodeOutput(recipe.sigmas, sampler, recipe.cfg, recipe.explanation)
 
@@ -105,7 +103,7 @@ class TurboSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What to draw."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="Empty, or an encoded image for denoise below 1. With a noise mask only the masked part changes.",
+                    tooltip="Empty, or an encoded image for denoise below 1. With a noise mask only that part changes.",
                 ),
                 preset_input(),
                 steps_input(),
@@ -116,11 +114,11 @@ class TurboSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler", options=[OF_PRESET, *SAMPLERS], default=OF_PRESET,
-                    tooltip="Another sampler than the preset's. renoise is ComfyUI's lcm, ancestral its euler_ancestral.",
+                    tooltip="Another sampler than the preset's. renoise is core's lcm, ancestral its euler_ancestral.",
                 ),
                 io.Float.Input(
                     "cfg", default=0.0, min=0.0, max=30.0, step=0.1,
-                    tooltip="Guidance scale; 0 takes the preset's, mostly 1, which costs one call of the network a step.",
+                    tooltip="Guidance scale; 0 takes the preset's, mostly 1, which costs one call of it a step.",
                 ),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Used only if cfg is not 1; most turbo models have none."
@@ -157,18 +155,18 @@ class TurboSamplerSelect(io.ComfyNode):
             node_id="TurboDistillSamplerSelect",
             display_name="Turbo Sampler Select",
             category=CATEGORY,
-            description="A few-step SAMPLER for SamplerCustom and SamplerCustomAdvanced, with noise of its own per image.",
+            description="A few-step SAMPLER for SamplerCustom and SamplerCustomAdvanced, with noise per image.",
             search_aliases=["tcd", "lcm", "scm", "trigflow", "ancestral"],
             inputs=[
                 io.Combo.Input(
                     "sampler", options=list(SAMPLERS), default="renoise",
-                    tooltip="renoise: predict, add fresh noise, repeat (LCM, LADD). euler: no noise. ancestral: SD-Turbo. "
-                    "tcd: TCD and Hyper-SD's unified LoRA. scm: TrigFlow (SANA-Sprint).",
+                    tooltip="renoise: predict, add fresh noise, repeat (LCM, LADD). euler: no noise. ancestral: SD-Turbo "
+                    "and SDXL-Turbo. tcd: TCD and Hyper-SD's unified LoRA. scm: TrigFlow (SANA-Sprint).",
                 ),
                 io.Float.Input(
                     "eta", default=1.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="Share of fresh noise in ancestral, tcd (0.3 is usual, more with more steps) and scm; 0 makes "
-                    "them Euler. No effect on renoise and euler.",
+                    tooltip="Share of fresh noise in ancestral, tcd (0.3 is usual, more with more steps) and scm; 0 "
+                    "makes them Euler. No effect on renoise and euler.",
                 ),
                 io.Int.Input(
                     "first_item", default=0, min=0, max=1 << 20, optional=True,
