@@ -172,7 +172,7 @@ def check_list(case: Case) -> Iterator[Finding]:
     if case.trained is None or case.steps != len(case.trained) - 1:
         return
     distance = case.distance(case.sigmas, case.trained)
-    if distance <= SAME:
+    if distance <= SAME or any(check_kind(case)) or any(check_flux2_jump(case)):
         return
     found, trained = fitted_alpha(case.sigmas), fitted_alpha(case.trained)
     gap = f"the list is up to {distance:.3g} (in flow time) away from the trained one"
@@ -221,7 +221,7 @@ def check_shift_node(case: Case) -> Iterator[Finding]:
         )
         severity = "error" if case.distance(case.sigmas, case.trained) > SAME else "warning"
         yield Finding("extra_shift_node", severity, what, "remove the shift node; the MODEL output here is repaired")
-    elif case.distance(own, native) <= SAME:
+    elif case.distance(own, native) <= SAME and not any(check_time_scale(case)):
         what = "the shift node before this model changes nothing"
         yield Finding("idle_shift_node", "note", what, "it can be removed")
 

@@ -35,18 +35,64 @@ def host_sampler(
 ) -> comfy.samplers.KSAMPLER:
     """One of ``samplers.SAMPLERS`` as the host's SAMPLER.
 
-    Noise is drawn by ``noise_sampler``, else for each row of a batch from (the run's seed + 1, first_item + row).
+    Noise is drawn by ``noise_sampler``, else for each row of a batch from (the run's seed + 1, first_item + row). On a
+    CPU the network runs for one row at a time, so that not even its rounding depends on the batch.
     """
     function = SAMPLERS[name]
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None) -> Tensor:
-        noise = noise_sampler
+        extra_args, noise = extra_args or {}, noise_sampler
         if noise is None:
-            items = ItemNoise(((extra_args or {}).get("seed") or 0) + 1, range(first_item, first_item + len(x)))
+            items = ItemNoise((extra_args.get("seed") or 0) + 1, range(first_item, first_item + len(x)))
             noise = lambda sigma, sigma_next: items.normal_like(x)  # noqa: E731
+        if x.device.type == "cpu":
+            extra_args = {**extra_args, "model_options": one_by_one(extra_args.get("model_options", {}))}
         return function(HostDenoiser(model), x, sigmas, extra_args, callback, disable, noise_sampler=noise, **options)
 
     return comfy.samplers.KSAMPLER(sample)
+
+
+def one_by_one(model_options: dict) -> dict:
+    """Model options with which the network is called for single rows, whatever the host puts into one batch.
+
+    Matrix products of different heights round differently, which would make an image depend on its neighbours.
+    """
+    inner = model_options.get("model_function_wrapper")
+
+    def call(apply_model, args: dict) -> Tensor:
+        count, groups = len(args["input"]), len(args["cond_or_uncond"])
+        outputs = []
+        for row in range(count):
+            group = slice(row * groups // count, row * groups // count + 1)
+            pick = lambda value: _row_of(value, row, count)  # noqa: B023, E731
+            cond = {key: pick(value) for key, value in args["c"].items() if key != "transformer_options"}
+            options = dict(args["c"].get("transformer_options", {}))
+            options |= {key: options[key][group] for key in ("cond_or_uncond", "uuids") if key in options}
+            options |= {"sigmas": pick(args["timestep"])}
+            single = {
+                "input": pick(args["input"]),
+                "timestep": pick(args["timestep"]),
+                "c": {**cond, "transformer_options": options},
+                "cond_or_uncond": args["cond_or_uncond"][group],
+            }
+            if inner is None:
+                outputs.append(apply_model(single["input"], single["timestep"], **single["c"]))
+            else:
+                outputs.append(inner(apply_model, single))
+        return torch.cat(outputs)
+
+    return {**model_options, "model_function_wrapper": call}
+
+
+def _row_of(value, row: int, count: int):
+    """The part of a conditioning that belongs to one row: tensors with a batch of ``count`` are cut, also in lists."""
+    if isinstance(value, Tensor):
+        return value[row : row + 1] if value.ndim and len(value) == count else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_row_of(part, row, count) for part in value)
+    if isinstance(value, dict):
+        return {key: _row_of(part, row, count) for key, part in value.items()}
+    return value
 
 
 def batch_items(latent: dict, batch: int) -> Sequence[int]:

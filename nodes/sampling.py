@@ -160,8 +160,8 @@ class TurboSamplerSelect(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "sampler", options=list(SAMPLERS), default="renoise",
-                    tooltip="renoise: predict, add fresh noise, repeat (LCM, LADD). euler: no noise. ancestral: SD-Turbo "
-                    "and SDXL-Turbo. tcd: TCD and Hyper-SD's unified LoRA. scm: TrigFlow (SANA-Sprint).",
+                    tooltip="renoise: predict, add fresh noise, repeat (LCM, LADD). euler: no noise. ancestral: "
+                    "SD-Turbo. tcd: TCD, Hyper-SD's unified LoRA. scm: TrigFlow (SANA-Sprint).",
                 ),
                 io.Float.Input(
                     "eta", default=1.0, min=0.0, max=1.0, step=0.01,
