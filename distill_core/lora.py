@@ -65,7 +65,7 @@ class LowRankPath(nn.Module):
         self.targets = list(targets)
         if rank < 1 or not self.targets:
             raise ValueError("a low-rank path needs a rank of at least 1 and at least one target layer")
-        self.rank, self.scale = rank, (alpha or rank) / rank
+        self.rank, self.scale = rank, (rank if alpha is None else alpha) / rank
         modules = dict(network.named_modules())
         wrong = [name for name in self.targets if not isinstance(modules.get(name), nn.Linear)]
         if wrong:

@@ -26,8 +26,9 @@ SD3 = dict(
     pooled_projection_dim=POOLED_DIM, pos_embed_max_size=8,
 )  # fmt: skip
 FLUX = dict(
-    patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=32, num_attention_heads=2,
-    joint_attention_dim=CONTEXT_DIM, pooled_projection_dim=POOLED_DIM, guidance_embeds=False, axes_dims_rope=(8, 12, 12),
+    patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=32,
+    num_attention_heads=2, joint_attention_dim=CONTEXT_DIM, pooled_projection_dim=POOLED_DIM,
+    guidance_embeds=False, axes_dims_rope=(8, 12, 12),
 )  # fmt: skip
 UNET = dict(
     sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,

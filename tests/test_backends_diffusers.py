@@ -105,6 +105,13 @@ def test_tap_names_are_the_blocks_in_running_order(make_backend, batch):
         assert ran == expected
 
 
+@pytest.mark.parametrize("blocks, expected", [(24, [2, 5, 8, 11, 14, 17]), (14, [1, 3, 5, 7, 9, 10]), (4, [0, 1, 2]), (1, [0])])
+def test_default_taps_are_spread_over_the_first_three_quarters(make_backend, monkeypatch, blocks, expected):
+    backend = make_backend("sd3")
+    monkeypatch.setattr(DiffusersBackend, "tap_names", [f"transformer_blocks.{i}" for i in range(blocks)])
+    assert backend.default_taps(6) == [f"transformer_blocks.{i}" for i in expected]
+
+
 def test_every_lora_target_runs_in_a_forward(family, make_backend, batch):
     backend = make_backend(family)
     ran = set()
@@ -202,6 +209,12 @@ def test_process_of_a_flow_scheduler_by_family():
         process = process_from_scheduler(config, class_name)
         assert isinstance(process, FlowProcess)
         assert (process.timestep_multiplier, process.shift_alpha) == (multiplier, 3.0)
+
+
+def test_dynamic_shifting_takes_the_mu_of_1024_pixels_as_its_logarithmic_shift():
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": True}
+    process = process_from_scheduler({**config, "max_shift": 1.15}, "FluxTransformer2DModel")
+    assert process.shift_alpha == pytest.approx(3.158, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,16 @@ def test_trainable_is_the_path_or_the_whole_network(make_backend):
     assert set(Denoiser(backend).trainable()) == dict(backend.network.named_parameters()).keys()
 
 
+def test_features_are_those_of_the_view(family, make_backend, randomise, batch):
+    backend = make_backend(family)
+    path, taps = randomise(backend.new_path(2)), backend.tap_names[:2]
+    teacher, student = (Denoiser(backend, p).features(*batch, taps) for p in (None, path))
+    assert not any(torch.allclose(a, b, atol=1e-2) for a, b in zip(teacher, student, strict=True))
+    with backend.switch.on(path):  # whatever view is on around the call
+        again = Denoiser(backend).features(*batch, taps)
+    assert all(torch.equal(a, b) for a, b in zip(again, teacher, strict=True))
+
+
 def test_a_rows_result_does_not_depend_on_its_neighbours(family, make_backend, batch):
     backend = make_backend(family)
     x, sigma, cond = batch

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from distill_core.denoiser import Denoiser
 from distill_core.features import OutOfPlace, collect_taps, tokens_to_map
@@ -101,6 +101,23 @@ def test_an_early_exit_keeps_the_gradient(family, make_backend, batch, checkpoin
         features(Denoiser(backend), leaf)[0].square().mean().backward()
         grads.append(leaf.grad)
     assert grads[0].norm() > 1e-3
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_a_tap_inside_a_checkpointed_block_lets_the_block_finish(make_backend, batch):
+    """So that the recompute saves what the forward saved, even when it may not stop early."""
+    x, sigma, cond = batch
+    grads, finished = [], []
+    for checkpointing in (False, True):
+        backend, leaf = make_backend("sd3", gradient_checkpointing=checkpointing), x.clone().requires_grad_()
+        for i in range(3):
+            backend.network.transformer_blocks[i].register_forward_hook(lambda *_, i=i: finished.append(i))
+        with set_checkpoint_early_stop(False):
+            (tap,) = Denoiser(backend).features(leaf, sigma, cond, ["transformer_blocks.1.ff"])
+            assert finished == ([0, 1] if checkpointing else [0])
+            tap.square().mean().backward()
+        grads.append(leaf.grad)
+        finished.clear()
     torch.testing.assert_close(grads[1], grads[0])
 
 

@@ -150,6 +150,15 @@ def test_draw_from_grid_frequencies(probabilities):
         assert share == 0 or probability > 0
 
 
+def test_draw_from_grid_at_the_edges_never_takes_a_level_of_probability_0():
+    class Edges:
+        def uniform(self):
+            return torch.tensor([0.0, 0.25, 0.5, 1 - 2**-24])
+
+    drawn = draw_from_grid(Edges(), torch.tensor([1.0, 0.75, 0.5, 0.25, 0.1]), [0, 1, 0, 3, 0])
+    assert drawn.tolist() == [0.75, 0.25, 0.25, 0.25]
+
+
 @pytest.mark.parametrize("probabilities", [[1.0], [0.5, -0.5, 1], [0, 0, 0]])
 def test_bad_probabilities_are_refused(probabilities):
     with pytest.raises(ValueError, match="probabilities"):

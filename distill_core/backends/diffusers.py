@@ -121,8 +121,8 @@ class DiffusersBackend:
     def default_taps(self, count: int = 6) -> list[str]:
         """About ``count`` blocks, evenly spread over the first three quarters of the network."""
         names = self.tap_names[: math.ceil(0.75 * len(self.tap_names))]
-        step = max(1, len(names) // count)
-        return names[step - 1 :: step]
+        count = min(count, len(names))
+        return [names[math.ceil(len(names) * (i + 1) / count) - 1] for i in range(count)]
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         dtype = next(self.network.parameters()).dtype
@@ -169,7 +169,9 @@ def process_from_scheduler(config: dict, class_name: str = ""):
     """The noise process that a diffusers scheduler config describes (flow, eps or v; zero terminal SNR)."""
     if "Flow" in config.get("_class_name", ""):
         multiplier = 1.0 if class_name == "FluxTransformer2DModel" else 1000.0
-        return FlowProcess(multiplier, shift_alpha=config.get("shift", 1.0))
+        # With dynamic shifting `shift` is unused and mu grows with the resolution; max_shift is its value at 1024 px.
+        dynamic = config.get("use_dynamic_shifting", False)
+        return FlowProcess(multiplier, math.exp(config.get("max_shift", 1.15)) if dynamic else config.get("shift", 1.0))
     alphas = cumulative_alphas(
         config.get("beta_schedule", "scaled_linear"), config.get("beta_start", 0.00085), config.get("beta_end", 0.012),
         config.get("num_train_timesteps", 1000),
