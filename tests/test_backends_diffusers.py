@@ -105,7 +105,9 @@ def test_tap_names_are_the_blocks_in_running_order(make_backend, batch):
         assert ran == expected
 
 
-@pytest.mark.parametrize("blocks, expected", [(24, [2, 5, 8, 11, 14, 17]), (14, [1, 3, 5, 7, 9, 10]), (4, [0, 1, 2]), (1, [0])])
+@pytest.mark.parametrize(
+    "blocks, expected", [(24, [2, 5, 8, 11, 14, 17]), (14, [1, 3, 5, 7, 9, 10]), (4, [0, 1, 2]), (1, [0])]
+)
 def test_default_taps_are_spread_over_the_first_three_quarters(make_backend, monkeypatch, blocks, expected):
     backend = make_backend("sd3")
     monkeypatch.setattr(DiffusersBackend, "tap_names", [f"transformer_blocks.{i}" for i in range(blocks)])
