@@ -215,27 +215,34 @@ def test_every_node_has_a_help_page(host):
         assert len(page) > 200
 
 
-def test_the_pack_loads_in_half_a_second(host):
-    seconds = re.search(r"([\d.]+) seconds: \S*turbo-distill", host.log())
-    assert seconds and float(seconds.group(1)) < 0.5
+def test_the_server_loads_the_pack(host):
+    line = re.search(r"[\d.]+ seconds(.*): \S*turbo-distill", host.log())
+    assert line and "FAILED" not in line.group(1)
 
 
-def test_loading_the_pack_imports_neither_diffusers_nor_transformers(tmp_path):
-    """Measured in the host's Python: the modules and the time that importing the pack adds to those of the host."""
-    script = (
-        "import sys, time; sys.argv[1:] = ['--cpu']\n"
-        "import comfy.options; comfy.options.enable_args_parsing()\n"
-        "import nodes, comfy_api.latest\n"
-        "before, start = set(sys.modules), time.perf_counter()\n"
-        "load_pack('turbo_pack')\n"
-        "print('RESULT', time.perf_counter() - start, *sorted(set(sys.modules) - before))\n"
-    )
-    head = f"import sys; sys.path.insert(0, {str(HERE)!r})\nfrom launch import ImportHooks, load_pack\n"
-    head += f"sys.meta_path.insert(0, ImportHooks()); sys.path[0] = {str(COMFYUI)!r}\n"
+def test_the_pack_loads_in_half_a_second_without_diffusers_or_transformers(tmp_path):
+    """The modules and the CPU time that the pack, with the schemas of its nodes, adds to a host that has started."""
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(HERE)!r})
+from launch import ImportHooks, load_pack
+sys.meta_path.insert(0, ImportHooks())
+sys.path[0], sys.argv[1:] = {str(COMFYUI)!r}, ["--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import nodes, comfy_api.latest
+before, start = set(sys.modules), time.process_time()
+load_pack("turbo_pack")
+for node in sys.modules["turbo_pack.nodes"].NODES:
+    node.GET_SCHEMA()
+print("RESULT", time.process_time() - start, *sorted(set(sys.modules) - before))
+"""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([PYTHON, "-c", head + script], env=environment, capture_output=True, text=True, cwd=tmp_path)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    done = subprocess.run([PYTHON, "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
+    assert line, done.stderr[-3000:]
     seconds, *modules = line.split()[1:]
+    print(f"{float(seconds):.3f} s of CPU time, {len(modules)} modules")
     assert float(seconds) < 0.5
     assert not [name for name in modules if name.split(".")[0] in ("diffusers", "transformers", "accelerate", "peft")]
-    assert any(name == "turbo_pack.nodes.sampling" for name in modules)
+    assert "turbo_pack.nodes.sampling" in modules
