@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +39,7 @@ CONFIG_HELP = (
 def main(argv: list[str] | None = None) -> int:
     """Run a command; a mistake of the user's ends with one line on stderr and exit status 2."""
     args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so a training run writes its checkpoint
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that files are closed
     try:
         args.command(args)
     except (ValueError, FloatingPointError) as error:
@@ -45,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -96,8 +101,10 @@ def run_cache(args: argparse.Namespace) -> None:
     prompts = read_prompts(config.prompts.prompts, source)
     conds, uncond = source.encode(prompts, config.prompts.negative)
     teacher = Guided(Denoiser(source.backend), uncond, config.cache.guidance)
+    text = "\n".join([*prompts, config.prompts.negative])
+    made_from = {"base": fingerprint(source.backend.network), "prompts": hashlib.sha256(text.encode()).hexdigest()}
     with tqdm(total=config.cache.count, desc="cache: teacher latents") as bar:
-        for done, _, _ in cache_latents(teacher, conds, source.channels, config.cache, args.out):
+        for done, _, _ in cache_latents(teacher, conds, source.channels, config.cache, args.out, made_from):
             bar.update(done - bar.n)
 
 
@@ -124,21 +131,47 @@ def run_train(args: argparse.Namespace) -> None:
     config = load_config(args.config)
     run = build_run(config, args.data, args.out, several_processes())
     args.out.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=config.train.steps, disable=not run.is_main)
     try:
-        with open(args.out / "log.jsonl", "a") as log, tqdm(total=config.train.steps, disable=not run.is_main) as bar:
+        with open(args.out / "log.jsonl", "a") as log, bar, stop_after_step() as asked:
             for event in train(run):
                 if run.is_main:
                     show(event, bar, log)
+                if asked:
+                    break
     finally:
         if run.is_main and run.step:
             save_student(run, config, args.out)
+    if asked and run.step < config.train.steps:
+        raise KeyboardInterrupt if asked[0] == signal.SIGINT else SystemExit(128 + asked[0])
     logs = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
     if run.is_main and logs:
         plots.training_curves({"LADD": logs}, args.out / "curves.png")
 
 
+@contextmanager
+def stop_after_step() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM fill the list, and the running step ends first; a second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def several_processes():
-    """accelerate's view of the processes when there are several (``accelerate launch -m distill_core train ...``)."""
+    """accelerate's view of the processes when there are several.
+
+    On GPUs ``accelerate launch -m distill_core train ...``; on CPUs accelerate's launcher starts a single process
+    whatever it is asked for, so there it is ``torchrun --nproc_per_node N -m distill_core train ...``.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
     from accelerate import Accelerator
@@ -161,7 +194,7 @@ def save_student(run: Run, config: Config, out: Path) -> None:
         state = path.export(backend.family.lora_prefix)
     process = run.method.student.process
     description = {
-        "method": "ladd", "sigmas": list(config.ladd.student_sigmas), "sampler": "renoise", "cfg": 1.0,
+        "method": "ladd", "sigmas": list(config.ladd.student_sigmas), "sampler": config.model.sampler, "cfg": 1.0,
         "prediction": getattr(process, "prediction", "flow"), "shift_alpha": str(getattr(process, "shift_alpha", 1.0)),
         "family": backend.family_name, "base": fingerprint(backend.network), "steps": run.step,
         "config": {"ladd": asdict(config.ladd), "train": asdict(config.train), "model": asdict(config.model)},
@@ -170,7 +203,7 @@ def save_student(run: Run, config: Config, out: Path) -> None:
 
 
 def load_student(config: Config, lora: Path):
-    """(source, student, trained sigmas) of a LoRA. Raises ValueError when it was made for another base model."""
+    """(source, student, description) of a LoRA. Raises ValueError when it was made for another base model."""
     source = open_source(config.model)
     state, description = read_lora(lora)
     base = fingerprint(source.backend.network)
@@ -183,7 +216,7 @@ def load_student(config: Config, lora: Path):
     rank = next(iter(state.values())).shape[0]
     path = source.backend.new_path(rank, targets)
     path.load_export(state, prefix)
-    return source, Denoiser(source.backend, path), description["sigmas"]
+    return source, Denoiser(source.backend, path), description
 
 
 def student_grid(process, trained: list[float], steps: int) -> Tensor:
@@ -198,8 +231,9 @@ def student_grid(process, trained: list[float], steps: int) -> Tensor:
 def run_sample(args: argparse.Namespace) -> None:
     config = load_config(args.config)
     if args.lora:
-        source, model, trained = load_student(config, args.lora)
-        sigmas, sampler = student_grid(source.backend.process, trained, args.steps or len(trained)), "renoise"
+        source, model, description = load_student(config, args.lora)
+        trained, sampler = description["sigmas"], description["sampler"]
+        sigmas = student_grid(source.backend.process, trained, args.steps or len(trained))
     else:
         source = open_source(config.model)
         sigmas, sampler = grid_sigmas(source.backend.process, args.steps or 25), "euler"
@@ -239,19 +273,19 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from .metrics import ImageFeatures, fd_between
 
     config = load_config(args.config)
-    source, student, trained = load_student(config, args.lora)
+    source, student, description = load_student(config, args.lora)
     dataset = LatentDataset(args.data)
     features = ImageFeatures(source)
-    places = [place for bucket in dataset.buckets.values() for place in bucket][: args.count]
-    shape = dataset.shapes[0]
+    shape, places = max(dataset.buckets.items(), key=lambda bucket: len(bucket[1]))  # one size: that of the samples
+    places = places[: args.count]
     batches = [places[i : i + 50] for i in range(0, len(places), 50)]
     reference = torch.cat([features(dataset.read(part).latents) for part in tqdm(batches, desc="reference")])
     prompts = read_prompts(config.prompts.prompts, source)
     conds, _ = source.encode(prompts, config.prompts.negative)
     report = {"reference": len(reference), "count": args.count, "seed": args.seed, "fd": {}}
-    for steps in range(1, len(trained) + 1):
-        sigmas = student_grid(source.backend.process, trained, steps)
-        latents = in_batches(student, sigmas, conds, shape, "renoise", args)
+    for steps in range(1, len(description["sigmas"]) + 1):
+        sigmas = student_grid(source.backend.process, description["sigmas"], steps)
+        latents = in_batches(student, sigmas, conds, shape, description["sampler"], args)
         report["fd"][str(steps)] = fd_between(features(latents), reference)
     save_json(args.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 from .data import DTYPES, CacheConfig
 from .methods.ladd import LADDConfig
+from .samplers import SAMPLERS
 from .train import TrainConfig
 
 
@@ -17,6 +19,7 @@ class ModelConfig:
 
     path: a diffusers pipeline folder on disk, or "mini" for the shipped model.  dtype: of the frozen weights.
     lora_rank: of the student.  lora_targets: linear layers it trains, default all in the blocks.
+    sampler: what the student is meant to be sampled with: renoise (LADD's), ancestral or euler; it goes into the file.
     taps: teacher blocks the discriminator reads, default about six, spread over the first three quarters.
     """
 
@@ -26,8 +29,11 @@ class ModelConfig:
     lora_rank: int = 32
     lora_targets: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
+    sampler: str = "renoise"
 
     def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {list(SAMPLERS)}, not {self.sampler!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, not {self.dtype!r}")
 
@@ -72,7 +78,7 @@ def load_config(path: str | Path) -> Config:
         raise ValueError(f"there is no config file {path}") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
-    unknown = set(content) - set(SECTIONS)
+    unknown = {name for name, table in content.items() if name not in SECTIONS or not isinstance(table, dict)}
     if unknown:
         raise ValueError(f"{path}: unknown section {sorted(unknown)}; known: {list(SECTIONS)}")
     return Config(**{name: _section(cls, content.get(name, {}), name) for name, cls in SECTIONS.items()})
@@ -83,7 +89,8 @@ def _section(cls, table: dict, name: str):
     unknown = set(table) - set(known)
     if unknown:
         raise ValueError(f"[{name}]: unknown key {sorted(unknown)}; known: {list(known)}")
-    return cls(**{key: _value(default_of(known[key]), value, f"[{name}] {key}") for key, value in table.items()})
+    kinds = get_type_hints(cls)
+    return cls(**{key: _value(kinds[key], value, f"[{name}] {key}") for key, value in table.items()})
 
 
 def default_of(f):
@@ -91,14 +98,20 @@ def default_of(f):
     return f.default_factory() if f.default is MISSING else f.default
 
 
-def _value(default, value, where: str):
+def _value(kind, value, where: str):
     """Tuples for lists, floats for whole numbers where floats are wanted, and nothing else converted."""
-    if isinstance(value, list):
-        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not type(default):
-        raise ValueError(f"{where} must be of type {type(default).__name__}, not {type(value).__name__}: {value!r}")
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer is tuple and isinstance(value, list):
+        inner = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(inner) == len(value):
+            return tuple(_value(k, v, where) for k, v in zip(inner, value, strict=True))
+    if outer is dict and isinstance(value, dict):
+        return {name: _value(inner[1], v, f"{where}.{name}") for name, v in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        name = kind.__name__ if isinstance(kind, type) and not outer else str(kind)
+        raise ValueError(f"{where} must be of type {name}, not {type(value).__name__}: {value!r}")
     return value
 
 

@@ -76,16 +76,18 @@ def teacher_grid(process, config: CacheConfig) -> Tensor:
 
 
 def cache_latents(
-    teacher: Guided, conds: Cond, channels: int, config: CacheConfig, folder: str | Path
-) -> Iterator[tuple[int, int, Tensor | None]]:
+    teacher: Guided, conds: Cond, channels: int, config: CacheConfig, folder: str | Path,
+    description: dict | None = None,
+) -> Iterator[tuple[int, int, Tensor | None]]:  # fmt: skip
     """Sample the teacher and write the shards; yields (done, count, latents of the finished batch or None).
 
     Item i takes row i mod len(conds) and noise seeded by (seed, i). Shards that are already there are kept, so a
-    stopped run goes on where it was. Raises ValueError when the folder holds another dataset or a latent is not finite.
+    stopped run goes on where it was. description: anything JSON that must agree then, e.g. the base and the prompts.
+    Raises ValueError when the folder holds another dataset or a latent is not finite.
     """
     folder = Path(folder)
     manifest = {"config": _plain(asdict(config)), "guidance": teacher.scale, "state_sigmas": list(config.state_sigmas)}
-    _claim(folder, manifest)
+    _claim(folder, manifest | _plain(description or {}))
     save_tensors(folder / "uncond.safetensors", _cond_tensors(teacher.uncond))
     for shard, start in enumerate(range(0, config.count, config.shard_size)):
         path = folder / f"shard-{shard:05d}.safetensors"
@@ -143,7 +145,9 @@ def _plain(value):
 def _claim(folder: Path, manifest: dict) -> None:
     path = folder / "dataset.json"
     if path.exists() and json.loads(path.read_text()) != manifest:
-        raise ValueError(f"{folder} holds a dataset made with other settings; delete it or choose another folder")
+        raise ValueError(
+            f"{folder} holds a dataset made with other settings, prompts or model; delete it or choose another folder"
+        )
     save_json(path, manifest)
 
 

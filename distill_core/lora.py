@@ -96,10 +96,13 @@ class LowRankPath(nn.Module):
             handle.remove()
 
     def export(self, prefix: str = "transformer") -> dict[str, Tensor]:
-        """The path in diffusers' and peft's layout, which core ComfyUI maps by itself; the scale is folded into B."""
+        """The path in diffusers' and peft's layout, which core ComfyUI maps by itself; the scale is folded into B.
+
+        A copy: training that goes on does not change it.
+        """
         state = {}
         for name, down, up in zip(self.targets, self.down, self.up, strict=True):
-            state[f"{prefix}.{name}.lora_A.weight"] = down.detach().cpu().contiguous()
+            state[f"{prefix}.{name}.lora_A.weight"] = down.detach().clone().cpu().contiguous()
             state[f"{prefix}.{name}.lora_B.weight"] = (up.detach() * self.scale).cpu().contiguous()
         return state
 

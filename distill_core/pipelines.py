@@ -5,6 +5,7 @@ A source has a ``backend``, encodes prompts to `Cond`, and decodes latents to im
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,18 +51,21 @@ class PipelineSource:
     def __init__(self, config: ModelConfig) -> None:
         from diffusers import DiffusionPipeline
 
+        index_file = Path(config.path) / "model_index.json"
+        if not index_file.is_file():
+            raise ValueError(f"{config.path} has no model_index.json; give the folder of a whole diffusers pipeline")
+        index = json.loads(index_file.read_text())
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = DTYPES[config.dtype]
         self.backend: DiffusersBackend = load_backend(config.path, dtype, config.gradient_checkpointing)
         self.backend.network.to(device)
         network_name = "unet" if self.backend.family_name == "unet" else "transformer"
-        # Only text encoders and autoencoder are wanted here; the network is the backend's own copy.
+        # Only text encoders and autoencoder are wanted here; the network is the backend's own copy. A part that the
+        # folder was saved without (SD3's T5, a safety checker) must be named again, or diffusers calls it missing.
+        absent = [name for name, source in index.items() if isinstance(source, list) and source[0] is None]
+        parts = {**dict.fromkeys(["safety_checker", *absent]), network_name: self.backend.network}
         self.pipeline = DiffusionPipeline.from_pretrained(
-            config.path,
-            torch_dtype=dtype,
-            local_files_only=True,
-            safety_checker=None,
-            **{network_name: self.backend.network},
+            config.path, torch_dtype=dtype, local_files_only=True, **parts
         ).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.channels = self.pipeline.vae.config.latent_channels

@@ -110,6 +110,7 @@ class Run:
         }
         self.ema = {name: value.detach().clone() for name, value in self.student_parameters.items()}
         self.step = 0
+        self.between_steps = True  # False while a step has updated some of the weights and not yet all
         rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
         if config.batch_size % world:
             raise ValueError(f"batch_size {config.batch_size} does not divide among {world} processes")
@@ -154,6 +155,11 @@ class Run:
         tensors = {f"ema.{name}": value for name, value in self.ema.items()}
         for phase in self.phases:
             tensors |= {f"{phase.name}.{name}": value for name, value in phase.parameters.items()}
+            bad = [name for name, value in phase.parameters.items() if not torch.isfinite(value).all()]
+            if bad:
+                raise FloatingPointError(
+                    f"{phase.name} weights are not finite after step {self.step} ({bad[0]}); the last checkpoint stays"
+                )
             moments = self.optimizers[phase.name].state_dict()["state"]
             for index, name in enumerate(phase.parameters):
                 values = moments.get(index, {}).items()
@@ -228,7 +234,8 @@ def train(run: Run) -> Iterator[Event]:
     """Train to ``run.config.steps``, yielding an `Event` a step; resumes by itself from the run's checkpoint.
 
     Closing the generator (``break``, an exception, a cancel) or any error writes a checkpoint of the last complete
-    step. Raises ValueError before the first step for a dataset or setting that cannot work, FloatingPointError for a
+    step; an error between the updates of one step cannot, and leaves the checkpoint before it.
+    Raises ValueError before the first step for a dataset or setting that cannot work, FloatingPointError for a
     loss that is not finite, before it can touch the weights.
     """
     micro = run.config.batch_size // (run.processes.num_processes if run.processes else 1)
@@ -238,13 +245,13 @@ def train(run: Run) -> Iterator[Event]:
     try:
         while run.step < run.config.steps:
             logs = training_step(run)
-            run.step += 1
+            run.step, run.between_steps = run.step + 1, True
             if run.step % run.config.checkpoint_every == 0 or run.step == run.config.steps:
                 run.save()
                 saved = run.step
             yield Event(run.step, run.config.steps, logs)
     finally:
-        if run.step > saved:
+        if run.step > saved and run.between_steps:
             run.save()
 
 
@@ -261,13 +268,17 @@ def training_step(run: Run) -> dict[str, float]:
             accumulate(run, phase, step, logs)
         steps.append(step)
     for phase in run.phases:
-        update(run, phase, logs)
+        finish_gradient(run, phase, logs)
+    run.between_steps = False
+    for phase in run.phases:
+        update(run, phase)
     for phase in run.phases:
         for _ in range(phase.updates - 1):
             for step in steps:
                 step.renew_noise()
                 accumulate(run, phase, step, logs)
-            update(run, phase, logs)
+            finish_gradient(run, phase, logs)
+            update(run, phase)
     average = min(config.ema_decay, (1 + run.step) / (10 + run.step))
     for name, value in run.student_parameters.items():
         run.ema[name].lerp_(value.detach(), 1 - average)
@@ -288,16 +299,24 @@ def accumulate(run: Run, phase: Phase, step, logs: dict[str, list[float]]) -> No
         logs[name].append(value)
 
 
-def update(run: Run, phase: Phase, logs: dict[str, list[float]]) -> None:
-    """Average gradients over the processes, clip, step."""
+def finish_gradient(run: Run, phase: Phase, logs: dict[str, list[float]]) -> None:
+    """Average over the processes and clip. Raises FloatingPointError for a gradient that is not finite."""
     parameters = [p for p in phase.parameters.values() if p.grad is not None]
     if run.processes and run.processes.num_processes > 1:
         flat = torch.cat([p.grad.flatten() for p in parameters])
         flat = run.processes.reduce(flat, reduction="mean")
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = grad.view_as(p)
-    norm = nn.utils.clip_grad_norm_(parameters, run.config.gradient_clip)
-    logs[f"{phase.name}_grad_norm"].append(norm.item())
+    norm = nn.utils.clip_grad_norm_(parameters, run.config.gradient_clip).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the {phase.name} gradient is not finite at step {run.step + 1}; the weights before it are kept. "
+            "Lower the learning rate"
+        )
+    logs[f"{phase.name}_grad_norm"].append(norm)
+
+
+def update(run: Run, phase: Phase) -> None:
     optimizer = run.optimizers[phase.name]
     for group in optimizer.param_groups:
         group["lr"] = phase.lr * run.config.rate(run.step)

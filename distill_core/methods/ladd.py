@@ -35,6 +35,8 @@ class LADDConfig:
     warmup_probabilities during the first warmup_steps (LADD: [0, 0, .5, .5] for 500 steps above 512 px, then
     [.7, .1, .1, .1]).  renoise_mean, renoise_std: the logit-normal (m, s) of the discriminator's noise level.
     shared_renoise: real and fake see the same level and the same noise.  r1, approximate_r1: weights of the penalties.
+    own_share: part of the items below the highest level that start from the student's own one-step sample, noised,
+    instead of a teacher latent (the backward simulation of DMD2, arXiv 2405.14867, section 4.5).
     consistency_levels: evenly spaced flow times of the consistency grid; consistency_share: part of the items whose
     student level is drawn from it instead of student_sigmas.
     """
@@ -53,6 +55,7 @@ class LADDConfig:
     approximate_r1_sigma: float = 0.01
     regression: str = "huber"
     state_share: float = 1.0
+    own_share: float = 0.0
     consistency_levels: int = 12
     consistency_share: float = 0.5
 
@@ -104,7 +107,19 @@ class LADD:
                 "process (gradient accumulation does not help) or gan_loss = 'nonsaturating'"
             )
         if self.config.weight("pairs") and batch.states is None:
-            raise ValueError("the pairs term needs a dataset with stored noise; make it with `cache` and states > 0")
+            raise ValueError("the pairs term needs a dataset with stored states; set state_sigmas and `cache` again")
+        if self.config.weight("pairs") and not self._stored_levels(batch):
+            raise ValueError(
+                f"the pairs term needs a level that is both trained and stored: trained {self.config.student_sigmas}, "
+                f"stored {batch.state_sigmas}"
+            )
+
+    def _stored_levels(self, batch: Batch) -> list[float]:
+        trained = zip(self.config.student_sigmas, self.config.probabilities, strict=True)
+        wanted = [level for level, probability in trained if probability > 0]
+        if self.config.weight("consistency"):
+            wanted += grid_sigmas(self.student.process, self.config.consistency_levels)[:-1].tolist()
+        return [s for s in batch.state_sigmas if any(abs(s - level) <= 1e-4 * s for level in wanted)]
 
     def start(self, batch: Batch, random: ItemNoise, step: int) -> LADDStep:
         """Draw noise levels and run the student once."""
@@ -176,6 +191,8 @@ class LADDStep:
         if config.weight("pairs"):
             self._move_onto_paths(random.uniform())
         self.on_grid = self.on_grid.to(self.x.device)
+        if config.own_share:
+            self._start_from_own_samples(random.uniform())
         self.fake = method.student(self.x, self.sigma, batch.cond)
 
     def _move_onto_paths(self, draw: Tensor) -> None:
@@ -185,6 +202,21 @@ class LADDStep:
             here = use & ((self.sigma - level).abs() <= 1e-4 * level)
             self.x = torch.where(here.view(-1, 1, 1, 1), self.batch.states[:, index], self.x)
             self.on_path |= here
+
+    @torch.no_grad()
+    def _start_from_own_samples(self, draw: Tensor) -> None:
+        """Below the highest level, start from the student's own one-step sample: what it will meet when it samples."""
+        process, top = self.method.student.process, max(self.method.config.student_sigmas)
+        noise = self.random.normal_like(self.batch.latents)
+        rows = (
+            (draw < self.method.config.own_share).to(self.x.device) & (self.sigma < top) & ~self.on_path & ~self.on_grid
+        )
+        if not rows.any():
+            return
+        first = self.sigma.new_full((int(rows.sum()),), top)
+        x = process.noise_scaling(first, noise[rows], torch.zeros_like(noise[rows]), max_denoise=True)
+        own = self.method.student(x, first, self.batch.cond[rows])
+        self.x[rows] = process.noise_scaling(self.sigma[rows], self.noise[rows], own)
 
     @cached_property
     def renoise_time(self) -> Tensor:
