@@ -1,4 +1,4 @@
-"""``python -m distill_core COMMAND``: demo, cache, train, sample, evaluate."""
+"""``python -m distill_core COMMAND``: demo, cache, train, sample, evaluate, presets."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .denoiser import Cond, Denoiser, Guided
 from .discriminators import LatentDiscriminator
 from .methods.ladd import LADD
 from .pipelines import open_source, read_prompts
+from .presets import add_presets_command
 from .samplers import sample
 from .schedules import explicit_sigmas, grid_sigmas
 from .train import Event, Run, train
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`, the reference")
     sub.add_argument("--count", type=int, default=1000, help="samples for each number of steps (default 1000)")
     sub.add_argument("--seed", type=int, default=0)
+    add_presets_command(commands)
     return top
 
 

@@ -97,7 +97,63 @@ def _ancestral_flow(x, sigma, sigma_next, denoised, noise_sampler, eta) -> Tenso
     return signal * x + noise_sampler(sigma, sigma_next) * renoise
 
 
-SAMPLERS = {"renoise": sample_renoise, "euler": sample_euler, "ancestral": sample_ancestral}
+def sample_tcd(
+    model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, process=None, eta: float = 0.3
+) -> Tensor:
+    """Strategic stochastic sampling (Trajectory Consistency Distillation, Zheng et al. 2024, Algorithm 4; gamma there).
+
+    A deterministic jump to the timestep (1 - eta) t of the next level t, then noise up to t. ``eta`` in [0, 1]: 0 is
+    Euler, 1 re-noises from the cleanest level. On flow models the timestep is sigma itself.
+    """
+    process = process or model.process
+    noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
+    is_flow = isinstance(process, FlowProcess)
+
+    def step(x, sigma, sigma_next, denoised):
+        below = (1 - eta) * sigma_next if is_flow else _sigma_at_share(process, sigma_next, 1 - eta)
+        if below >= sigma_next:
+            return x + (x - denoised) / sigma * (sigma_next - sigma)
+        x = x + (x - denoised) / sigma * (below - sigma)
+        signal = (1 - sigma_next) / (1 - below) if is_flow else 1.0
+        return signal * x + (sigma_next**2 - (signal * below) ** 2) ** 0.5 * noise_sampler(sigma, sigma_next)
+
+    return _run(step, model, x, sigmas, extra_args, callback, disable)
+
+
+def _sigma_at_share(process, sigma: float, share: float) -> float:
+    """The sigma at ``share`` of the timestep of ``sigma``, rounded down as in diffusers' TCDScheduler."""
+    timestep = process.timestep(torch.tensor([sigma]))
+    return process.sigma((share * timestep + 1e-4).floor()).item()
+
+
+def sample_scm(
+    model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, process=None, eta: float = 1.0
+) -> Tensor:
+    """TrigFlow steps, x = cos(t) x0 + sin(t) noise (sCM, Lu & Song 2024, section 4; SANA-Sprint's sampler).
+
+    tan t is the noise-to-signal ratio of a level. The noise of the next level is fresh by the share ``eta`` in [0, 1]
+    and predicted by the rest: 1 is sCM's full re-noising, 0 the deterministic step of the flow ODE.
+    """
+    process = process or model.process
+    noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
+    is_flow = isinstance(process, FlowProcess)
+
+    def step(x, sigma, sigma_next, denoised):
+        noise = (x - (1 - sigma if is_flow else 1.0) * denoised) / sigma
+        if eta > 0:
+            noise = (1 - eta**2) ** 0.5 * noise + eta * noise_sampler(sigma, sigma_next)
+        return (1 - sigma_next if is_flow else 1.0) * denoised + sigma_next * noise
+
+    return _run(step, model, x, sigmas, extra_args, callback, disable)
+
+
+SAMPLERS = {
+    "renoise": sample_renoise,
+    "euler": sample_euler,
+    "ancestral": sample_ancestral,
+    "tcd": sample_tcd,
+    "scm": sample_scm,
+}
 
 
 @torch.no_grad()

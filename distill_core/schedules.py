@@ -63,6 +63,14 @@ def turbo_timesteps(steps: int) -> list[int]:
     return [999 - 100 * i for i in range(steps)]
 
 
+def lcm_timesteps(steps: int, train_steps: int = 1000, distilled_steps: int = 50) -> list[int]:
+    """Evenly chosen among the 50 timesteps that LCM and TCD were distilled on: 4 -> 999, 759, 499, 259 (diffusers'
+    LCMScheduler and TCDScheduler)."""
+    check_steps(steps, distilled_steps)
+    stride = train_steps // distilled_steps
+    return [train_steps - 1 - stride * (i * distilled_steps // steps) for i in range(steps)]
+
+
 def sigmas_at_timesteps(process: DiscreteProcess, timesteps: Sequence[int]) -> Tensor:
     """The grid through the given timesteps of a discrete model."""
     return explicit_sigmas(process.sigma(torch.tensor(timesteps)).tolist())
@@ -73,6 +81,16 @@ def grid_sigmas(process, steps: int) -> Tensor:
     if isinstance(process, DiscreteProcess):
         return sigmas_at_timesteps(process, trailing_timesteps(steps, len(process.sigmas)))
     return shifted_sigmas(steps, shift_alpha=process.shift_alpha)
+
+
+def trigflow_sigmas(steps: int, last_angle: float = 1.3) -> Tensor:
+    """SANA-Sprint's levels: angles pi/2, 0 or pi/2, 1.3, 0 or evenly spaced from pi/2 (diffusers' SCMScheduler), as
+    flow times sin t / (sin t + cos t), the level of the same signal-to-noise ratio."""
+    check_steps(steps)
+    angles = torch.linspace(math.pi / 2, 0, steps + 1)
+    if steps == 2:
+        angles[1] = last_angle
+    return explicit_sigmas((angles.sin() / (angles.sin() + angles.cos())).clamp(max=1.0).tolist())
 
 
 def logit_normal(random: ItemNoise, mean: float, std: float) -> Tensor:
@@ -91,3 +109,93 @@ def draw_from_grid(random: ItemNoise, levels: Tensor, probabilities: Sequence[fl
     edges = (weights / weights.sum()).cumsum(0)
     edges[-1] = 1.0
     return levels[torch.searchsorted(edges, random.uniform().double(), right=True)]
+
+
+def check_sigmas(sigmas: Tensor) -> Tensor:
+    """The list as it came, if a sampler can walk it: 1-D, finite, falling, at least one level above a last 0.
+
+    Raises ValueError saying what is wrong with it.
+    """
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"SIGMAS holds {sigmas.numel()} levels; it needs at least one level and a closing 0")
+    levels = sigmas.tolist()
+    if not all(map(math.isfinite, levels)):
+        raise ValueError(f"SIGMAS must be finite: {levels}")
+    if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+        raise ValueError(f"SIGMAS must fall from each level to the next: {levels}")
+    if levels[-1] != 0:
+        raise ValueError(f"SIGMAS must end in 0, not in {levels[-1]:g}; it would leave noise in the picture")
+    return sigmas
+
+
+def check_denoise(denoise: float) -> None:
+    if not 0 < denoise <= 1:
+        raise ValueError(f"denoise must be above 0 and at most 1, not {denoise:g}; at 0 there is nothing to sample")
+
+
+def snap_denoise(sigmas: Tensor, denoise: float, table: Tensor | None = None) -> Tensor:
+    """The part of a trained grid that starts at ``denoise``: exactly there, and then only at trained levels.
+
+    sigmas [N + 1]: a grid ending in 0.  denoise in (0, 1]: the share of the grid that is left, so k / N starts at the
+    k-th last trained level and the start is continuous and rising in between.  table: the sigmas of a discrete model
+    [T], whose grids are interpolated in timesteps; flow sigmas are interpolated as they are. A trained level less than
+    half an interval below the start is left out. Returns round(N denoise) + 1 levels, at least 2.
+    Raises ValueError unless denoise is in (0, 1] and the grid falls to 0.
+    """
+    check_sigmas(sigmas)
+    check_denoise(denoise)
+    left = (len(sigmas) - 1) * denoise
+    trained = max(0, math.floor(left - 0.5 + 1e-6))
+    return torch.cat([_levels_at(sigmas, [left], table), sigmas[len(sigmas) - 1 - trained :]])
+
+
+def respace_denoise(sigmas: Tensor, denoise: float, table: Tensor | None = None) -> Tensor:
+    """As many steps as the grid has, spread over its part that starts at ``denoise``, in the grid's own spacing.
+
+    The start is that of `snap_denoise`; levels between trained ones are interpolated. Arguments and errors as there.
+    """
+    check_sigmas(sigmas)
+    check_denoise(denoise)
+    left = [denoise * intervals for intervals in range(len(sigmas) - 1, 0, -1)]
+    return torch.cat([_levels_at(sigmas, left, table), sigmas[-1:]])
+
+
+DENOISE_MODES = {"snap": snap_denoise, "respace": respace_denoise}
+
+
+def _levels_at(sigmas: Tensor, left: Sequence[float], table: Tensor | None) -> Tensor:
+    """The levels with ``left`` intervals to go (fractional), linear between members in flow time or in timesteps."""
+    scale, unscale = (lambda s: s, lambda s: s) if table is None else _timestep_scale(table)
+    members = scale(sigmas.double())
+    levels = []
+    for intervals in left:
+        nearest = round(intervals)
+        if nearest > 0 and abs(intervals - nearest) < 1e-6:  # a trained level stays what it is, to the last bit
+            levels.append(sigmas[-1 - nearest].double())
+        else:
+            above = -1 - math.ceil(intervals)
+            weight = intervals - math.floor(intervals)
+            levels.append(unscale(weight * members[above] + (1 - weight) * members[above + 1]))
+    return torch.stack(levels).to(sigmas.dtype)
+
+
+def _timestep_scale(table: Tensor):
+    """Sigma -> fractional timestep + 1 and back: linear in log sigma in the table, linear in sigma below its first."""
+    knots = torch.arange(1, len(table) + 1, dtype=torch.float64)
+    table = table.double().cpu()
+    log_table = table.log()
+
+    def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+        high = torch.searchsorted(xs, x.contiguous()).clamp(1, len(xs) - 1)
+        weight = ((x - xs[high - 1]) / (xs[high] - xs[high - 1])).clamp(0, 1)
+        return ys[high - 1] + weight * (ys[high] - ys[high - 1])
+
+    def scale(sigma: Tensor) -> Tensor:
+        inside = interpolate(sigma.clamp(min=table[0]).log(), log_table, knots)
+        return torch.where(sigma < table[0], sigma / table[0], inside)
+
+    def unscale(timestep: Tensor) -> Tensor:
+        inside = interpolate(timestep, knots, log_table).exp()
+        return torch.where(timestep < 1, timestep * table[0], inside)
+
+    return scale, unscale

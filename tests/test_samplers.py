@@ -11,8 +11,16 @@ from distill_core.samplers import (
     sample_ancestral,
     sample_euler,
     sample_renoise,
+    sample_scm,
+    sample_tcd,
 )
-from distill_core.schedules import grid_sigmas, sigmas_at_timesteps, turbo_timesteps
+from distill_core.schedules import (
+    grid_sigmas,
+    lcm_timesteps,
+    sigmas_at_timesteps,
+    trigflow_sigmas,
+    turbo_timesteps,
+)
 
 FLOW, EPS = FlowProcess(shift_alpha=3.0), DiscreteProcess(cumulative_alphas(), "eps")
 SHAPE = (4, 4, 8)
@@ -236,3 +244,70 @@ def test_sample_starts_from_noise_of_unit_variance_at_the_first_level(process):
     x, sigma, _ = model.calls[0]
     torch.testing.assert_close(process.calculate_input(sigma, x), ItemNoise(3, [0, 1]).normal(*SHAPE))
     assert sigma.tolist() == pytest.approx([process.sigma_max] * 2)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_tcd_equals_diffusers_tcd_scheduler(eta):
+    """In variance-preserving coordinates, x sqrt(alpha); the last step is ours (diffusers stops at timestep 0)."""
+    from diffusers import TCDScheduler
+
+    scheduler = TCDScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == lcm_timesteps(4)
+    ours, theirs = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    sigmas = sigmas_at_timesteps(EPS, lcm_timesteps(4))
+    model, x = Toy(EPS), latent() * sigmas[0]
+    fresh = lambda s, n: torch.randn(x.shape, generator=ours)  # noqa: E731
+    steps = trajectory(sample_tcd, model, x, sigmas, noise_sampler=fresh, eta=eta)
+    scaled = EPS.calculate_input(sigmas[:1], x)
+    for i, timestep in enumerate(scheduler.timesteps[:3]):
+        eps = model.network(scaled, timestep.expand(len(x)))
+        scaled = scheduler.step(eps, timestep, scaled, eta=eta, generator=theirs).prev_sample
+        torch.testing.assert_close(EPS.calculate_input(sigmas[i + 1], steps[i + 1]), scaled, rtol=1e-4, atol=1e-4)
+
+
+def test_scm_equals_diffusers_scm_scheduler():
+    from diffusers import SCMScheduler
+
+    scheduler = SCMScheduler(sigma_data=1.0)
+    scheduler.set_timesteps(2)
+    sigmas = trigflow_sigmas(2)
+    torch.testing.assert_close(torch.atan2(sigmas, 1 - sigmas), scheduler.timesteps.float(), rtol=0, atol=1e-5)
+    flow, noise = FlowProcess(), latent(seed=5)
+    x = latent()
+    steps = trajectory(sample_scm, Toy(flow), x, sigmas, noise_sampler=lambda s, n: noise)
+    x0 = Toy(flow)(x, sigmas[:1].expand(3))
+    angle = torch.tensor(1.3)
+    expected = angle.cos() * x0 + angle.sin() * noise  # TrigFlow's x is ours times cos t + sin t
+    torch.testing.assert_close(steps[1] * (angle.cos() + angle.sin()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", [sample_tcd, sample_scm])
+@both_processes
+def test_tcd_and_scm_without_eta_are_euler(sampler, process):
+    x, sigmas = latent() * process.sigma_max, grid_sigmas(process, 4)
+    result = sampler(Toy(process), x, sigmas, disable=True, eta=0.0)
+    torch.testing.assert_close(result, sample_euler(Toy(process), x, sigmas, disable=True), rtol=1e-4, atol=1e-4)
+
+
+def test_scm_with_full_eta_is_renoise():
+    x, sigmas = latent(), grid_sigmas(FLOW, 4)
+    expected = sample_renoise(Toy(FLOW), x, sigmas, {"seed": 2}, disable=True)
+    torch.testing.assert_close(sample_scm(Toy(FLOW), x, sigmas, {"seed": 2}, disable=True), expected)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("sampler", [sample_tcd, sample_scm])
+@both_processes
+def test_tcd_and_scm_keep_the_marginals(sampler, process, eta):
+    """As for the ancestral sampler: signal and noise level of every step are those of its sigma."""
+    x0, sigmas = torch.tensor(2.0), grid_sigmas(process, 4)
+    noise = torch.Generator().manual_seed(0)
+    start = torch.randn(1, 200_000, generator=noise)
+    x = process.noise_scaling(sigmas[:1], start, x0.expand_as(start))
+    fresh = lambda s, n: torch.randn(x.shape, generator=noise)  # noqa: E731
+    steps = trajectory(sampler, Perfect(process, x0), x, sigmas, eta=eta, noise_sampler=fresh)
+    for step, sigma in zip(steps[:-1], sigmas.tolist(), strict=False):
+        signal = (1 - sigma) if process is FLOW else 1.0
+        assert step.std().item() == pytest.approx(sigma, rel=0.01)
+        assert step.mean().item() == pytest.approx(2 * signal, abs=0.01 * max(sigma, 1))

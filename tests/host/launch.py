@@ -16,6 +16,7 @@ import runpy
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,6 +74,14 @@ class ImportHooks(MetaPathFinder):
 
             spec.loader.exec_module = exec_module
         return spec
+
+
+def load_pack(name: str) -> None:
+    """Import this repository as a package ``name``, the way the host does; for scripts inside the host's Python."""
+    root = Path(__file__).resolve().parents[2]
+    spec = spec_from_file_location(name, root / "__init__.py", submodule_search_locations=[str(root)])
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
 
 
 def main() -> None:

@@ -1,0 +1,74 @@
+"""Load Mini Model and Mini Conditioning: the model shipped with the pack, so that everything runs with no download."""
+
+from __future__ import annotations
+
+import comfy.sd
+import comfy.utils
+from comfy_api.latest import io
+
+from ..distill_core.mini import ASSETS, CLASS_NAMES, load_conditioning
+from .sampling import CATEGORY
+
+EMPTY = "none"
+
+
+def asset(name: str) -> str:
+    """The path of a shipped file. Raises ValueError if the installation lacks it."""
+    path = ASSETS / name
+    if not path.is_file():
+        raise ValueError(
+            f"{path.name} is missing from the pack's folder distill_core/assets/mini: install the pack again"
+        )
+    return str(path)
+
+
+class LoadMiniModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurboDistillLoadMiniModel",
+            display_name="Load Mini Model",
+            category=CATEGORY,
+            description="The shipped SD3-type model of 3.8 M parameters for pictures of clothes, 64 x 64 pixels, and "
+            "its autoencoder. Runs on any CPU.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="A many-step teacher; add a turbo LoRA for few steps."),
+                io.Vae.Output(display_name="vae", tooltip="For its latents: 16 channels, 8 x 8."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        model = comfy.sd.load_diffusion_model(asset("transformer.safetensors"))
+        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(asset("autoencoder.safetensors")))
+        vae.throw_exception_if_invalid()
+        return io.NodeOutput(model, vae)
+
+
+class MiniConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurboDistillMiniConditioning",
+            display_name="Mini Conditioning",
+            category=CATEGORY,
+            description="Conditioning of the mini model: one of its ten classes.",
+            inputs=[
+                io.Combo.Input(
+                    "class_name", options=[*CLASS_NAMES, EMPTY], default=CLASS_NAMES[-1],
+                    tooltip="What to draw; none is the empty conditioning, the negative of the teacher.",
+                )
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, class_name) -> io.NodeOutput:
+        asset("conditioning.safetensors")
+        table, row = load_conditioning(), [*CLASS_NAMES, EMPTY].index(class_name)
+        context, pooled = table["context"][row : row + 1], table["pooled"][row : row + 1]
+        return io.NodeOutput([[context, {"pooled_output": pooled}]])
+
+
+NODES = [LoadMiniModel, MiniConditioning]

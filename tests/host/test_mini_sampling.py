@@ -1,0 +1,78 @@
+"""Turbo Sampler on the mini model with a LoRA in the server gives the latents of the headless sampler."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from server import failure_text
+
+from distill_core import mini
+from distill_core.checkpoint import save_lora
+from distill_core.demo import mini_backend, mini_conditioning
+from distill_core.denoiser import Denoiser
+from distill_core.recipe import student_levels
+from distill_core.samplers import sample
+
+LEVELS = [1.0, 0.75, 0.5, 0.25]
+SCALE, SHIFT = 1.5305, 0.0609  # the host's units of SD3 latents: x / SCALE + SHIFT
+SEED, CLASS, BATCH = 11, 9, 3
+
+needs_mini = pytest.mark.skipif(
+    not (mini.ASSETS / "transformer.safetensors").is_file(), reason="the mini model's files are not there"
+)
+
+
+@pytest.fixture(scope="module")
+def student(host):
+    """A student on the mini model, and the name of its LoRA file in the server."""
+    backend = mini_backend()
+    path, generator = backend.new_path(rank=4), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for up in path.up:
+            up.copy_(0.05 * torch.randn(up.shape, generator=generator))
+    file = host.base_dir / "models" / "loras" / "mini-student.safetensors"
+    save_lora(file, path.export(), {"sigmas": LEVELS, "sampler": "renoise", "cfg": 1.0, "method": "ladd"})
+    return Denoiser(backend, path), file.name
+
+
+def graph(lora: str, **sampling) -> dict:
+    """Mini model with the LoRA, Turbo Sampler on "auto", the latent saved."""
+    choice = dict(
+        preset="auto", steps=0, denoise=1.0, denoise_mode="snap", seed=SEED, sampler="of the preset", cfg=0.0
+    ) | sampling  # fmt: skip
+    inputs = {"model": ["2", 0], "positive": ["3", 0], "latent_image": ["4", 0], **choice}
+    name = mini.CLASS_NAMES[CLASS]
+    return {
+        "1": {"class_type": "TurboDistillLoadMiniModel", "inputs": {}},
+        "2": {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {"model": ["1", 0], "lora_name": lora, "strength_model": 1.0},
+        },
+        "3": {"class_type": "TurboDistillMiniConditioning", "inputs": {"class_name": name}},
+        "4": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": BATCH}},
+        "5": {"class_type": "TurboDistillSampler", "inputs": inputs},
+        "6": {"class_type": "SaveLatent", "inputs": {"samples": ["5", 0], "filename_prefix": "student"}},
+    }
+
+
+@needs_mini
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_node_gives_the_latents_of_the_headless_sampler(host, student, steps):
+    denoiser, lora = student
+    entry = host.run(graph(lora, steps=steps))
+    saved = entry["outputs"]["6"]["latents"][0]
+    node = load_file(host.base_dir / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
+    cond = mini_conditioning()[0][[CLASS] * BATCH]
+    levels = student_levels(LEVELS, steps)
+    headless = sample(denoiser, denoiser.process, levels, cond, mini.LATENT_SHAPE, SEED, range(BATCH))
+    assert node.shape == headless.shape
+    torch.testing.assert_close(node, headless / SCALE + SHIFT, rtol=0, atol=1e-5)
+
+
+@needs_mini
+def test_the_node_tells_the_user_what_is_wrong(host, student):
+    entry = host.wait(host.queue(graph(student[1], steps=5)))
+    assert "ValueError: this file was trained at 4 noise levels, so steps must be 1-4" in failure_text(entry)
+    entry = host.wait(host.queue(graph(student[1], denoise=0.0)))
+    assert "ValueError: denoise must be above 0" in failure_text(entry)

@@ -1,0 +1,83 @@
+"""The shipped workflows in the real frontend: no node missing, unconnected or red; those on the mini model run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from browser import BROWSER_FOUND, drive
+from server import REPO
+
+from distill_core import mini
+
+sys.path.append(str(REPO / "tools"))
+from make_pack_files import locale  # noqa: E402
+
+from workflows import RUNS_ANYWHERE, WORKFLOWS, add_placeholders  # noqa: E402
+
+ARTEFACTS = Path(os.environ.get("TEST_ARTEFACTS") or REPO / "build" / "artefacts")
+FILES = sorted((REPO / "workflows").glob("*.json"))
+
+
+def graph_of(name: str) -> dict:
+    return json.loads((REPO / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_workflow_has_its_file_and_picture(name):
+    """The file has the nodes of tools/workflows.py; if not, run tools/make_pack_files.py again."""
+    types = sorted(node["type"] for node in graph_of(name)["nodes"])
+    assert types == sorted(node["class_type"] for node in WORKFLOWS[name].values())
+    assert (REPO / "workflows" / f"{name}.jpg").stat().st_size > 10_000
+
+
+def test_no_file_is_left_over():
+    assert [path.stem for path in FILES] == sorted(WORKFLOWS)
+
+
+def test_the_template_browser_lists_them(host):
+    assert sorted(host.get("/workflow_templates")["turbo-distill"]) == sorted(WORKFLOWS)
+
+
+def test_the_locale_file_is_that_of_the_nodes(host):
+    written = json.loads((REPO / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert written == locale(host.object_info()), "run tools/make_pack_files.py"
+
+
+@pytest.fixture(scope="module")
+def opened(host) -> dict:
+    """What the frontend says of every workflow; the screenshots of the runs stay in build/artefacts."""
+    if not BROWSER_FOUND:
+        pytest.skip("no Node.js with playwright-core and Chromium: set PLAYWRIGHT_PATH and CHROMIUM")
+    add_placeholders(host.base_dir)
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    has_mini = (mini.ASSETS / "transformer.safetensors").is_file()
+    jobs = [
+        {
+            "name": name,
+            "graph": graph_of(name),
+            "run": has_mini and name in RUNS_ANYWHERE,
+            "picture": str(ARTEFACTS / f"{name}.png"),
+        }
+        for name in WORKFLOWS
+    ]
+    return {result["name"]: result for result in drive(host.url, jobs)}
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_frontend_opens_it_without_a_fault(opened, name):
+    result = opened[name]
+    assert len(result["nodes"]) == len(WORKFLOWS[name]) and result["faults"] == [] and result["errors"] == []
+
+
+@pytest.mark.parametrize("name", RUNS_ANYWHERE)
+def test_it_runs_to_its_picture(opened, host, name):
+    if "run" not in opened[name]:
+        pytest.skip("the mini model's files are not in distill_core/assets/mini")
+    assert opened[name]["run"]["event"] == "execution_success", opened[name]["run"]
+    pictures = list((host.base_dir / "output").glob(f"{name}_*.png"))
+    assert len(pictures) == 4, "a batch of four"
+    assert (ARTEFACTS / f"{name}.png").stat().st_size > 10_000

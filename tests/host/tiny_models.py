@@ -1,0 +1,88 @@
+"""Tiny networks of the host's own classes with random weights, saved as files that its own loaders accept.
+
+Runs inside the host's Python. Widths of texts are far from the real ones: SD3 and Flux files say theirs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.ldm.flux.model
+import comfy.ldm.modules.diffusionmodules.mmdit
+import comfy.ldm.modules.diffusionmodules.openaimodel
+import comfy.ldm.wan.model
+import comfy.ops
+import torch
+from safetensors.torch import save_file
+
+OPS = {"operations": comfy.ops.disable_weight_init, "dtype": torch.float32, "device": "cpu"}
+CONTEXT = {"sd3": 64, "flux-schnell": 64, "flux": 64, "flux2": 64, "wan": 4096, "sd15": 768}  # width of text tokens
+FLUX = dict(
+    image_model="flux", in_channels=16, out_channels=16, vec_in_dim=64, context_in_dim=64, hidden_size=128,
+    mlp_ratio=4.0, num_heads=1, depth=1, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000, patch_size=2,
+    qkv_bias=True, guidance_embed=False, txt_ids_dims=[],
+)  # fmt: skip
+FLUX2 = dict(
+    FLUX, image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, mlp_ratio=3.0,
+    axes_dim=[32, 32, 32, 32], theta=2000, patch_size=1, qkv_bias=False, ops_bias=False, global_modulation=True,
+    mlp_silu_act=True, txt_ids_dims=[3], default_ref_method="index", ref_index_scale=10.0,
+)  # fmt: skip
+
+
+def sd3() -> torch.nn.Module:
+    return comfy.ldm.modules.diffusionmodules.mmdit.MMDiT(
+        input_size=None, patch_size=2, in_channels=16, depth=2, adm_in_channels=64, num_patches=256,
+        pos_embed_max_size=16, pos_embed_scaling_factor=None,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}},
+        **OPS,
+    )  # fmt: skip
+
+
+def wan() -> torch.nn.Module:
+    return comfy.ldm.wan.model.WanModel(
+        model_type="t2v", dim=128, ffn_dim=256, num_heads=1, num_layers=1, in_dim=16, out_dim=16, **OPS
+    )
+
+
+def sd15() -> torch.nn.Module:
+    return comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel(
+        image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[1], channel_mult=[1],
+        transformer_depth=[1], transformer_depth_output=[1, 1], transformer_depth_middle=0, context_dim=768,
+        num_heads=8, use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False, **OPS,
+    )  # fmt: skip
+
+
+BUILDERS = {
+    "sd3": sd3,
+    "flux-schnell": lambda: comfy.ldm.flux.model.Flux(**FLUX, **OPS),
+    "flux": lambda: comfy.ldm.flux.model.Flux(**{**FLUX, "guidance_embed": True}, **OPS),
+    "flux2": lambda: comfy.ldm.flux.model.Flux(**FLUX2, **OPS),
+    "wan": wan,
+    "sd15": sd15,
+}
+
+
+def write(family: str, folder: Path) -> str:
+    """Write folder/FAMILY.safetensors, the same for the same family, and return its path."""
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(value.shape, generator=generator)
+        * (0.5 / max(1, value[0].numel() if value.ndim else 1)) ** 0.5
+        for name, value in BUILDERS[family]().state_dict().items()
+    }
+    path = folder / f"{family}.safetensors"
+    save_file(state, path)
+    return str(path)
+
+
+def conditioning(family: str, seed: int = 1) -> list:
+    """A CONDITIONING of 5 tokens that fits the tiny file."""
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.randn(1, 5, CONTEXT[family], generator=generator)
+    return [[context, {"pooled_output": torch.randn(1, 64, generator=generator)}]]
+
+
+def empty_latent(family: str, batch: int = 1) -> torch.Tensor:
+    """Zeros in the layout of the family, 8 x 8 tokens or so; one frame for Wan."""
+    shapes = {"sd15": (4, 8, 8), "flux2": (128, 4, 4), "wan": (16, 1, 8, 8)}
+    return torch.zeros(batch, *shapes.get(family, (16, 8, 8)))

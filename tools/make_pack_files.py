@@ -1,0 +1,84 @@
+"""Make workflows/*.json with their pictures, and locales/en/nodeDefs.json: python tools/make_pack_files.py
+
+The workflows of workflows.py go through the real frontend, which writes its own format; needs ComfyUI, Node.js with
+playwright-core and Chromium (tests/host/server.py and browser.py say where they are looked for).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO / "tests" / "host"), str(Path(__file__).parent)]
+
+from browser import drive  # noqa: E402
+from server import Host  # noqa: E402
+
+from workflows import RUNS_ANYWHERE, WORKFLOWS, add_placeholders  # noqa: E402
+
+
+def numbered(workflow: dict) -> dict:
+    """The frontend wants numbers for ids."""
+    ids = {name: str(i + 1) for i, name in enumerate(workflow)}
+
+    def value(given):
+        return [ids[given[0]], given[1]] if isinstance(given, list) else given
+
+    return {
+        ids[name]: {**node, "inputs": {key: value(given) for key, given in node["inputs"].items()}}
+        for name, node in workflow.items()
+    }
+
+
+def locale(object_info: dict) -> dict:
+    """Names and tooltips of our nodes in the form of the frontend's locale files."""
+    result = {}
+    for name, node in object_info.items():
+        if not name.startswith("TurboDistill"):
+            continue
+        inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+        outputs = zip(node["output_name"], node.get("output_tooltips") or [], strict=False)
+        result[name] = {
+            "display_name": node["display_name"],
+            "description": node["description"],
+            "inputs": {key: {"name": key, "tooltip": entry[1]["tooltip"]} for key, entry in inputs.items()},
+            "outputs": {
+                str(i): {"name": name} | ({"tooltip": tip} if tip else {}) for i, (name, tip) in enumerate(outputs)
+            },
+        }
+    return result
+
+
+def main() -> None:
+    out = REPO / "workflows"
+    out.mkdir(exist_ok=True)
+    jobs = [
+        {
+            "name": name,
+            "api": numbered(workflow),
+            "save": str(out / f"{name}.json"),
+            "picture": str(out / f"{name}.jpg"),
+            "run": name in RUNS_ANYWHERE,
+        }
+        for name, workflow in WORKFLOWS.items()
+    ]
+    host = Host(Path(tempfile.mkdtemp(prefix="comfyui-")))
+    add_placeholders(host.base_dir)
+    try:
+        host.start()
+        for result in drive(host.url, jobs):
+            print(
+                result["name"], result["faults"] or "", result["errors"] or "", result.get("run", {}).get("event", "")
+            )
+        path = REPO / "locales" / "en" / "nodeDefs.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(locale(host.object_info()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    finally:
+        host.stop()
+
+
+if __name__ == "__main__":
+    main()
