@@ -27,8 +27,9 @@ from .discriminators import LatentDiscriminator
 from .methods.ladd import LADD
 from .pipelines import open_source, read_prompts
 from .presets import add_presets_command
-from .samplers import sample
-from .schedules import explicit_sigmas, grid_sigmas
+from .recipe import student_levels
+from .samplers import SAMPLERS, sample
+from .schedules import grid_sigmas
 from .train import Event, Run, train
 
 CONFIG_HELP = (
@@ -209,6 +210,8 @@ def load_student(config: Config, lora: Path):
     base = fingerprint(source.backend.network)
     if description["base"] != base:
         raise ValueError(f"{lora} was distilled from another model (base {description['base']}, this one is {base})")
+    if description.get("sampler") not in SAMPLERS:
+        raise ValueError(f"{lora} asks for the sampler {description.get('sampler')!r}; known: {list(SAMPLERS)}")
     prefix = source.backend.family.lora_prefix
     targets = [
         k.removeprefix(f"{prefix}.").removesuffix(".lora_A.weight") for k in state if k.endswith(".lora_A.weight")
@@ -219,21 +222,11 @@ def load_student(config: Config, lora: Path):
     return source, Denoiser(source.backend, path), description
 
 
-def student_grid(process, trained: list[float], steps: int) -> Tensor:
-    """The grid of ``steps`` levels when all of them were trained, else the first ``steps`` trained ones."""
-    grid = grid_sigmas(process, steps)
-    known = all(any(abs(s - t) <= 1e-3 * t for t in trained) for s in grid[:-1].tolist())
-    if steps > len(trained):
-        raise ValueError(f"the student was trained at {len(trained)} levels; {steps} steps are more than that")
-    return grid if known else explicit_sigmas(trained[:steps])
-
-
 def run_sample(args: argparse.Namespace) -> None:
     config = load_config(args.config)
     if args.lora:
         source, model, description = load_student(config, args.lora)
-        trained, sampler = description["sigmas"], description["sampler"]
-        sigmas = student_grid(source.backend.process, trained, args.steps or len(trained))
+        sigmas, sampler = student_levels(description["sigmas"], args.steps), description["sampler"]
     else:
         source = open_source(config.model)
         sigmas, sampler = grid_sigmas(source.backend.process, args.steps or 25), "euler"
@@ -284,7 +277,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     conds, _ = source.encode(prompts, config.prompts.negative)
     report = {"reference": len(reference), "count": args.count, "seed": args.seed, "fd": {}}
     for steps in range(1, len(description["sigmas"]) + 1):
-        sigmas = student_grid(source.backend.process, description["sigmas"], steps)
+        sigmas = student_levels(description["sigmas"], steps)
         latents = in_batches(student, sigmas, conds, shape, description["sampler"], args)
         report["fd"][str(steps)] = fd_between(features(latents), reference)
     save_json(args.out / "evaluation.json", report)

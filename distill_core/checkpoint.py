@@ -55,11 +55,14 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """A hash of a network's parameter names, shapes and the first values of each, to recognise a base model."""
+    """A hash of a network's parameter names, shapes and the first values of each, to recognise a base model.
+
+    The values count as bfloat16, so that a network loaded in float32 and in bfloat16 is the same one.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.flatten()[:16].float().cpu().numpy().tobytes())
+        digest.update(value.flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

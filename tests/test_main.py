@@ -15,13 +15,11 @@ import torch
 from PIL import Image
 
 from distill_core import demo, mini
-from distill_core.__main__ import load_student, main, student_grid
+from distill_core.__main__ import load_student, main
 from distill_core.checkpoint import fingerprint, load_tensors, read_lora, save_lora
 from distill_core.config import describe_keys, load_config
 from distill_core.data import LatentDataset
 from distill_core.denoiser import Denoiser
-from distill_core.process import DiscreteProcess, FlowProcess, cumulative_alphas
-from distill_core.schedules import grid_sigmas
 from distill_core.train import copy_into
 
 CONFIG = """
@@ -189,21 +187,6 @@ def test_missing_arguments_and_help(capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0 and describe_keys() in text
     tomllib.loads(describe_keys())
-
-
-# Sampling grids
-
-
-def test_the_students_grid_uses_trained_levels_only():
-    flow = FlowProcess(shift_alpha=1.0)
-    trained = [1.0, 0.75, 0.5, 0.25]
-    assert student_grid(flow, trained, 4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert student_grid(flow, trained, 2).tolist() == [1.0, 0.5, 0.0]
-    assert student_grid(flow, trained, 3).tolist() == [1.0, 0.75, 0.5, 0.0]  # 2/3 and 1/3 were not trained
-    discrete = DiscreteProcess(cumulative_alphas())
-    levels = grid_sigmas(discrete, 4)[:-1].tolist()
-    assert student_grid(discrete, levels, 1).tolist() == [levels[0], 0.0]
-    assert student_grid(discrete, levels, 2).tolist() == pytest.approx([levels[0], levels[2], 0.0])
 
 
 def test_a_command_gives_the_signals_back(folder):

@@ -99,3 +99,10 @@ def test_a_video_preset_takes_videos():
     assert make_recipe(ModelFacts("wan", FlowProcess()), video=True).sigmas.tolist() == pytest.approx(
         [1, 0.9375, 0.8333, 0.625, 0], abs=1e-4
     )
+
+
+def test_a_students_levels_are_trained_ones_only():
+    trained = [1.0, 0.75, 0.5, 0.25]
+    assert student_levels(trained).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert student_levels(trained, 2).tolist() == [1.0, 0.5, 0.0]
+    assert student_levels(trained, 3).tolist() == [1.0, 0.75, 0.5, 0.0]  # 2/3 and 1/3 were not trained
