@@ -36,16 +36,19 @@ STUDENT_STEPS = (1, 2, 4)
 TEACHER_STEPS = (1, 2, 4, 25)
 LEVELS = (1.0, 0.75, 0.5, 0.25)
 EVALUATION_SEED = 1_000_000  # added to the seed, so that no evaluation noise was trained on
-# Re-noising in full narrows the samples from step to step, Euler widens them; the ancestral step lies between.
-SAMPLER = "ancestral"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train a student: the method's settings and the loop's."""
+    """One way to train a student: the method's settings, the loop's, and the sampler the student is meant for.
+
+    Students are sampled with ancestral steps: re-noising in full narrows the samples from step to step, Euler (eta 0)
+    widens them, and ``eta`` chooses between.
+    """
 
     ladd: LADDConfig
     train: TrainConfig
+    eta: float
 
 
 LADD_SETTINGS = LADDConfig(
@@ -61,16 +64,19 @@ class DemoConfig:
     """
 
     cache: CacheConfig = CacheConfig(
-        count=3072, steps=16, guidance=mini.GUIDANCE, sizes=(mini.LATENT_SHAPE[1:],), state_sigmas=LEVELS,
+        count=2048, steps=16, guidance=mini.GUIDANCE, sizes=(mini.LATENT_SHAPE[1:],), state_sigmas=LEVELS,
         shard_size=512, batch_size=128,
     )  # fmt: skip
     mixed: Recipe = Recipe(
         replace(LADD_SETTINGS, terms={"adversarial": 1.0, "pairs": 1.0}),
-        TrainConfig(steps=450, batch_size=32, student_lr=6e-4, discriminator_lr=4e-3),
+        TrainConfig(steps=405, batch_size=32, student_lr=6e-4, discriminator_lr=4e-3),
+        eta=1.0,
     )
-    # The regression is what allows the higher rates above; pure LADD is worse with them.
+    # The regression is what allows the higher student rate above; pure LADD is worse with it.
     ladd_only: Recipe = Recipe(
-        LADD_SETTINGS, TrainConfig(steps=300, batch_size=48, student_lr=3e-4, discriminator_lr=2e-3)
+        LADD_SETTINGS,
+        TrainConfig(steps=270, batch_size=48, student_lr=2e-4, discriminator_lr=4e-3),
+        eta=0.5,
     )
     rank: int = 32
     head_width: int = 64
@@ -108,13 +114,13 @@ def new_ladd(backend: DiffusersBackend, dataset: LatentDataset, config: DemoConf
     )
 
 
-def draw_samples(model, steps: int, sampler: str, seed: int, count: int, conds: Cond) -> Tensor:
+def draw_samples(model, steps: int, sampler: str, seed: int, count: int, conds: Cond, **options) -> Tensor:
     """``count`` latents from the same noises and classes whatever the model: item i has class i mod 10."""
     sigmas, parts = shifted_sigmas(steps, shift_alpha=1.0), []
     for start in range(0, count, 250):
         items = range(start, min(start + 250, count))
         cond = conds[[i % len(conds) for i in items]]
-        parts.append(sample(model, model.process, sigmas, cond, mini.LATENT_SHAPE, seed, items, sampler))
+        parts.append(sample(model, model.process, sigmas, cond, mini.LATENT_SHAPE, seed, items, sampler, **options))
     return torch.cat(parts)
 
 
@@ -144,16 +150,22 @@ def train_students(folder: Path, config: DemoConfig, recipes: Sequence[Recipe]) 
 
 
 def evaluate_student(
-    backend: DiffusersBackend, lora: dict[str, Tensor], evaluator: MiniEvaluator, config: DemoConfig, seed: int
+    backend: DiffusersBackend,
+    lora: dict[str, Tensor],
+    eta: float,
+    evaluator: MiniEvaluator,
+    config: DemoConfig,
+    seed: int,
 ) -> tuple[dict, dict]:
     """Scores and latents of a student at each of its step counts."""
     classes, _ = mini_conditioning()
     path = backend.new_path(config.rank)
     path.load_export(lora)
+    student = Denoiser(backend, path)
     labels = torch.arange(config.images) % len(classes)
     scores, latents = {}, {}
     for steps in STUDENT_STEPS:
-        latents[steps] = draw_samples(Denoiser(backend, path), steps, SAMPLER, seed, config.images, classes)
+        latents[steps] = draw_samples(student, steps, "ancestral", seed, config.images, classes, eta=eta)
         scores[str(steps)] = evaluator(latents[steps], labels)
     path.remove()
     return scores, latents
@@ -206,7 +218,8 @@ def name_of(recipe: Recipe) -> str:
 def describe(backend: DiffusersBackend, recipe: Recipe) -> dict:
     """The metadata of the student's LoRA (DESIGN: files we write)."""
     return {
-        "method": name_of(recipe), "sigmas": list(recipe.ladd.student_sigmas), "sampler": SAMPLER, "cfg": 1.0,
+        "method": name_of(recipe), "sigmas": list(recipe.ladd.student_sigmas), "sampler": "ancestral",
+        "sampler_options": {"eta": recipe.eta}, "cfg": 1.0,
         "shift_alpha": "1.0", "prediction": "flow", "family": backend.family_name,
         "base": fingerprint(backend.network), "steps": recipe.train.steps, "config": asdict(recipe),
     }  # fmt: skip
@@ -231,7 +244,8 @@ def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> d
 
     report, latents, evaluation_seed = {}, {}, seed + EVALUATION_SEED
     for key, (lora, _) in trained.items():
-        report[key], latents[key] = evaluate_student(backend, lora, evaluator, config, evaluation_seed)
+        eta = recipes[key].eta
+        report[key], latents[key] = evaluate_student(backend, lora, eta, evaluator, config, evaluation_seed)
     report["teacher"], latents["teacher"] = evaluate_teacher(backend, evaluator, config, evaluation_seed)
 
     draw_rows(evaluator, latents, out / "samples.png")

@@ -158,13 +158,16 @@ SAMPLERS = {
 
 @torch.no_grad()
 def sample(
-    model, process, sigmas: Tensor, cond, shape, seed: int, items, sampler: str = "renoise", disable=True
+    model, process, sigmas: Tensor, cond, shape, seed: int, items, sampler: str = "renoise", disable=True, **options
 ) -> Tensor:
-    """Latents [len(items), *shape] from pure noise: row i's noise, initial and injected, is from (seed, items[i])."""
+    """Latents [len(items), *shape] from pure noise: row i's noise, initial and injected, is from (seed, items[i]).
+
+    options: of the sampler, e.g. ``eta``.
+    """
     noise = ItemNoise(seed, items)
     x = noise.normal(*shape).to(cond.device)
     sigma = x.new_full((len(x),), sigmas[0].item())
     x = process.noise_scaling(sigma, x, torch.zeros_like(x), max_denoise=True)
     return SAMPLERS[sampler](
-        model, x, sigmas, {"cond": cond}, disable=disable, noise_sampler=lambda s, n: noise.normal_like(x)
+        model, x, sigmas, {"cond": cond}, disable=disable, noise_sampler=lambda s, n: noise.normal_like(x), **options
     )

@@ -131,9 +131,9 @@ def inpainting() -> dict:
     }
 
 
-def mini_parts() -> dict:
+def mini_parts(distilled: bool) -> dict:
     return {
-        "mini": node("TurboDistillLoadMiniModel"),
+        "mini": node("TurboDistillLoadMiniModel", distilled=distilled),
         "class": node("TurboDistillMiniConditioning", class_name="ankle boot"),
         "latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=4),
     }
@@ -141,7 +141,7 @@ def mini_parts() -> dict:
 
 def doctor() -> dict:
     """On the mini model, so that it runs anywhere: a node that breaks the model, and the doctor that mends it."""
-    return mini_parts() | {
+    return mini_parts(distilled=False) | {
         "broken": node("ModelSamplingAuraFlow", model=link("mini"), shift=1.73),
         "levels": node("BasicScheduler", model=link("broken"), scheduler="simple", steps=4, denoise=1.0),
         "doctor": node(
@@ -156,19 +156,9 @@ def doctor() -> dict:
 
 
 def mini() -> dict:
-    """The shipped model as it is: 25 steps with guidance, levels from core's scheduler."""
-    return mini_parts() | {
-        "none": node("TurboDistillMiniConditioning", class_name="none"),
-        "levels": node("BasicScheduler", model=link("mini"), scheduler="simple", steps=25, denoise=1.0),
-        "sampler": turbo_sampler(
-            link("mini"),
-            link("class"),
-            link("latent"),
-            negative=link("none"),
-            sigmas=link("levels"),
-            sampler="euler",
-            cfg=1.5,
-        ),  # fmt: skip
+    """The shipped student at the four levels it was trained at; everything comes from the LoRA's metadata."""
+    return mini_parts(distilled=True) | {
+        "sampler": turbo_sampler(link("mini"), link("class"), link("latent"), preset="auto"),
         **picture_of("mini_model", link("sampler"), link("mini", 1)),
     }
 

@@ -8,32 +8,24 @@ from safetensors.torch import load_file
 from server import failure_text
 
 from distill_core import mini
-from distill_core.checkpoint import save_lora
+from distill_core.checkpoint import read_lora
 from distill_core.demo import mini_backend, mini_conditioning
 from distill_core.denoiser import Denoiser
 from distill_core.recipe import student_levels
 from distill_core.samplers import sample
 
-LEVELS = [1.0, 0.75, 0.5, 0.25]
 SCALE, SHIFT = 1.5305, 0.0609  # the host's units of SD3 latents: x / SCALE + SHIFT
 SEED, CLASS, BATCH = 11, 9, 3
 
-needs_mini = pytest.mark.skipif(
-    not (mini.ASSETS / "transformer.safetensors").is_file(), reason="the mini model's files are not there"
-)
-
-
 @pytest.fixture(scope="module")
 def student(host):
-    """A student on the mini model, and the name of its LoRA file in the server."""
+    """The shipped student, its file's name in the server, and what the file says of itself."""
+    state, description = read_lora(mini.ASSETS / "student.safetensors")
     backend = mini_backend()
-    path, generator = backend.new_path(rank=4), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for up in path.up:
-            up.copy_(0.05 * torch.randn(up.shape, generator=generator))
-    file = host.base_dir / "models" / "loras" / "mini-student.safetensors"
-    save_lora(file, path.export(), {"sigmas": LEVELS, "sampler": "renoise", "cfg": 1.0, "method": "ladd"})
-    return Denoiser(backend, path), file.name
+    path = backend.new_path(rank=next(iter(state.values())).shape[0])
+    path.load_export(state)
+    lora = host.add_model("loras", mini.ASSETS / "student.safetensors", "mini-student.safetensors")
+    return Denoiser(backend, path), lora, description
 
 
 def graph(lora: str, **sampling) -> dict:
@@ -44,7 +36,7 @@ def graph(lora: str, **sampling) -> dict:
     inputs = {"model": ["2", 0], "positive": ["3", 0], "latent_image": ["4", 0], **choice}
     name = mini.CLASS_NAMES[CLASS]
     return {
-        "1": {"class_type": "TurboDistillLoadMiniModel", "inputs": {}},
+        "1": {"class_type": "TurboDistillLoadMiniModel", "inputs": {"distilled": False}},
         "2": {
             "class_type": "LoraLoaderModelOnly",
             "inputs": {"model": ["1", 0], "lora_name": lora, "strength_model": 1.0},
@@ -56,21 +48,20 @@ def graph(lora: str, **sampling) -> dict:
     }
 
 
-@needs_mini
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_the_node_gives_the_latents_of_the_headless_sampler(host, student, steps):
-    denoiser, lora = student
+    denoiser, lora, description = student
     entry = host.run(graph(lora, steps=steps))
     saved = entry["outputs"]["6"]["latents"][0]
     node = load_file(host.base_dir / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
     cond = mini_conditioning()[0][[CLASS] * BATCH]
-    levels = student_levels(LEVELS, steps)
-    headless = sample(denoiser, denoiser.process, levels, cond, mini.LATENT_SHAPE, SEED, range(BATCH))
+    levels = student_levels(description["sigmas"], steps)
+    sampler = description["sampler"]
+    headless = sample(denoiser, denoiser.process, levels, cond, mini.LATENT_SHAPE, SEED, range(BATCH), sampler)
     assert node.shape == headless.shape
     torch.testing.assert_close(node, headless / SCALE + SHIFT, rtol=0, atol=1e-5)
 
 
-@needs_mini
 def test_the_node_tells_the_user_what_is_wrong(host, student):
     entry = host.wait(host.queue(graph(student[1], steps=5)))
     assert "ValueError: this file was trained at 4 noise levels, so steps must be 1-4" in failure_text(entry)
