@@ -226,10 +226,10 @@ def run_sample(args: argparse.Namespace) -> None:
     config = load_config(args.config)
     if args.lora:
         source, model, description = load_student(config, args.lora)
-        sigmas, sampler = student_levels(description["sigmas"], args.steps), description["sampler"]
+        sigmas, sampler = student_levels(description["sigmas"], args.steps), sampler_of(description)
     else:
         source = open_source(config.model)
-        sigmas, sampler = grid_sigmas(source.backend.process, args.steps or 25), "euler"
+        sigmas, sampler = grid_sigmas(source.backend.process, args.steps or 25), {"sampler": "euler"}
     prompts = read_prompts(config.prompts.prompts, source)
     conds, uncond = source.encode(prompts, config.prompts.negative)
     model = model if args.lora else Guided(Denoiser(source.backend), uncond, config.cache.guidance)
@@ -240,13 +240,18 @@ def run_sample(args: argparse.Namespace) -> None:
     save_images(images, prompts, args)
 
 
-def in_batches(model, sigmas: Tensor, conds: Cond, shape, sampler: str, args, size: int = 50) -> Tensor:
+def sampler_of(description: dict) -> dict:
+    """The arguments of `samplers.sample` that a LoRA's description asks for."""
+    return {"sampler": description["sampler"], **description.get("sampler_options", {})}
+
+
+def in_batches(model, sigmas: Tensor, conds: Cond, shape, sampler: dict, args, size: int = 50) -> Tensor:
     """``args.count`` latents; item i takes conditioning i mod len(conds) and noise of (seed, i)."""
     parts = []
     for start in tqdm(range(0, args.count, size), desc=f"sample: {len(sigmas) - 1} steps"):
         items = range(start, min(start + size, args.count))
         cond = conds[[i % len(conds) for i in items]]
-        parts.append(sample(model, model.process, sigmas, cond, shape, args.seed, items, sampler))
+        parts.append(sample(model, model.process, sigmas, cond, shape, args.seed, items, **sampler))
     return torch.cat(parts)
 
 
@@ -278,7 +283,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     report = {"reference": len(reference), "count": args.count, "seed": args.seed, "fd": {}}
     for steps in range(1, len(description["sigmas"]) + 1):
         sigmas = student_levels(description["sigmas"], steps)
-        latents = in_batches(student, sigmas, conds, shape, description["sampler"], args)
+        latents = in_batches(student, sigmas, conds, shape, sampler_of(description), args)
         report["fd"][str(steps)] = fd_between(features(latents), reference)
     save_json(args.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))

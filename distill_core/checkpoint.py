@@ -69,7 +69,8 @@ def fingerprint(network: nn.Module) -> str:
 def save_lora(path: str | Path, state: dict[str, Tensor], description: dict) -> None:
     """A LoRA in diffusers' key layout with ``turbo_distill.*`` metadata.
 
-    description: method, sigmas (student levels), sampler, cfg, prediction, family, base (fingerprint), steps, config.
+    description: method, sigmas (student levels), sampler, sampler_options, cfg, prediction, family, base
+    (fingerprint), steps, config.
     Every value becomes a string; what is not one is written as JSON.
     """
     description = {"format": LORA_FORMAT, **description}
@@ -83,7 +84,7 @@ def read_lora(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     description = {k.removeprefix(NAMESPACE): v for k, v in metadata.items() if k.startswith(NAMESPACE)}
     if "sigmas" not in description:
         raise ValueError(f"{path} carries no turbo_distill metadata; it was not written by this project")
-    for name in ("sigmas", "cfg", "steps", "config"):
+    for name in ("sigmas", "sampler_options", "cfg", "steps", "config"):
         if name in description:
             description[name] = json.loads(description[name])
     return state, description

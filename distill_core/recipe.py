@@ -71,7 +71,8 @@ def make_recipe(
     if denoise < 1:
         listed = ", ".join(f"{level:.4g}" for level in levels.tolist())
         text += f"\nDenoise {denoise:g} ({mode}): {listed}"
-    return Recipe(levels, sampler or base.sampler, base.sampler_options, base.cfg if cfg is None else cfg, text)
+    options = base.sampler_options if sampler in (None, base.sampler) else {}  # another sampler has other options
+    return Recipe(levels, sampler or base.sampler, options, base.cfg if cfg is None else cfg, text)
 
 
 def check_range(sigmas: Tensor, table: Tensor | None) -> None:
@@ -125,7 +126,9 @@ def _from_metadata(model: ModelFacts, preset: str, steps: int | None) -> Recipe 
     levels = ", ".join(f"{level:.4g}" for level in sigmas.tolist())
     sampler, cfg = described.get("sampler", "renoise"), float(described.get("cfg", 1.0))
     text = f"{len(sigmas) - 1} steps: {levels}\nsampler {sampler}; cfg {cfg:g}"
-    return Recipe(sigmas, sampler, {}, cfg, f"{text}\nSource: the file's own metadata ({described.get('method', '?')})")
+    options = json.loads(described.get("sampler_options", "{}"))
+    text += f"\nSource: the file's own metadata ({described.get('method', '?')})"
+    return Recipe(sigmas, sampler, options, cfg, text)
 
 
 def _from_preset(model, preset, steps, sampler, width, height, video) -> Recipe:

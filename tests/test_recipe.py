@@ -106,3 +106,10 @@ def test_a_students_levels_are_trained_ones_only():
     assert student_levels(trained).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert student_levels(trained, 2).tolist() == [1.0, 0.5, 0.0]
     assert student_levels(trained, 3).tolist() == [1.0, 0.75, 0.5, 0.0]  # 2/3 and 1/3 were not trained
+
+
+def test_a_students_sampler_options_belong_to_its_own_sampler():
+    said = {**STUDENT, "turbo_distill.sampler": "ancestral", "turbo_distill.sampler_options": '{"eta": 0.5}'}
+    facts = ModelFacts("sd3", FlowProcess(), metadata=said)
+    assert make_recipe(facts).sampler_options == {"eta": 0.5}
+    assert make_recipe(facts, sampler="euler").sampler_options == {}
