@@ -262,7 +262,10 @@ def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> d
 def draw_rows(evaluator: MiniEvaluator, latents: dict[str, dict[int, Tensor]], path: Path) -> None:
     """One image of each class per row: teacher and student at their step counts, from the same noises."""
     count = len(mini.CLASS_NAMES)
-    rows = [(f"teacher, {steps} steps\n({2 * steps} forwards)", latents["teacher"][steps]) for steps in TEACHER_STEPS]
+    rows = [
+        (f"teacher, {steps} step{'s' * (steps > 1)}\n({2 * steps} forwards)", latents["teacher"][steps])
+        for steps in TEACHER_STEPS
+    ]
     rows += [(f"student, {steps} step{'s' * (steps > 1)}", latents["student"][steps]) for steps in STUDENT_STEPS]
     pictures = [(label, evaluator.decode(x[:count])) for label, x in rows]
     plots.sample_grid(pictures, mini.CLASS_NAMES, path, "same noise and class in every column")
