@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny real networks of the three families, with conditioning that fits all of them."""
+"""Shared fixtures: the tiny networks of networks.py as backends, and batches for them."""
 
 from __future__ import annotations
 
@@ -11,68 +11,13 @@ from hypothesis import settings
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # plain `pytest` finds distill_core without an installation
 
+from networks import CONFIGS, LATENT, build_cond, build_network, randomise_path  # noqa: E402, I001
+
 from distill_core.backends.diffusers import DiffusersBackend  # noqa: E402
 from distill_core.denoiser import Cond  # noqa: E402
 
 settings.register_profile("repo", database=None, deadline=None)  # no files, no failures of a busy machine
 settings.load_profile("repo")
-
-LATENT = (4, 6, 8)  # channels, height, width: not square on purpose
-TOKENS, CONTEXT_DIM, POOLED_DIM = 5, 32, 16
-
-SD3 = dict(
-    sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=32,
-    num_attention_heads=2, joint_attention_dim=CONTEXT_DIM, caption_projection_dim=64,
-    pooled_projection_dim=POOLED_DIM, pos_embed_max_size=8,
-)  # fmt: skip
-FLUX = dict(
-    patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=32,
-    num_attention_heads=2, joint_attention_dim=CONTEXT_DIM, pooled_projection_dim=POOLED_DIM,
-    guidance_embeds=False, axes_dims_rope=(8, 12, 12),
-)  # fmt: skip
-UNET = dict(
-    sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    cross_attention_dim=CONTEXT_DIM, attention_head_dim=8, norm_num_groups=8,
-)  # fmt: skip
-CONFIGS = {
-    "sd3": ("SD3Transformer2DModel", SD3),
-    "flux": ("FluxTransformer2DModel", FLUX),
-    "unet": ("UNet2DConditionModel", UNET),
-}
-
-
-def build_network(family: str, seed: int = 0, **changes) -> torch.nn.Module:
-    """A tiny network; layers that diffusers leaves at 0 get random values, so that no gradient is trivially 0."""
-    import diffusers
-
-    class_name, config = CONFIGS[family]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = getattr(diffusers, class_name)(**{**config, **changes})
-        for parameter in network.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
-    return network
-
-
-def build_cond(batch: int, seed: int = 0, guidance: bool = False) -> Cond:
-    g = torch.Generator().manual_seed(1000 + seed)
-    return Cond(
-        torch.randn(batch, TOKENS, CONTEXT_DIM, generator=g),
-        torch.randn(batch, POOLED_DIM, generator=g),
-        1 + torch.rand(batch, generator=g) if guidance else None,
-    )
-
-
-def randomise_path(path, seed: int = 0, size: float = 0.2):
-    """Give both matrices of a path values that depend only on the seed, so that it changes the output."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for down, up in zip(path.down, path.up, strict=True):
-            down.copy_(torch.randn(down.shape, generator=g) / down.shape[1] ** 0.5)
-            up.copy_(size * torch.randn(up.shape, generator=g))
-    return path
 
 
 @pytest.fixture(params=list(CONFIGS))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import build_network
+from networks import build_network
 
 from distill_core import mini
 from distill_core.config import ModelConfig

@@ -17,6 +17,7 @@ from distill_core.samplers import sample
 SCALE, SHIFT = 1.5305, 0.0609  # the host's units of SD3 latents: x / SCALE + SHIFT
 SEED, CLASS, BATCH = 11, 9, 3
 
+
 @pytest.fixture(scope="module")
 def student(host):
     """The shipped student, its file's name in the server, and what the file says of itself."""
