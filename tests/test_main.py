@@ -174,7 +174,7 @@ def test_a_student_of_another_base_is_refused(folder, tmp_path, capsys):
 def test_more_steps_than_trained_are_refused(folder, tmp_path, capsys):
     lora = folder / "run" / "student.safetensors"
     assert main(arguments("sample", folder, "--lora", lora, "--steps", 5, "--out", tmp_path)) == 2
-    assert "trained at 4 levels; 5 steps" in one_line(capsys)
+    assert "trained at 4 noise levels, so steps must be 1-4" in one_line(capsys)
 
 
 def test_missing_arguments_and_help(capsys):

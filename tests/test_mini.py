@@ -22,7 +22,7 @@ def samples():
 
 def test_the_shipped_files_are_whole_and_small():
     files = {path.name: path for path in mini.ASSETS.iterdir()}
-    models = {"autoencoder", "transformer", "conditioning", "latent_classifier", "pixel_classifier"}
+    models = {"autoencoder", "transformer", "student", "conditioning", "latent_classifier", "pixel_classifier"}
     assert files.keys() == {f"{name}.safetensors" for name in models} | {"training.json"}
     assert sum(path.stat().st_size for path in files.values()) < 25e6
     for name in models:
