@@ -35,6 +35,7 @@ class LADDConfig:
     warmup_probabilities during the first warmup_steps (LADD: [0, 0, .5, .5] for 500 steps above 512 px, then
     [.7, .1, .1, .1]).  renoise_mean, renoise_std: the logit-normal (m, s) of the discriminator's noise level.
     shared_renoise: real and fake see the same level and the same noise.  r1, approximate_r1: weights of the penalties.
+    state_share: with the pairs term, part of the items at a stored level that start from the teacher's own path there.
     own_share: part of the items below the highest level that start from the student's own one-step sample, noised,
     instead of a teacher latent (the backward simulation of DMD2, arXiv 2405.14867, section 4.5).
     consistency_levels: evenly spaced flow times of the consistency grid; consistency_share: part of the items whose
