@@ -193,11 +193,9 @@ def save_student(run: Run, config: Config, out: Path) -> None:
     backend, path = run.method.student.backend, run.method.student.path
     with run.ema_weights():
         state = path.export(backend.family.lora_prefix)
-    process = run.method.student.process
     description = {
         "method": "ladd", "sigmas": list(config.ladd.student_sigmas), "sampler": config.model.sampler, "cfg": 1.0,
-        "prediction": getattr(process, "prediction", "flow"), "shift_alpha": str(getattr(process, "shift_alpha", 1.0)),
-        "family": backend.family_name, "base": fingerprint(backend.network), "steps": run.step,
+        **backend.description(), "steps": run.step,
         "config": {"ladd": asdict(config.ladd), "train": asdict(config.train), "model": asdict(config.model)},
     }  # fmt: skip
     save_lora(out / "student.safetensors", state, description)

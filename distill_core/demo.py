@@ -219,9 +219,8 @@ def describe(backend: DiffusersBackend, recipe: Recipe) -> dict:
     """The metadata of the student's LoRA (DESIGN: files we write)."""
     return {
         "method": name_of(recipe), "sigmas": list(recipe.ladd.student_sigmas), "sampler": "ancestral",
-        "sampler_options": {"eta": recipe.eta}, "cfg": 1.0,
-        "shift_alpha": "1.0", "prediction": "flow", "family": backend.family_name,
-        "base": fingerprint(backend.network), "steps": recipe.train.steps, "config": asdict(recipe),
+        "sampler_options": {"eta": recipe.eta}, "cfg": 1.0, **backend.description(), "steps": recipe.train.steps,
+        "config": asdict(recipe),
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..checkpoint import fingerprint
 from ..denoiser import Cond
 from ..features import collect_taps, tokens_to_map
 from ..lora import LowRankPath, PathSwitch, linear_layers
@@ -137,6 +138,15 @@ class DiffusersBackend:
     def lora_targets(self) -> list[str]:
         """All linear layers of the family's blocks that a forward without extras runs."""
         return linear_layers(self.network, self.family.lora_under)
+
+    def description(self) -> dict[str, str]:
+        """What a LoRA's metadata says of its base: prediction, shift factor, family and fingerprint."""
+        return {
+            "prediction": getattr(self.process, "prediction", "flow"),
+            "shift_alpha": str(getattr(self.process, "shift_alpha", 1.0)),
+            "family": self.family_name,
+            "base": fingerprint(self.network),
+        }
 
     def new_path(self, rank: int, targets: Sequence[str] | None = None) -> LowRankPath:
         """A fresh low-rank path (output 0) on this backbone."""
