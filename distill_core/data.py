@@ -88,7 +88,7 @@ def cache_latents(
     folder = Path(folder)
     manifest = {"config": _plain(asdict(config)), "guidance": teacher.scale, "state_sigmas": list(config.state_sigmas)}
     _claim(folder, manifest | _plain(description or {}))
-    save_tensors(folder / "uncond.safetensors", _cond_tensors(teacher.uncond))
+    save_tensors(folder / "uncond.safetensors", teacher.uncond.tensors())
     for shard, start in enumerate(range(0, config.count, config.shard_size)):
         path = folder / f"shard-{shard:05d}.safetensors"
         items = range(start, min(start + config.shard_size, config.count))
@@ -126,15 +126,10 @@ def _sample_batch(teacher: Guided, cond: Cond, shape, config: CacheConfig, items
             states.append(step["x"])
 
     latents = SAMPLERS["euler"](teacher, x, sigmas, {"cond": cond}, keep_state, disable=True)
-    stored = {"latents": latents, **_cond_tensors(cond)}
+    stored = {"latents": latents, **cond.tensors()}
     if states:
         stored["states"] = torch.stack(states, dim=1)
     return stored
-
-
-def _cond_tensors(cond: Cond) -> dict[str, Tensor]:
-    tensors = {"context": cond.context, "pooled": cond.pooled, "guidance": cond.guidance}
-    return {name: value for name, value in tensors.items() if value is not None}
 
 
 def _plain(value):
@@ -179,7 +174,7 @@ class LatentDataset:
 
     def uncond(self) -> Cond:
         """The empty conditioning (one row) that the teacher was guided away from."""
-        return Cond(**load_tensors(self.folder / "uncond.safetensors")[0])
+        return Cond.from_tensors(load_tensors(self.folder / "uncond.safetensors")[0])
 
     def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
         """Batch ``number`` of an endless shuffled stream; every batch has one latent size.
@@ -203,7 +198,7 @@ class LatentDataset:
             raise ValueError(
                 f"{self.paths[bad[0]]} has a non-finite latent in row {bad[1]}; delete the shard and cache again"
             )
-        return Batch(latents, Cond(**tensors), states, self.state_sigmas)
+        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas)
 
     def _batches_per_epoch(self, size: int) -> int:
         return sum(max(1, len(places) // size) for places in self.buckets.values())
