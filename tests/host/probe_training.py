@@ -38,6 +38,7 @@ import comfy_extras.nodes_train as core_train  # noqa: E402
 import tiny_models  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 load_pack("pack")
 from pack.distill_core.data import Batch  # noqa: E402
@@ -45,6 +46,7 @@ from pack.distill_core.denoiser import Denoiser, cat_conds  # noqa: E402
 from pack.distill_core.discriminators import LatentDiscriminator  # noqa: E402
 from pack.distill_core.lora import LowRankPath, PathSwitch  # noqa: E402
 from pack.distill_core.methods.ladd import LADD, LADDConfig  # noqa: E402
+from pack.distill_core.schedules import grid_sigmas  # noqa: E402
 from pack.distill_core.train import Run, TrainConfig, training_step  # noqa: E402
 from pack.nodes import mini  # noqa: E402
 from pack.nodes.comfy_denoiser import training_backend  # noqa: E402
@@ -96,8 +98,12 @@ class Sums:
 
 
 def derivative_error(loss, parameters: list[torch.Tensor], step: float = 2e-2) -> float:
-    """Backward's derivative along a random direction against a five-point difference, relative."""
-    generator = torch.Generator().manual_seed(2)
+    """Backward's derivative along two random directions against five-point differences: the larger relative error."""
+    return max(_derivative_error(loss, parameters, step, seed) for seed in (2, 3))
+
+
+def _derivative_error(loss, parameters: list[torch.Tensor], step: float, seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed)
     direction = [torch.randn(p.shape, generator=generator).to(p) * p.std().clamp(0.01) for p in parameters]
     gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
     ours = sum((g.double() * d.double()).sum() for g, d in zip(gradients, direction, strict=True) if g is not None)
@@ -230,8 +236,7 @@ def patched(family: str):
         }  # inference tensors, as loaders give
         variants["with a lora"] = (comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0.0)[0], positive)
         if family == "sd3":
-            shifted = core_models.ModelSamplingSD3().patch(model, 1.7)[0]
-            variants["another shift"] = (shifted, positive)
+            variants["another time scale"] = (core_models.ModelSamplingAuraFlow().patch_aura(model, 1.7)[0], positive)
         if family == "sd15":
             zsnr = core_models.ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]
             variants["v and zero snr"] = (zsnr, positive)
@@ -243,8 +248,6 @@ def patched(family: str):
                 model,
                 [[positive[0][0], {**positive[0][1], "reference_latents": [reference]}]],
             )
-            shifted = core_models.ModelSamplingFlux().patch(model, 1.15, 0.5, 512, 768)[0]
-            variants["another shift"] = (shifted, positive)
         if family == "sdxl":
             sizes = {"width": 768, "height": 512, "crop_w": 8, "crop_h": 0, "target_width": 640, "target_height": 480}
             variants["sizes"] = (model, [[positive[0][0], {**positive[0][1], **sizes}]])
@@ -255,14 +258,31 @@ def same_as_sampling() -> dict:
     """Teacher on the backend against the host's own sampling path, relative."""
     result = {}
     for family in [*tiny_models.BUILDERS, *DIRECT]:
+        plain = None
         for name, (model, positive) in patched(family).items():
             x, time = latents(family), torch.tensor([0.8, 0.3])
             with training_backend(model) as backend, torch.no_grad():
                 sigma = backend.process.sigma_at_flow_time(time)
                 ours = Denoiser(backend)(x, sigma, backend.cond(positive * 2))
+                plain = ours if plain is None else plain
             with torch.inference_mode():
                 theirs = host_denoised(model, positive, x, sigma)
-            result[f"{family} {name}"] = relative(ours, theirs)
+            result[f"{family} {name}"] = {"difference": relative(ours, theirs), "from plain": relative(ours, plain)}
+    return result
+
+
+def shift_of_the_teacher() -> dict:
+    """The grid a teacher is sampled on is that of the MODEL, with the shift node before it."""
+    model = load("flux")
+    with torch.inference_mode():
+        shifted = core_models.ModelSamplingFlux().patch(model, 1.15, 0.5, 512, 768)[0]
+    result = {}
+    for name, variant in (("own", model), ("patched", shifted)):
+        with training_backend(variant) as backend:
+            grid = grid_sigmas(backend.process, 4)[:-1]
+            sampling = variant.get_model_object("model_sampling")
+            expected = [sampling.percent_to_sigma(k / 4) for k in range(4)]
+            result[name] = {"ours": grid.tolist(), "host's": expected}
     return result
 
 
@@ -376,6 +396,24 @@ def forwards_of_a_step() -> dict:
     return result
 
 
+def flops_of_a_step() -> float:
+    """A step of the loop in forwards of the backbone, on the network and batch of benchmarks/step_flops.py."""
+    model, channels = tiny_models.deep_sd3(blocks=12, width=256), 16
+    positive = [[torch.randn(1, 16, 256), {"pooled_output": torch.randn(1, 64)}]]
+    x = torch.randn(2, channels, 16, 16)
+    with training_backend(model, checkpointing=False) as backend:
+        teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(8))
+        taps = [f"joint_blocks.{i}" for i in (2, 5, 8)]
+        dataset = OneBatch(Batch(x, backend.cond(positive * 2)))
+        method = LADD(student, teacher, LatentDiscriminator.for_teacher(teacher, taps, dataset.content), taps)
+        run = Run(method, dataset, TrainConfig(batch_size=2))
+        with FlopCounterMode(display=False) as forward, torch.no_grad():
+            teacher(x, torch.ones(2), dataset.content.cond)
+        with FlopCounterMode(display=False) as step:
+            training_step(run)
+    return step.get_total_flops() / forward.get_total_flops()
+
+
 def one_copy() -> dict:
     """Networks and parameters while a model is trained on: beside MODEL's own there is one, of MODEL's size."""
     network = type(load("sd3").model.diffusion_model)
@@ -384,7 +422,7 @@ def one_copy() -> dict:
 
     def alive() -> int:
         gc.collect()
-        return sum(isinstance(thing, network) for thing in gc.get_objects())
+        return sum(type(thing) is network for thing in gc.get_objects())
 
     before, size = alive(), sum(p.numel() for p in model.model.diffusion_model.parameters())
     with training_backend(model) as backend:
@@ -486,6 +524,18 @@ class Warnings(logging.Handler):
         logging.getLogger().removeHandler(self)
 
 
+def diffusers_weights(family: str, table) -> dict[str, torch.Tensor]:
+    """The tiny network's weights under diffusers' names, by the host's own table."""
+    inner = load(family).model
+    state, weights = inner.diffusion_model.state_dict(), {}
+    for name, to in table(inner.model_config.unet_config).items():
+        source, rows, reorder = (*(to if isinstance(to, tuple) else (to,)), None, None)[:3]
+        if source in state:
+            value = state[source] if rows is None else state[source].narrow(*rows)
+            weights[name] = (reorder(value) if reorder else value).clone().contiguous()
+    return weights
+
+
 def exported_loras() -> dict:
     """The student on the backend against MODEL with the exported LoRA, through core's two ways of loading one."""
     result = {}
@@ -515,9 +565,15 @@ def exported_loras() -> dict:
             "difference": max((image - ours).abs().max().item() for image in images),
             "effect": relative(ours, teacher), "warnings": warnings.texts, "keys": sorted(lora)[:4],
         }  # fmt: skip
-        if family == "mini":
+        if family in ("mini", "flux-schnell", "sdxl"):
             both = {"x": x, "sigma": sigma, "context": cond.context, "pooled": cond.pooled, "denoised": ours}
-            save_file({name: value.contiguous() for name, value in both.items()}, folder / "student_mini.safetensors")
+            save_file(
+                {name: value.contiguous() for name, value in both.items()}, folder / f"student_{family}.safetensors"
+            )
+    save_file(
+        diffusers_weights("flux-schnell", comfy.utils.flux_to_diffusers), folder / "flux-schnell_diffusers.safetensors"
+    )
+    save_file(diffusers_weights("sdxl", comfy.utils.unet_to_diffusers), folder / "sdxl_diffusers.safetensors")
     return result
 
 
@@ -581,8 +637,9 @@ def mistakes() -> dict:
 
 def measures() -> list:
     return [
-        gradients, gradients_of_core, same_as_sampling, mixed_texts, features_are_the_image, separate_taps,
-        forwards_of_a_step, one_copy, nothing_leaks, without_a_loader, exported_loras, latent_spaces, mistakes,
+        gradients, gradients_of_core, same_as_sampling, shift_of_the_teacher, mixed_texts, features_are_the_image,
+        separate_taps, forwards_of_a_step, flops_of_a_step, one_copy, nothing_leaks, without_a_loader, exported_loras,
+        latent_spaces, mistakes,
     ]  # fmt: skip
 
 

@@ -95,6 +95,20 @@ def model(family: str):
     return comfy.model_patcher.ModelPatcher(inner, torch.device("cpu"), torch.device("cpu"))
 
 
+def deep_sd3(blocks: int, width: int):
+    """A MODEL of SD3's type of any depth and width, which files of that type tie together."""
+    config = comfy.supported_models.SD3(dict(
+        input_size=None, patch_size=2, in_channels=16, depth=width // 64, num_blocks=blocks, adm_in_channels=64,
+        num_patches=64**2, pos_embed_max_size=64, pos_embed_scaling_factor=None, dtype=torch.float32,
+        context_embedder_config={
+            "target": "torch.nn.Linear", "params": {"in_features": 256, "out_features": width}
+        },
+    ))  # fmt: skip
+    inner = config.get_model({}, device="cpu")
+    inner.diffusion_model.load_state_dict(random_state(inner.diffusion_model))
+    return comfy.model_patcher.ModelPatcher(inner, torch.device("cpu"), torch.device("cpu"))
+
+
 def random_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights of a size at which no layer is silent, the same for the same network."""
     generator = torch.Generator().manual_seed(0)
