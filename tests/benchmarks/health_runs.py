@@ -51,7 +51,7 @@ def observe(name: str, data: Path) -> dict:
     """Train one run to its end, whatever health says, and score the student."""
     config = DemoConfig()
     method = new_ladd(mini_backend(), LatentDataset(data), config, RUNS[name])
-    run, health, conditions = Run(method, LatentDataset(data), RUNS[name].train), Health(), []
+    run, health, conditions = Run(method, LatentDataset(data), RUNS[name].train), Health(patience=20), []
     for event in train(run):
         conditions.append(health.update(event.logs))
     with run.ema_weights(), torch.no_grad():
