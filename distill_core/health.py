@@ -17,7 +17,7 @@ from torch import Tensor
 from .train import Event, Run, copy_into, train
 
 BLIND_BELOW, OVERPOWERING_ABOVE, NO_DIFFERENCE = -0.5, 2.0, 0.03  # separation, and |separation|
-LOST_SEPARATION, LOST_DIVERSITY = (-2.0, 3.0), (0.25, 4.0)  # no run outside these for long has recovered
+LOST_SEPARATION, LOST_DIVERSITY = (-2.0, 3.0), (0.25, 4.0)  # docs/health.md: no run that stayed outside recovered
 ADVICE = {
     "starting": "too few steps to tell",
     "healthy": "the discriminator sees a difference and the student follows",
