@@ -72,7 +72,9 @@ def teacher_grid(process, config: CacheConfig) -> Tensor:
     return with_levels(grid_sigmas(process, config.steps), config.state_sigmas)
 
 
-Progress = tuple[int, int, Tensor | None]  # items done, items in all, latents of the finished batch (None: already there)
+Progress = tuple[
+    int, int, Tensor | None
+]  # items done, items in all, latents of the finished batch (None: already there)
 
 
 def cache_latents(
@@ -97,14 +99,14 @@ def write_shards(
     make: Callable[[range, int], dict[str, Tensor]], uncond: Cond, guidance: float, config: CacheConfig,
     folder: str | Path, description: dict | None = None,
 ) -> Iterator[Progress]:  # fmt: skip
-    """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors (latents, `cond_tensors`, states).
+    """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors (latents, those of their Cond, states).
 
     All items of a shard must have the same shapes. Errors as for `cache_latents`.
     """
     folder = Path(folder)
     manifest = {"config": _plain(asdict(config)), "guidance": guidance, "state_sigmas": list(config.state_sigmas)}
     claim(folder, manifest | _plain(description or {}))
-    save_tensors(folder / "uncond.safetensors", cond_tensors(uncond))
+    save_tensors(folder / "uncond.safetensors", uncond.tensors())
     for shard, start in enumerate(range(0, config.count, config.shard_size)):
         path = folder / f"shard-{shard:05d}.safetensors"
         items = range(start, min(start + config.shard_size, config.count))
@@ -141,16 +143,10 @@ def _sample_batch(teacher: Guided, cond: Cond, shape, config: CacheConfig, items
             states.append(step["x"])
 
     latents = SAMPLERS["euler"](teacher, x, sigmas, {"cond": cond}, keep_state, disable=True)
-    stored = {"latents": latents, **cond_tensors(cond)}
+    stored = {"latents": latents, **cond.tensors()}
     if states:
         stored["states"] = torch.stack(states, dim=1)
     return stored
-
-
-def cond_tensors(cond: Cond) -> dict[str, Tensor]:
-    """The tensors of a Cond under the names they have in a shard."""
-    tensors = {"context": cond.context, "pooled": cond.pooled, "guidance": cond.guidance}
-    return {name: value for name, value in tensors.items() if value is not None}
 
 
 def _plain(value):
@@ -195,14 +191,13 @@ class LatentDataset:
         """Latent shapes [C, H, W] of the buckets."""
         return list(dict.fromkeys(bucket[:3] for bucket in self.buckets))
 
-    @property
     def manifest(self) -> dict:
         """What `dataset.json` says of how the latents were made."""
         return json.loads((self.folder / "dataset.json").read_text())
 
     def uncond(self) -> Cond:
         """The empty conditioning (one row) that the teacher was guided away from."""
-        return Cond(**load_tensors(self.folder / "uncond.safetensors")[0])
+        return Cond.from_tensors(load_tensors(self.folder / "uncond.safetensors")[0])
 
     def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
         """Batch ``number`` of an endless shuffled stream; every batch has one latent size and one number of text tokens.
@@ -226,7 +221,7 @@ class LatentDataset:
             raise ValueError(
                 f"{self.paths[bad[0]]} has a non-finite latent in row {bad[1]}; delete the shard and cache again"
             )
-        return Batch(latents, Cond(**tensors), states, self.state_sigmas)
+        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas)
 
     def _batches_per_epoch(self, size: int) -> int:
         return sum(max(1, len(places) // size) for places in self.buckets.values())

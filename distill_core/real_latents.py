@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import save_tensors
-from .data import DTYPES, claim, cond_tensors
+from .data import DTYPES, claim
 from .denoiser import Cond, cat_conds
 
 SHARD_SIZE = 256
@@ -32,17 +32,17 @@ def save_latents(
     groups: dict[tuple, list[int]] = defaultdict(list)
     for index, (latent, cond) in enumerate(zip(latents, conds, strict=True)):
         groups[(tuple(latent.shape), tuple(cond.context.shape))].append(index)
-        for tensor in (latent, *cond_tensors(cond).values()):
+        for tensor in (latent, *cond.tensors().values()):
             digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     folder = Path(folder)
     manifest = {"guidance": 1.0, "state_sigmas": [], "content": digest.hexdigest(), "dtype": dtype}
     claim(folder, manifest | (description or {}))
-    save_tensors(folder / "uncond.safetensors", cond_tensors(uncond))
+    save_tensors(folder / "uncond.safetensors", uncond.tensors())
     parts = [group[a : a + SHARD_SIZE] for group in groups.values() for a in range(0, len(group), SHARD_SIZE)]
     for number, part in enumerate(parts):
         path = folder / f"shard-{number:05d}.safetensors"
         if not path.exists():
-            joined = cond_tensors(cat_conds([conds[i] for i in part]))
+            joined = cat_conds([conds[i] for i in part]).tensors()
             tensors = {"latents": torch.stack([latents[i] for i in part]), **joined}
             save_tensors(path, {k: v.to(DTYPES[dtype]) for k, v in tensors.items()}, {"state_sigmas": "[]"})
     return len(latents)

@@ -149,7 +149,7 @@ def new_run(
         path = backend.new_path(student.rank, student.targets or None)
         example = dataset.batch(0, 1, config.seed).to(device)
         discriminator = LatentDiscriminator.for_teacher(teacher, taps, example, **(head or {}))
-    guidance = dataset.manifest["guidance"]
+    guidance = dataset.manifest()["guidance"]
     method = LADD(Denoiser(backend, path), teacher, discriminator, taps, ladd, dataset.uncond().to(device), guidance)
     described = {"ladd": asdict(ladd), "student": asdict(student), "base": backend.description()["base"]}
     return Run(method, dataset, config, folder, described | {"taps": list(taps), "head": head or {}}, processes)

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from .faults import SamplingFacts
-from .recipe import make_recipe
-from .schedules import explicit_sigmas, shifted_sigmas, trailing_timesteps
+from .recipe import ModelFacts, make_recipe
+from .schedules import grid_sigmas
 
 MOST_STEPS = 8
 NO_PRESET = "none"
@@ -38,27 +35,17 @@ def start_for(family: str | None) -> Start:
     return STARTS.get(family or "", Start())
 
 
-def grid_for(facts: SamplingFacts, steps: int) -> Tensor:
-    """The model's own grid of ``steps`` steps, ending in 0.
-
-    Flow models: evenly spaced flow times under the model's own shift. Others: trailing timesteps.
-    """
-    if facts.table is None:
-        return shifted_sigmas(steps, shift_alpha=facts.shift_alpha or 1.0)
-    return explicit_sigmas(facts.table[trailing_timesteps(steps, len(facts.table))].tolist())
-
-
-def levels_for(facts: SamplingFacts, steps: int) -> tuple[float, ...]:
-    """Noise levels of a new student, highest first: its `grid_for` without the final 0 (LADD: 1, .75, .5, .25).
+def levels_for(process, steps: int) -> tuple[float, ...]:
+    """Noise levels of a new student, highest first: the process' own grid without the final 0 (LADD: 1, .75, .5, .25).
 
     Raises ValueError unless steps is in 1-8.
     """
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"a student is trained for 1-{MOST_STEPS} steps, not {steps}")
-    return tuple(grid_for(facts, steps)[:-1].tolist())
+    return tuple(grid_sigmas(process, steps)[:-1].tolist())
 
 
-def preset_levels(facts: SamplingFacts, preset: str, steps: int) -> tuple[tuple[float, ...], str, dict[str, float]]:
+def preset_levels(facts: ModelFacts, preset: str, steps: int) -> tuple[tuple[float, ...], str, dict[str, float]]:
     """Levels, sampler and sampler options of a turbo model in the table, to train a student that is used like it.
 
     Raises ValueError for a preset of another family, or one that was not made for so many steps.

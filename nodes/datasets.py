@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from comfy_api.latest import io
 from ..distill_core.data import DTYPES, CacheConfig, LatentDataset, write_shards
 from ..distill_core.denoiser import Cond
 from ..distill_core.real_latents import save_latents
-from ..distill_core.schedules import check_sigmas, with_levels
-from ..distill_core.targets import MOST_STEPS, grid_for, levels_for
-from .comfy_denoiser import training_backend
+from ..distill_core.schedules import check_sigmas, grid_sigmas, with_levels
+from ..distill_core.targets import MOST_STEPS, levels_for
 from .folders import dataset_folder
-from .host_model import facts_of
+from .host_conditioning import cond_of
+from .host_model import training_process_of
 from .host_teacher import HostTeacher, one_entry
+from .model_identity import family_name, identity
 from .sampling import CATEGORY, SEED_MAX
 
 Dataset = io.Custom("TURBO_DISTILL_DATASET")  # the dataset's folder, as a Path
@@ -69,12 +69,9 @@ def encode(model, positives: list, negative: list | None) -> tuple[list[Cond], C
 
     Raises ValueError for conditionings that cannot be distilled.
     """
-    for conditioning in positives:
-        one_entry(conditioning)
-    with training_backend(model) as backend:
-        conds = [backend.cond(conditioning).to("cpu") for conditioning in positives]
-        uncond = backend.cond([one_entry(negative, "negative")]).to("cpu") if negative else conds[0].map(torch.zeros_like)
-        return conds, uncond, backend.description()
+    conds = [cond_of([one_entry(conditioning)]).to("cpu") for conditioning in positives]
+    uncond = cond_of([one_entry(negative, "negative")]).to("cpu") if negative else conds[0].map(torch.zeros_like)
+    return conds, uncond, {"family": family_name(model), "base": identity(model)}
 
 
 class PromptList(io.ComfyNode):
@@ -154,11 +151,11 @@ class TeacherLatents(io.ComfyNode):
         cls, positive, model, dataset_name, count, sizes, steps, cfg, negative=None, pairs_for_steps=0, sampler=None,
         sigmas=None, batch_size=4, seed=0, dtype="bfloat16",
     ) -> Path:  # fmt: skip
-        folder, facts = dataset_folder(dataset_name), facts_of(model)
+        folder, process = dataset_folder(dataset_name), training_process_of(model)
         if pairs_for_steps and sampler is not None:
             raise ValueError("pairs need the node's own Euler sampler: disconnect SAMPLER, or set pairs_for_steps to 0")
-        grid = grid_for(facts, steps) if sigmas is None else check_sigmas(sigmas.float().cpu())
-        levels = levels_for(facts, pairs_for_steps) if pairs_for_steps else ()
+        grid = grid_sigmas(process, steps) if sigmas is None else check_sigmas(sigmas.float().cpu())
+        levels = levels_for(process, pairs_for_steps) if pairs_for_steps else ()
         grid = with_levels(grid, levels)
         scale = model.get_model_object("latent_format").spacial_downscale_ratio
         config = CacheConfig(
@@ -233,20 +230,20 @@ class LatentsDataset(io.ComfyNode):
         return io.NodeOutput(folder)
 
 
-def open_dataset(folder: Path, description: dict, channels: int, pairs: bool) -> LatentDataset:
-    """The dataset in ``folder``, checked against the model that is to be trained on it.
+def open_dataset(folder: Path, model, pairs: bool) -> LatentDataset:
+    """The dataset in ``folder``, checked against the MODEL that is to be trained on it.
 
     Raises ValueError for one of another family or channel count and, with ``pairs``, one of another teacher.
     """
     dataset = LatentDataset(folder)
-    made_by = json.loads((folder / "dataset.json").read_text())
-    if made_by.get("family") != description["family"] or dataset.shapes[0][0] != channels:
+    made_by, made_for = dataset.manifest(), family_name(model)
+    channels, wanted = dataset.shapes[0][0], model.get_model_object("latent_format").latent_channels
+    if made_by.get("family") != made_for or channels != wanted:
         raise ValueError(
-            f"the dataset {folder.name} was made for {made_by.get('family', 'another family')} with "
-            f"{dataset.shapes[0][0]} latent channels, but the model is {description['family']} with {channels}: make "
-            "the dataset with this model"
+            f"the dataset {folder.name} was made for {made_by.get('family', 'another family')} ({channels} latent "
+            f"channels), but the model is {made_for} ({wanted} channels): make the dataset with this model"
         )
-    if pairs and made_by.get("base") != description["base"]:
+    if pairs and dataset.state_sigmas and made_by.get("base") != identity(model):
         raise ValueError(
             f"the pairs in {folder.name} are paths of another model than the one connected (another checkpoint, or "
             "other LoRAs on it): connect the teacher that made them, make them again, or set pairs_weight to 0"

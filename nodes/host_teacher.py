@@ -10,7 +10,6 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..distill_core.data import cond_tensors
 from ..distill_core.denoiser import Cond, cat_conds
 from ..distill_core.noise import ItemNoise
 
@@ -85,7 +84,7 @@ class HostTeacher:
         prompts = [group[i % len(group)] for i in items]
         latents, states = self._sample(prompts, self.sizes[shard % len(self.sizes)], items)
         rows = cat_conds([self.conds[i] for i in prompts])
-        return {"latents": latents, **cond_tensors(rows), **({"states": states} if self.state_sigmas else {})}
+        return {"latents": latents, **rows.tensors(), **({"states": states} if self.state_sigmas else {})}
 
     def _sample(self, prompts: Sequence[int], size: tuple[int, int], items: range) -> tuple[Tensor, Tensor | None]:
         frames = (1,) if self.layout.latent_dimensions == 3 else ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..distill_core import charts
-from ..distill_core.checkpoint import save_json, save_lora
+from ..distill_core.checkpoint import save_lora
 from ..distill_core.methods.ladd import LADDConfig
 from ..distill_core.runs import RunFolder, StudentConfig, new_run, pick_targets, student_of
 from ..distill_core.samplers import sample
@@ -26,6 +25,7 @@ from ..distill_core.train import Event, Run, TrainConfig
 from .comfy_denoiser import training_backend
 from .datasets import open_dataset
 from .folders import lora_file, run_folder
+from .model_identity import identity
 from .results import TurboLora, decode, read_turbo_lora, with_turbo_lora
 
 CURVES_EVERY = 2.0  # seconds between pictures of the curves on the node
@@ -53,7 +53,7 @@ class Request:
         """What must agree for a finished run's files to be the answer to this request."""
         settings = {"ladd": asdict(self.ladd), "train": asdict(self.train), "student": asdict(self.student)}
         made_from = hashlib.sha256((self.dataset / "dataset.json").read_bytes()).hexdigest()[:16]
-        return {**settings, "targets": self.lora_targets, "dataset": made_from}
+        return {**settings, "targets": self.lora_targets, "dataset": made_from, "model": identity(self.model)}
 
 
 def train_in_graph(request: Request) -> tuple[object, TurboLora, dict]:
@@ -91,14 +91,14 @@ def run_to_end(request: Request, folder: RunFolder, lora_path: Path) -> None:
 def open_run(request: Request, backend, folder: RunFolder) -> Run:
     """The run on the opened backend; resumes later, when its first step is asked for."""
     pairs = request.ladd.weight("pairs") > 0
-    dataset = open_dataset(request.dataset, backend.description(), backend.channels, pairs)
+    dataset = open_dataset(request.dataset, request.model, pairs)
     ladd = request.ladd
     if pairs and not dataset.state_sigmas:
         ladd = replace(ladd, terms={**ladd.terms, "pairs": 0.0})
     targets = pick_targets(backend.lora_targets, request.lora_targets) if request.lora_targets else ()
     student = replace(request.student, targets=targets)
     run = new_run(backend, dataset, ladd, request.train, student, backend.taps, folder.path)
-    folder.start(guidance=dataset.manifest["guidance"], latent_shape=list(dataset.shapes[0]))
+    folder.start(guidance=dataset.manifest()["guidance"], latent_shape=list(dataset.shapes[0]))
     return run
 
 

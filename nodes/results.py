@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.sd
+import comfy.utils
 import folder_paths
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from ..distill_core import charts
 from ..distill_core.checkpoint import read_lora, save_lora
 from ..distill_core.recipe import Recipe, make_recipe
 from ..distill_core.runs import RunFolder
-from ..distill_core.targets import grid_for
+from ..distill_core.schedules import grid_sigmas
 from .folders import lora_file, run_folder
-from .host_model import facts_of, metadata_of
+from .host_model import facts_of, training_process_of
 from .host_sampling import sample_latent
 from .host_teacher import join_conditionings
 from .sampling import CATEGORY, SEED_MAX
@@ -148,11 +148,11 @@ def before_after(
     channels, *size = started["latent_shape"]
     frames = (1,) if model.get_model_object("latent_format").latent_dimensions == 3 else ()
     latent = {"samples": torch.zeros(len(positive), channels, *frames, *size)}
-    joined, facts = join_conditionings(positive), facts_of(model)
+    joined, process = join_conditionings(positive), training_process_of(model)
     rows = []
     for steps in sorted({1, levels}):
         word = f"{steps} step{'s' * (steps > 1)}"
-        teacher = Recipe(grid_for(facts, steps), "euler", {}, cfg, "")
+        teacher = Recipe(grid_sigmas(process, steps), "euler", {}, cfg, "")
         text = f"teacher, {word}\n{'guided' if cfg != 1 else 'cfg 1'}"
         rows.append((text, decode(vae, sample_latent(model, joined, negative, latent, teacher, seed)[0])))
         recipe = make_recipe(facts_of(student), steps=steps)

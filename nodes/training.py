@@ -15,7 +15,7 @@ from ..distill_core.targets import MOST_STEPS, NO_PRESET, levels_for, preset_lev
 from ..distill_core.train import PRECISIONS, TrainConfig
 from .datasets import Dataset
 from .folders import run_folder
-from .host_model import facts_of, family_of
+from .host_model import facts_of, family_of, training_process_of
 from .host_training import Request, train_in_graph
 from .results import as_image, report
 from .sampling import CATEGORY, OF_PRESET, SEED_MAX
@@ -186,11 +186,11 @@ def request_of(
     preview_negative=None, preview_every=50,
 ) -> Request:  # fmt: skip
     """The node's widgets as the core's settings; what is 0 takes the family's starting value."""
-    facts, start = facts_of(model), start_for(family_of(model))
+    start = start_for(family_of(model))
     if preset == NO_PRESET:
-        levels, usual, options = levels_for(facts, target_steps), "renoise", {}
+        levels, usual, options = levels_for(training_process_of(model), target_steps), "renoise", {}
     else:
-        levels, usual, options = preset_levels(facts, preset, target_steps)
+        levels, usual, options = preset_levels(facts_of(model), preset, target_steps)
     own_choice = sampler not in (OF_PRESET, usual)
     probabilities = probabilities_for(len(levels))
     ladd = LADDConfig(
