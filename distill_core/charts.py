@@ -1,4 +1,4 @@
-"""Pictures of a run drawn with Pillow alone: quick enough for a live preview, and without matplotlib, which ComfyUI lacks.
+"""Pictures of a run drawn with Pillow alone: quick enough for a live preview, and ComfyUI has no matplotlib.
 
 The headless commands use `plots`, which says the same with matplotlib.
 """
@@ -68,10 +68,11 @@ def _panel(draw: ImageDraw.ImageDraw, box, title: str, series: dict[str, list[fl
         draw.text((left - 4, at), f"{level:.3g}", GREY, _font(10), anchor="rm")
     draw.text((right, lower + 3), f"step {count}", GREY, _font(10), anchor="rt")
     label = right
-    for (key, values), colour in zip(series.items(), COLOURS, strict=False):
-        if len(values) > 1:
-            draw.line(points(values), _pale(colour))
-            draw.line(points(smoothed[key]), colour, 2)
+    for lines, width, tint in ((series, 1, _pale), (smoothed, 2, lambda colour: colour)):
+        for values, colour in zip(lines.values(), COLOURS, strict=False):
+            if len(values) > 1:
+                draw.line(points(values), tint(colour), width)
+    for key, colour in zip(series, COLOURS, strict=False):
         text = f"{key.replace('_', ' ')} {smoothed[key][-1]:.3g}"
         draw.text((label, y + 5), text, colour, _font(11), anchor="rt")
         label -= draw.textlength(text, _font(11)) + 10

@@ -132,11 +132,12 @@ def report(run_name: str, model=None, vae=None, positive: Sequence = (), negativ
     logs = folder.logs()
     if not logs:
         raise ValueError(f"there is no run {run_name!r} in output/turbo_distill/runs, or it has not done a step")
-    pictures = [charts.curves(logs, title=f"{run_name}: step {logs[-1]['step']}")]
-    if model is not None and vae is not None and positive:
-        rows = before_after(model, vae, lora_file(run_name), list(positive)[:10], negative, folder.started(), seed)
-        pictures.append(charts.grid(rows, "the same noise in every column"))
-    return charts.stack(pictures)
+    title, width = f"{run_name}: step {logs[-1]['step']}", 860
+    if model is None or vae is None or not positive:
+        return charts.curves(logs, width, title=title)
+    rows = before_after(model, vae, lora_file(run_name), list(positive)[:10], negative, folder.started(), seed)
+    grid = charts.grid(rows, "the same noise in every column")
+    return charts.stack([charts.curves(logs, max(width, grid.width), title=title), grid])
 
 
 def before_after(
