@@ -19,7 +19,10 @@ LORA_FORMAT = "1"
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; its bytes are on the disk before the old file is replaced."""
+    """Write a safetensors file atomically; its bytes are on the disk before the old file is replaced.
+
+    Raises OSError when it cannot be written (a full disk); the old file is then as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -28,6 +31,8 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from PIL import Image
 from ..distill_core import charts
 from ..distill_core.checkpoint import save_lora
 from ..distill_core.methods.ladd import LADDConfig
+from ..distill_core.preflight import preflight
 from ..distill_core.runs import RunFolder, StudentConfig, new_run, pick_targets, student_of
 from ..distill_core.samplers import sample
 from ..distill_core.schedules import explicit_sigmas
@@ -59,13 +60,20 @@ class Request:
 def train_in_graph(request: Request) -> tuple[object, TurboLora, dict]:
     """Train, or go on, or find that it is done: the student MODEL, its LORA_MODEL and the LOSS_MAP.
 
-    Raises ValueError for what cannot work, InterruptProcessingException on cancel, torch.OutOfMemoryError with advice;
-    after each of them the checkpoint and, once a step is done, the LoRA are on disk.
+    Raises ValueError for what cannot work, InterruptProcessingException on cancel, torch.OutOfMemoryError and OSError
+    with advice; after each of them the checkpoint and, once a step is done, the LoRA are on disk.
     """
     folder, lora_path = RunFolder(run_folder(request.run_name)), lora_file(request.run_name)
     asked = request.asked()
     if folder.finished(asked) is None or not lora_path.exists():
-        run_to_end(request, folder, lora_path)
+        try:
+            run_to_end(request, folder, lora_path)
+        except (RuntimeError, MemoryError) as error:
+            if comfy.model_management.is_oom(error) or "not enough memory" in str(error):
+                raise torch.OutOfMemoryError(advice(request)) from error
+            raise
+        except OSError as error:
+            raise OSError(f"{error}. What was saved before is as it was: make room and queue again") from error
         folder.finish(asked)
     weights = request.ladd.terms
     losses = [sum(w * entry.get(term, 0.0) for term, w in weights.items()) for entry in folder.logs()]
@@ -73,17 +81,17 @@ def train_in_graph(request: Request) -> tuple[object, TurboLora, dict]:
 
 
 def run_to_end(request: Request, folder: RunFolder, lora_path: Path) -> None:
+    """Train to the last step and write the LoRA; whatever ends it early, the LoRA of the last step is written."""
     with training_backend(request.model, request.checkpointing) as backend:
         run = open_run(request, backend, folder)
+        preflight(run)
         listener = Listener(request, run, folder)
         try:
             with closing(folder.follow(run)) as events:
                 for event in events:
                     listener(event)
-        except BaseException as error:  # cancel is no Exception
+        except BaseException:  # cancel is no Exception
             keep_student(run, request.student, lora_path)
-            if comfy.model_management.is_oom(error) or "not enough memory" in str(error):
-                raise torch.OutOfMemoryError(advice(request)) from error
             raise
         save_lora(lora_path, *student_of(run, request.student))
 

@@ -80,9 +80,9 @@ def samples(host: Host, model: dict, source: list, name: str, **sampling) -> tor
 
 @pytest.fixture(scope="module")
 def distilled(host) -> Host:
-    """The mini model distilled into one step: 512 latents of an 8-step teacher, 30 steps of 32."""
+    """The mini model distilled into one step: 512 latents of an 8-step teacher, 30 steps of 16."""
     teacher = {"count": 512, "steps": 8, "batch_size": 128}
-    graph = mini_training("one_step", "one_step", teacher, steps=30, batch_size=32, rank=32)
+    graph = mini_training("one_step", "one_step", teacher, steps=30, batch_size=16, student_lr=1e-3, rank=32)
     graph["loss"] = node("LossGraphNode", loss=["train", 2], filename_prefix="one_step_loss")
     graph["core"] = node("SaveLoRA", lora=["train", 1], prefix="loras/one_step_core")
     host.run(graph, 600)
@@ -139,7 +139,7 @@ def test_a_finished_run_answers_from_its_files(distilled):
     }
     distilled.post("/free", {"unload_models": True, "free_memory": True})
     teacher = {"count": 512, "steps": 8, "batch_size": 128}
-    graph = mini_training("one_step", "one_step", teacher, steps=30, batch_size=32, rank=32)
+    graph = mini_training("one_step", "one_step", teacher, steps=30, batch_size=16, student_lr=1e-3, rank=32)
     started = cpu(distilled)
     distilled.run(graph, 300)
     assert cpu(distilled) - started < 5
