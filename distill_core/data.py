@@ -1,7 +1,7 @@
 """Cached training data: teacher latents, their conditioning and, if wanted, states of the ODE path that made each.
 
 A dataset is a folder of safetensors shards. A shard holds one latent size and one number of text tokens (a
-bucket); rows are read through the memory map when a batch needs them. ``dataset.json`` records how the latents were made.
+bucket); rows are read through the memory map when a batch needs them. ``dataset.json`` records how they were made.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def write_shards(
     make: Callable[[range, int], dict[str, Tensor]], uncond: Cond, guidance: float, config: CacheConfig,
     folder: str | Path, description: dict | None = None,
 ) -> Iterator[Progress]:  # fmt: skip
-    """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors (latents, those of their Cond, states).
+    """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors
+    (latents, those of their Cond, states).
 
     All items of a shard must have the same shapes. Errors as for `cache_latents`.
     """
@@ -200,7 +201,7 @@ class LatentDataset:
         return Cond.from_tensors(load_tensors(self.folder / "uncond.safetensors")[0])
 
     def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
-        """Batch ``number`` of an endless shuffled stream; every batch has one latent size and one number of text tokens.
+        """Batch ``number`` of an endless shuffled stream; a batch has one latent size and one number of text tokens.
 
         Only (seed, number, size) decide what is in it. ``rows`` picks the part of one process.
         Raises ValueError for latents that are not finite.

@@ -113,7 +113,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """rank and target layers of the LoRA (empty: the backend's own), and what the student is meant to be sampled with."""
+    """rank and target layers of the LoRA (empty: the backend's own), and what the student is to be sampled with."""
 
     rank: int = 64
     targets: tuple[str, ...] = ()

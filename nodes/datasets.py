@@ -50,7 +50,7 @@ def dataset_state(dataset_name: str) -> str:
 def parse_sizes(text: str, scale: int) -> tuple[tuple[int, int], ...]:
     """ "1024x768, 512x512" (width x height, pixels) -> latent sizes [(H, W), ...].
 
-    Raises ValueError for anything else, or sides that are no multiple of twice the scale (models work on 2 x 2 patches).
+    Raises ValueError for anything else, or sides that are no multiple of twice the scale (patches are 2 x 2).
     """
     sizes = []
     for part in text.split(","):
@@ -85,7 +85,7 @@ class PromptList(io.ComfyNode):
             "for each, and that to Teacher Latents.",
             search_aliases=["text list", "prompts from lines"],
             inputs=[
-                io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line; empty lines count not."),
+                io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line; empty lines do not count."),
             ],
             outputs=[io.String.Output(display_name="prompts", is_output_list=True)],
         )  # fmt: skip
@@ -110,28 +110,28 @@ class TeacherLatents(io.ComfyNode):
             search_aliases=["distillation dataset", "synthetic data", "cache latents", "ode pairs"],
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="The teacher: the many-step model to distil, with any LoRAs and patches."),
-                io.Conditioning.Input("positive", tooltip="One prompt, or a list of them: item i takes prompt i, in turn."),
+                io.Model.Input("model", tooltip="The teacher: the many-step model, with any LoRAs and patches."),
+                io.Conditioning.Input("positive", tooltip="One prompt, or a list; item i takes prompt i, in turn."),
                 name_input("my_teacher"),
                 io.Int.Input("count", default=2000, min=1, max=1 << 20, tooltip="Latents in all; thousands are usual."),
                 io.String.Input(
                     "sizes", default="1024x1024",
                     tooltip="Width x height in pixels; several, with commas between, are used in turn.",
                 ),
-                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Steps of the teacher; SIGMAS replace them."),
-                io.Float.Input("cfg", default=5.0, min=1.0, max=30.0, step=0.1, tooltip="The teacher's guidance scale."),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Of the teacher; SIGMAS replace them."),
+                io.Float.Input("cfg", default=5.0, min=1.0, max=30.0, step=0.1, tooltip="The teacher's guidance."),
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed if cfg is not 1."),
                 io.Int.Input(
                     "pairs_for_steps", default=0, min=0, max=MOST_STEPS, optional=True,
                     tooltip="N: also keep the states of the teacher's path at the levels of an N-step student, for the "
-                    "trainer's pairs term, which makes few steps much better. Costs N + 1 times the disk space. 0: none.",
+                    "trainer's pairs term, which makes few steps much better. Costs N + 1 times the disk space. 0: no.",
                 ),
-                io.Sampler.Input("sampler", optional=True, tooltip="Instead of Euler; not with pairs, which need an ODE."),
-                io.Sigmas.Input("sigmas", optional=True, tooltip="Noise levels to use instead of the model's own grid."),
-                io.Int.Input("batch_size", default=4, min=1, max=1024, optional=True, tooltip="Latents sampled at once."),
+                io.Sampler.Input("sampler", optional=True, tooltip="Instead of Euler; not with pairs, which need it."),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="Noise levels instead of the model's own grid."),
+                io.Int.Input("batch_size", default=4, min=1, max=1024, optional=True, tooltip="Latents at once."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=SEED_MAX, optional=True, advanced=True,
-                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="All noise of item i comes from it and i.",
+                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="The noise of item i is from it and i.",
                 ),
                 dtype_input(),
             ],
@@ -166,8 +166,8 @@ class TeacherLatents(io.ComfyNode):
         bar, done = comfy.utils.ProgressBar(count), 0
         show = lambda share, preview: bar.update_absolute(min(count, done + share * batch_size), count, preview)  # noqa: E731
         teacher = HostTeacher(
-            model, positive, conds, negative, cfg, sampler or comfy.samplers.ksampler("euler"), grid, config.sizes, seed,
-            levels, show,
+            model, positive, conds, negative, cfg, sampler or comfy.samplers.ksampler("euler"), grid, config.sizes,
+            seed, levels, show,
         )  # fmt: skip
         made_from = {
             **base, "prompts": digest_of(conds), "sigmas": grid.tolist(),
@@ -193,8 +193,8 @@ class LatentsDataset(io.ComfyNode):
             node_id="TurboDistillLatentsDataset",
             display_name="Latents Dataset",
             category=CATEGORY,
-            description="Latents of real images with their conditionings as a dataset for the trainer. Takes what core's "
-            "Make Training Dataset and Load Training Dataset give.",
+            description="Latents of real images with their conditionings as a dataset for the trainer. Takes what "
+            "core's Make Training Dataset and Load Training Dataset give.",
             search_aliases=["real images", "training dataset"],
             is_input_list=True,
             inputs=[

@@ -69,7 +69,7 @@ def train_in_graph(request: Request) -> tuple[object, TurboLora, dict]:
         try:
             run_to_end(request, folder, lora_path)
         except (RuntimeError, MemoryError) as error:
-            if comfy.model_management.is_oom(error) or "not enough memory" in str(error):
+            if is_out_of_memory(error):
                 raise torch.OutOfMemoryError(advice(request)) from error
             raise
         except OSError as error:
@@ -118,6 +118,13 @@ def keep_student(run: Run, student: StudentConfig, path: Path) -> None:
         save_lora(path, *student_of(run, student))
     except OSError as error:
         logging.warning("the LoRA of the stopped run could not be written: %s", error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or of the CPU (where torch has no exception of its own for it)."""
+    texts = ("not enough memory", "can't allocate memory")
+    cpu = isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+    return cpu or comfy.model_management.is_oom(error)
 
 
 def advice(request: Request) -> str:

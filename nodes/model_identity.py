@@ -1,4 +1,4 @@
-"""Which model a MODEL is: its weights as they were loaded and the patches on them, told without changing or copying it."""
+"""Which model a MODEL is: its weights as they were loaded, and the patches on them."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class SaveTurboLora(io.ComfyNode):
     def execute(cls, lora, filename_prefix) -> io.NodeOutput:
         if not isinstance(lora, TurboLora):
             raise ValueError(
-                "this LORA_MODEL does not say how it was distilled: connect LADD Trainer, or use core's Save LoRA Weights"
+                "this LORA_MODEL does not say how it was distilled: connect LADD Trainer, or use core's Save LoRA"
             )
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
@@ -105,7 +105,7 @@ class TrainingReport(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="For the grid."),
                 io.Conditioning.Input("positive", optional=True, tooltip="One prompt or a list: a column each."),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="With it the teacher is guided as in the dataset, without at cfg 1."
+                    "negative", optional=True, tooltip="With it the teacher is guided as in the dataset, else at cfg 1."
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=SEED_MAX, optional=True,

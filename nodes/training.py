@@ -26,7 +26,7 @@ AUTO_ZERO = "0 takes the family's starting value."
 def loop_inputs() -> list:
     """What decides how long and how fast it learns."""
     return [
-        io.Int.Input("batch_size", default=4, min=1, max=4096, optional=True, tooltip="Items a micro-batch; hinge needs 2."),
+        io.Int.Input("batch_size", default=4, min=1, max=4096, optional=True, tooltip="Items at once; hinge needs 2."),
         io.Int.Input(
             "accumulation", default=1, min=1, max=1024, optional=True, advanced=True,
             tooltip="Micro-batches a step: a larger batch in the memory of a smaller one.",
@@ -80,7 +80,7 @@ def method_inputs() -> list:
         ),
         io.Float.Input(
             "renoise_mean", default=0.0, min=-5.0, max=5.0, step=0.1, optional=True, advanced=True,
-            tooltip="m of the logit-normal noise level at which the discriminator looks: high sees layout, low texture. "
+            tooltip="m of the logit-normal noise level the discriminator looks at: high sees layout, low texture. "
             "Used if renoise_std is above 0.",
         ),
         io.Float.Input(
@@ -138,7 +138,7 @@ class LADDTrainer(io.ComfyNode):
             search_aliases=["distill", "turbo lora", "lightning", "train", "few steps", "add"],
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="The teacher, with its LoRAs and ModelSampling nodes. It is not changed."),
+                io.Model.Input("model", tooltip="The teacher, with LoRAs and ModelSampling nodes. It is not changed."),
                 Dataset.Input("dataset", tooltip="Of Teacher Latents (best), or of Latents Dataset."),
                 io.String.Input(
                     "run_name", default="my_turbo",
@@ -148,13 +148,13 @@ class LADDTrainer(io.ComfyNode):
                 io.Int.Input(
                     "target_steps", default=4, min=1, max=MOST_STEPS, tooltip="Steps the student is to be sampled with."
                 ),
-                io.Int.Input("steps", default=2000, min=1, max=1000000, tooltip="Training steps. More can be added later."),
+                io.Int.Input("steps", default=2000, min=1, max=1000000, tooltip="Training steps; more can be added."),
                 *loop_inputs(), *method_inputs(), *preview_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The student: the model with its LoRA."),
                 io.Custom("LORA_MODEL").Output(display_name="lora", tooltip="For Save Turbo LoRA or core's Save LoRA."),
-                io.Custom("LOSS_MAP").Output(display_name="loss_map", tooltip="The student's loss, for Plot Loss Graph."),
+                io.Custom("LOSS_MAP").Output(display_name="loss_map", tooltip="For core's Plot Loss Graph."),
                 io.Image.Output(display_name="report", tooltip="Curves and, with VAE and preview, before and after."),
                 io.String.Output(display_name="run_name", tooltip="For Training Report."),
             ],

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+from safetensors.torch import load_file
+from server import Host
+
+from distill_core import mini
+
+SCALE, SHIFT = 1.5305, 0.0609  # the host's units of SD3 latents: x / SCALE + SHIFT
+
 
 def node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs}
@@ -36,3 +44,42 @@ def mini_training(run_name: str, dataset: str = "few", teacher: dict | None = No
         ),
         "save": node("TurboDistillSaveLora", lora=["train", 1], filename_prefix=f"loras/{run_name}"),
     }  # fmt: skip
+
+
+def class_samples(host: Host, model: dict, source: list, count: int, **sampling) -> torch.Tensor:
+    """``count`` one-step latents of each class by Turbo Sampler, in model space; row i of a class is from (seed, i).
+
+    model: nodes that load one, source: the link to it.
+    """
+    choice = dict(preset="auto", steps=1, denoise=1.0, denoise_mode="snap", seed=1000, sampler="of the preset", cfg=0.0)
+    graph = model | {"latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=count)}
+    for label, text in enumerate(mini.CLASS_NAMES):
+        graph[f"class{label}"] = node("TurboDistillMiniConditioning", class_name=text)
+        graph[f"sample{label}"] = node(
+            "TurboDistillSampler", model=source, positive=[f"class{label}", 0], latent_image=["latent", 0],
+            **(choice | sampling),
+        )  # fmt: skip
+        graph[f"save{label}"] = node("SaveLatent", samples=[f"sample{label}", 0], filename_prefix="class_samples")
+    outputs = host.run(graph, 900)["outputs"]
+    files = [outputs[f"save{label}"]["latents"][0] for label in range(len(mini.CLASS_NAMES))]
+    parts = [load_file(host.base_dir / "output" / f["subfolder"] / f["filename"])["latent_tensor"] for f in files]
+    return (torch.cat(parts) - SHIFT) * SCALE
+
+
+def saved_student(lora_name: str) -> dict:
+    """The mini model with a saved LoRA, loaded by core; its link is ["model", 0]."""
+    return {
+        "base": node("TurboDistillLoadMiniModel", distilled=False),
+        "model": node("LoraLoaderModelOnly", model=["base", 0], lora_name=lora_name, strength_model=1.0),
+    }
+
+
+def guided_teacher(steps: int = 1) -> tuple[dict, dict]:
+    """The mini model's nodes (link ["base", 0]) and how Turbo Sampler samples it as a guided teacher."""
+    nodes = {
+        "base": node("TurboDistillLoadMiniModel", distilled=False),
+        "plain": node("ModelSamplingSD3", model=["base", 0], shift=1.0),
+        "levels": node("BasicScheduler", model=["plain", 0], scheduler="simple", steps=steps, denoise=1.0),
+        "none": node("TurboDistillMiniConditioning", class_name="none"),
+    }
+    return nodes, dict(sigmas=["levels", 0], steps=0, sampler="euler", cfg=1.5, negative=["none", 0])

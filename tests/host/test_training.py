@@ -1,4 +1,4 @@
-"""LADD Trainer in the real server: what it reaches, and cancel, resume, a killed server, memory, mistakes, a full disk."""
+"""LADD Trainer in the real server: what it reaches, cancel, resume, a killed server, memory, mistakes, a full disk."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from graphs import mini_training, node
-from safetensors.torch import load_file, save_file
-from server import Host, failure_text
+from graphs import class_samples, guided_teacher, mini_training, node, saved_student
+from safetensors.torch import load_file
+from server import HERE, PYTHON, Host, failure_text
 
 from distill_core import mini
 from distill_core.checkpoint import read_lora
 from distill_core.metrics import MiniEvaluator
-
-SCALE, SHIFT = 1.5305, 0.0609  # the host's units of SD3 latents: x / SCALE + SHIFT
 
 
 def run_folder(host: Host, name: str) -> Path:
@@ -61,23 +59,6 @@ def assert_same_files(a: Path, b: Path) -> None:
 # What it reaches
 
 
-def samples(host: Host, model: dict, source: list, name: str, **sampling) -> torch.Tensor:
-    """30 one-step latents of each class by Turbo Sampler, in model space; row i of a class is from (seed, i)."""
-    choice = dict(preset="auto", steps=1, denoise=1.0, denoise_mode="snap", seed=1000, sampler="of the preset", cfg=0.0)
-    graph = model | {"latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=30)}
-    for label, text in enumerate(mini.CLASS_NAMES):
-        graph[f"class{label}"] = node("TurboDistillMiniConditioning", class_name=text)
-        graph[f"sample{label}"] = node(
-            "TurboDistillSampler", model=source, positive=[f"class{label}", 0], latent_image=["latent", 0],
-            **(choice | sampling),
-        )  # fmt: skip
-        graph[f"save{label}"] = node("SaveLatent", samples=[f"sample{label}", 0], filename_prefix=f"{name}{label}")
-    outputs = host.run(graph, 300)["outputs"]
-    files = [outputs[f"save{label}"]["latents"][0] for label in range(len(mini.CLASS_NAMES))]
-    parts = [load_file(host.base_dir / "output" / f["subfolder"] / f["filename"])["latent_tensor"] for f in files]
-    return (torch.cat(parts) - SHIFT) * SCALE
-
-
 @pytest.fixture(scope="module")
 def distilled(host) -> Host:
     """The mini model distilled into one step: 512 latents of an 8-step teacher, 30 steps of 16."""
@@ -94,18 +75,9 @@ def test_one_step_of_the_student_is_far_better_than_one_of_the_teacher(distilled
 
     This run is a tenth of the length of the demo in tests/benchmarks/distil_in_graph.py, which also makes the picture.
     """
-    lora = {
-        "base": node("TurboDistillLoadMiniModel", distilled=False),
-        "model": node(
-            "LoraLoaderModelOnly", model=["base", 0], lora_name="one_step_00001_.safetensors", strength_model=1.0
-        ),
-    }
-    levels = {"levels": node("BasicScheduler", model=["base", 0], scheduler="simple", steps=1, denoise=1.0)}
-    guided = dict(sigmas=["levels", 0], steps=0, sampler="euler", cfg=1.5, negative=["none", 0])
-    teacher = {**lora, **levels, "none": node("TurboDistillMiniConditioning", class_name="none")}
-    del teacher["model"]
-    student = samples(distilled, lora, ["model", 0], "student")
-    baseline = samples(distilled, teacher, ["base", 0], "teacher", **guided)
+    teacher, guided = guided_teacher()
+    student = class_samples(distilled, saved_student("one_step_00001_.safetensors"), ["model", 0], 30)
+    baseline = class_samples(distilled, teacher, ["base", 0], 30, **guided)
     labels, evaluate = torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(30), MiniEvaluator()
     scores = [evaluate(latents, labels) for latents in (student, baseline)]
     print("student", scores[0], "teacher", scores[1])
@@ -283,7 +255,28 @@ def test_a_full_disk_loses_nothing(host):
         subprocess.run(["umount", folder], check=True)
 
 
-# Memory
+# The host's process
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory) -> dict:
+    """What probe_run.py finds."""
+    command = [PYTHON, HERE / "probe_run.py", tmp_path_factory.mktemp("probe")]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_leaves_the_host_as_it_was(probe):
+    """Flags, torch's random state, loaded models; the MODEL computes what it did, the student something else."""
+    assert probe["changed"] == [] and probe["output"] == 0 and probe["student"] > 1e-3 and probe["losses"] == 3
+
+
+def test_without_memory_the_run_says_what_to_change_and_can_go_on(probe):
+    assert probe["error"].startswith("OutOfMemoryError: not enough memory to train"), probe["error"]
+    for hint in ("gradient_checkpointing on", "batch_size from 128 to 64 and double accumulation", "lower rank from 4"):
+        assert hint in probe["error"]
+    assert probe["kept"] and not probe["in_training"] and probe["resumed"]
 
 
 def test_twenty_runs_in_a_row_do_not_grow_the_server(host):
