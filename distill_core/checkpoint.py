@@ -47,10 +47,13 @@ def save_json(path: str | Path, content) -> None:
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Raises ValueError for a missing, truncated or foreign file."""
+    """Tensors and metadata of a safetensors file. Raises ValueError for a missing, truncated or foreign file.
+
+    The tensors are copies: views of the mapped file would keep it open, and Windows does not replace open files.
+    """
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
     except (SafetensorError, OSError) as error:

@@ -85,7 +85,9 @@ class PromptList(io.ComfyNode):
             "for each, and that to Teacher Latents.",
             search_aliases=["text list", "prompts from lines"],
             inputs=[
-                io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line; empty lines do not count."),
+                io.String.Input(
+                    "prompts", multiline=True, default="", tooltip="One prompt a line; empty lines do not count."
+                ),
             ],
             outputs=[io.String.Output(display_name="prompts", is_output_list=True)],
         )  # fmt: skip
@@ -131,7 +133,7 @@ class TeacherLatents(io.ComfyNode):
                 io.Int.Input("batch_size", default=4, min=1, max=1024, optional=True, tooltip="Latents at once."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=SEED_MAX, optional=True, advanced=True,
-                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="The noise of item i is from it and i.",
+                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Item i's noise is from it and i.",
                 ),
                 dtype_input(),
             ],

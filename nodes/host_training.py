@@ -26,6 +26,7 @@ from ..distill_core.train import Event, Run, TrainConfig
 from .comfy_denoiser import training_backend
 from .datasets import open_dataset
 from .folders import lora_file, run_folder
+from .host_conditioning import cond_of
 from .model_identity import identity
 from .results import TurboLora, decode, read_turbo_lora, with_turbo_lora
 
@@ -150,9 +151,8 @@ class Listener:
         self.samples: Image.Image | None = None
         self.shown = self.started = time.monotonic()
         self.first = None
-        backend = run.method.student.backend
         positive = request.preview_positive[:PREVIEW_MOST] if request.vae is not None and request.preview_every else ()
-        self.conds = [backend.cond(conditioning) for conditioning in positive]
+        self.conds = [cond_of(conditioning).to(run.device) for conditioning in positive]
 
     def __call__(self, event: Event) -> None:
         if self.first is None:
@@ -179,17 +179,14 @@ class Listener:
         """Samples of the averaged student at its levels, always from the same noise."""
         run, request = self.run, self.request
         student, backend = run.method.student, run.method.student.backend
-        shape = run.dataset.shapes[0]
-        latents = []
+        shape, sigmas = run.dataset.shapes[0], explicit_sigmas(request.ladd.student_sigmas)
+        choice, latents = request.student, []
         with run.ema_weights():
             for item, cond in enumerate(self.conds):
-                levels, choice = explicit_sigmas(request.ladd.student_sigmas), request.student
-                latents.append(
-                    sample(
-                        student, student.process, levels, cond, shape, 0, [item], choice.sampler,
-                        **choice.sampler_options,
-                    )
-                )  # fmt: skip
+                sampler = {"sampler": choice.sampler, **choice.sampler_options}
+                latents.append(sample(student, student.process, sigmas, cond, shape, 0, [item], **sampler))
         with torch.inference_mode():
             images = torch.cat([decode(request.vae, {"samples": backend.latents_out(x)}) for x in latents])
-        return charts.grid([(f"student, {len(request.ladd.student_sigmas)} steps", images)])
+        # The VAE may have needed the room of the network, which stays where it is for the rest of the run.
+        comfy.model_management.load_models_gpu([backend.patcher], memory_required=1e20, force_full_load=True)
+        return charts.grid([(f"student, {len(sigmas) - 1} steps", images)])

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.sd
-import comfy.utils
 import folder_paths
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..distill_core import charts
-from ..distill_core.checkpoint import read_lora, save_lora
+from ..distill_core.checkpoint import load_tensors, read_lora, save_lora
 from ..distill_core.recipe import Recipe, make_recipe
 from ..distill_core.runs import RunFolder
 from ..distill_core.schedules import grid_sigmas
@@ -41,7 +40,7 @@ def read_turbo_lora(path: Path) -> TurboLora:
 
 def with_turbo_lora(model, path: Path):
     """MODEL with the LoRA of ``path`` and what its file says of itself, as core's LoRA loader gives it."""
-    lora, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    lora, metadata = load_tensors(path)
     patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0, lora_metadata=metadata)
     return patched
 

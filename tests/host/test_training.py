@@ -127,7 +127,7 @@ def cpu(host: Host) -> float:
 # Cancel and resume
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_a_cancelled_run_stops_soon_and_goes_on_to_the_same_weights(host, seed):
     whole, cut = f"whole{seed}", f"cut{seed}"
     settings = dict(steps=40, seed=seed)
@@ -165,7 +165,7 @@ def test_a_run_can_be_made_longer_and_other_settings_are_refused(host):
     assert steps_of(host, "longer") == 5 and read_lora(lora_of(host, "longer"))[1]["steps"] == 5
     before = lora_of(host, "longer").read_bytes()
     text = fails(host, mini_training("longer", steps=6, student_lr=1e-4))
-    assert "belongs to a run with other settings (student_lr)" in text and "run name" in text
+    assert "belongs to a run with other settings (student_lr)" in text and "choose another" in text
     assert lora_of(host, "longer").read_bytes() == before
 
 
