@@ -157,6 +157,8 @@ class Listener:
     def __call__(self, event: Event) -> None:
         if self.first is None:
             self.first = event.step
+            if event.step > 1:
+                logging.info("run %s goes on after step %d", self.request.run_name, event.step - 1)
             self.logs = [entry for entry in self.logs if entry["step"] < event.step]
         self.logs.append(event.logs)
         due = bool(self.conds) and event.step % self.request.preview_every == 0

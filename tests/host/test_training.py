@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from server import HERE, PYTHON, Host, failure_text
 
 from distill_core import mini
-from distill_core.checkpoint import read_lora
+from distill_core.checkpoint import load_tensors, read_lora
 from distill_core.metrics import MiniEvaluator
+from distill_core.runs import RunFolder
 
 
 def run_folder(host: Host, name: str) -> Path:
@@ -29,14 +30,18 @@ def lora_of(host: Host, name: str) -> Path:
     return host.base_dir / "output" / "loras" / "turbo_distill" / f"{name}.safetensors"
 
 
-def steps_of(host: Host, name: str) -> int:
-    log = run_folder(host, name) / "log.jsonl"
-    return len(log.read_text().splitlines()) if log.exists() else 0
+def log_of(host: Host, name: str) -> list[dict]:
+    return RunFolder(run_folder(host, name)).logs()
+
+
+def steps_of(host: Host, name: str) -> list[int]:
+    """The steps in the run's log, which must be 1, 2, 3, ..."""
+    return [entry["step"] for entry in log_of(host, name)]
 
 
 def wait_for_step(host: Host, name: str, step: int, timeout: float = 300.0) -> None:
     end = time.monotonic() + timeout
-    while steps_of(host, name) < step:
+    while len(steps_of(host, name)) < step:
         host.check_alive()
         assert time.monotonic() < end, f"no step {step} in {timeout} s\n{host.log()[-3000:]}"
         time.sleep(0.01)
@@ -97,7 +102,7 @@ def test_every_way_to_the_lora_gives_the_same_weights(distilled):
 
 
 def test_the_log_has_every_step_and_the_report_is_an_image(distilled):
-    log = [json.loads(line) for line in (run_folder(distilled, "one_step") / "log.jsonl").read_text().splitlines()]
+    log = log_of(distilled, "one_step")
     assert [entry["step"] for entry in log] == list(range(1, 31))
     assert {"adversarial", "pairs", "discriminator", "accuracy", "logit_gap"} <= log[0].keys()
     assert sum(entry["pairs"] for entry in log[-5:]) < sum(entry["pairs"] for entry in log[:5])
@@ -127,42 +132,36 @@ def cpu(host: Host) -> float:
 # Cancel and resume
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_a_cancelled_run_stops_soon_and_goes_on_to_the_same_weights(host, seed):
-    whole, cut = f"whole{seed}", f"cut{seed}"
-    settings = dict(steps=40, seed=seed)
+def test_a_cancelled_run_stops_soon_and_goes_on_to_the_same_weights(host):
+    whole, cut, settings = "whole", "cut", dict(steps=30, seed=1)
     host.run(mini_training(whole, **settings), 300)
     prompt = host.queue(mini_training(cut, **settings))
-    wait_for_step(host, cut, random.randint(2, 25))
+    wait_for_step(host, cut, random.randint(2, 20))
     before = cpu(host)
     host.post("/interrupt")
     entry = host.wait(prompt)
     spent = cpu(host) - before
     assert "interrupted in node train" in failure_text(entry)
-    log = [json.loads(line) for line in (run_folder(host, cut) / "log.jsonl").read_text().splitlines()]
-    step = host_step_seconds(host, cut)
-    assert spent < 2 + step, f"{spent} s after the interrupt, {step} s a step"
-    stopped = len(log)
-    assert 2 <= stopped < 40
+    step, stopped = host_step_seconds(host, cut), len(steps_of(host, cut))
+    print(f"stopped after step {stopped}, {spent:.2f} s of processor after the interrupt, {step:.2f} s a step")
+    assert spent < 2 + step and 2 <= stopped < 30
     _, said = read_lora(lora_of(host, cut))
-    assert said["steps"] in (stopped, stopped + 1), "a usable LoRA of the last step that ended"
+    assert said["steps"] == stopped, "a usable LoRA of the last step that ended"
     host.run(mini_training(cut, **settings), 300)
-    assert [
-        entry["step"] for entry in map(json.loads, (run_folder(host, cut) / "log.jsonl").read_text().splitlines())
-    ] == list(range(1, 41))
+    assert steps_of(host, cut) == list(range(1, 31))
     assert_same_files(lora_of(host, cut), lora_of(host, whole))
     assert_same_files(*(run_folder(host, name) / "checkpoint.safetensors" for name in (cut, whole)))
 
 
 def host_step_seconds(host: Host, name: str) -> float:
     folder = run_folder(host, name)
-    return (time.time() - (folder / "started.json").stat().st_mtime) / max(1, steps_of(host, name))
+    return (time.time() - (folder / "started.json").stat().st_mtime) / max(1, len(steps_of(host, name)))
 
 
 def test_a_run_can_be_made_longer_and_other_settings_are_refused(host):
     host.run(mini_training("longer", steps=3), 120)
     host.run(mini_training("longer", steps=5), 120)
-    assert steps_of(host, "longer") == 5 and read_lora(lora_of(host, "longer"))[1]["steps"] == 5
+    assert steps_of(host, "longer") == [1, 2, 3, 4, 5] and read_lora(lora_of(host, "longer"))[1]["steps"] == 5
     before = lora_of(host, "longer").read_bytes()
     text = fails(host, mini_training("longer", steps=6, student_lr=1e-4))
     assert "belongs to a run with other settings (student_lr)" in text and "choose another" in text
@@ -171,35 +170,32 @@ def test_a_run_can_be_made_longer_and_other_settings_are_refused(host):
 
 def test_after_the_server_is_killed_the_run_goes_on_from_its_last_checkpoint(host, tmp_path):
     other = Host(tmp_path / "comfyui")
-    settings = dict(steps=60, checkpoint_every=5, seed=3)
+    settings = dict(steps=30, checkpoint_every=5, seed=3)
     try:
         other.start()
         other.queue(mini_training("killed", **settings))
-        wait_for_step(other, "killed", 12)
+        wait_for_step(other, "killed", 8)
         other.process.kill()
         other.process.wait()
-        assert steps_of(other, "killed") < 60
+        _, metadata = load_tensors(run_folder(other, "killed") / "checkpoint.safetensors")
+        step = json.loads(metadata["run"])["step"]
+        assert 5 <= step < 30
         other.start()
         other.run(mini_training("killed", **settings), 300)
-        log = [json.loads(line) for line in (run_folder(other, "killed") / "log.jsonl").read_text().splitlines()]
-        assert [entry["step"] for entry in log] == list(range(1, 61))
-        assert "step 10" in resumed_at(other) or "step 15" in resumed_at(other) or resumed_at(other)
+        assert steps_of(other, "killed") == list(range(1, 31))
+        assert f"run killed goes on after step {step}" in other.log()
     finally:
         other.stop()
     host.run(mini_training("unkilled", **settings), 300)
     assert_same_files(lora_of(other, "killed"), lora_of(host, "unkilled"))
 
 
-def resumed_at(host: Host) -> str:
-    return next((line for line in host.log().splitlines() if "goes on after step" in line), "")
-
-
 # Mistakes
 
 
-@pytest.mark.parametrize("name", ["../out", "a/b", "", "/tmp/x"])
+@pytest.mark.parametrize("name", ["../out", "a/b", "/tmp/x"])
 def test_a_run_name_cannot_leave_the_output_folder(host, name):
-    assert "ValueError: run name" in fails(host, mini_training(name)) if name else True
+    assert f"ValueError: run name {name!r} cannot be a folder inside" in fails(host, mini_training(name))
 
 
 def test_a_corrupt_checkpoint_is_named_and_nothing_is_lost(host):
@@ -212,7 +208,7 @@ def test_a_corrupt_checkpoint_is_named_and_nothing_is_lost(host):
     assert path.read_bytes() == broken and lora_of(host, "corrupt").read_bytes() == lora
     path.unlink()
     host.run(mini_training("corrupt", steps=5), 120)
-    assert steps_of(host, "corrupt") == 5
+    assert steps_of(host, "corrupt") == [1, 2, 3, 4, 5]
 
 
 def test_hinge_at_batch_1_is_refused(host):
@@ -240,16 +236,9 @@ def test_a_full_disk_loses_nothing(host):
         assert (folder / "checkpoint.safetensors").read_bytes() == checkpoint
         (folder / "other").unlink()
         host.run(mini_training("full", steps=6, checkpoint_every=1), 120)
-        assert [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()] == [
-            1,
-            2,
-            3,
-            4,
-            5,
-            6,
-        ]
-        whole = mini_training("roomy", steps=6)
-        host.run(whole, 120)
+        assert steps_of(host, "full") == [1, 2, 3, 4, 5, 6]
+        for steps in (3, 6):
+            host.run(mini_training("roomy", steps=steps, checkpoint_every=1), 120)
         assert_same_files(lora_of(host, "full"), lora_of(host, "roomy"))
     finally:
         subprocess.run(["umount", folder], check=True)
