@@ -24,13 +24,15 @@ from .data import LatentDataset, cache_latents
 from .demo import demo
 from .denoiser import Cond, Denoiser, Guided
 from .discriminators import LatentDiscriminator
+from .health import Condition, watched
 from .methods.ladd import LADD
 from .pipelines import open_source, read_prompts
+from .preflight import preflight
 from .presets import add_presets_command
 from .recipe import student_levels
 from .samplers import SAMPLERS, sample
 from .schedules import grid_sigmas
-from .train import Event, Run, train
+from .train import Event, Run
 
 CONFIG_HELP = (
     "CONFIG is a TOML file; what is left out takes its default. All sections, keys and defaults:\n\n" + describe_keys()
@@ -76,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add("cache", run_cache, "Sample teacher latents for training; a stopped run goes on where it was.")
     sub = add("train", run_train, "Distil with LADD from cached latents into a LoRA; resumes from its checkpoint.")
     sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`")
+    sub.add_argument("--no-preflight", action="store_true", help="start without the checks for known mistakes")
     sub = add("sample", run_sample, "Draw images from a distilled LoRA, or from the guided teacher without one.")
     sub.add_argument("--lora", type=Path, help="a student.safetensors; without it the teacher is sampled")
     sub.add_argument("--steps", type=int, help="sampling steps (default: the student's trained number; teacher 25)")
@@ -120,7 +123,7 @@ def build_run(config: Config, data: Path, out: Path | None, processes=None) -> R
     teacher = Denoiser(backend)
     student = Denoiser(backend, backend.new_path(config.model.lora_rank, config.model.lora_targets or None))
     taps = list(config.model.taps) or backend.default_taps()
-    example = dataset.batch(0, 1, config.train.seed).to(device)
+    example = dataset.batch(0, config.train.batch_size, config.train.seed).to(device)
     discriminator = LatentDiscriminator.for_teacher(teacher, taps, example, **asdict(config.discriminator))
     guidance = json.loads((data / "dataset.json").read_text())["guidance"]
     method = LADD(student, teacher, discriminator, taps, config.ladd, dataset.uncond().to(device), guidance)
@@ -131,13 +134,15 @@ def build_run(config: Config, data: Path, out: Path | None, processes=None) -> R
 def run_train(args: argparse.Namespace) -> None:
     config = load_config(args.config)
     run = build_run(config, args.data, args.out, several_processes())
+    if not args.no_preflight:
+        preflight(run)
     args.out.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=config.train.steps, disable=not run.is_main)
     try:
         with open(args.out / "log.jsonl", "a") as log, bar, stop_after_step() as asked:
-            for event in train(run):
+            for event, condition in watched(run):
                 if run.is_main:
-                    show(event, bar, log)
+                    show(event, condition, bar, log)
                 if asked:
                     break
     finally:
@@ -180,11 +185,12 @@ def several_processes():
     return Accelerator(cpu=not torch.cuda.is_available())
 
 
-def show(event: Event, bar: tqdm, log) -> None:
+def show(event: Event, condition: Condition, bar: tqdm, log) -> None:
     bar.update(event.step - bar.n)
     names = ("adversarial", "pairs", "consistency", "discriminator", "accuracy", "logit_gap")
-    bar.set_postfix({name: f"{event.logs[name]:.3f}" for name in names if name in event.logs})
-    log.write(json.dumps({"step": event.step, **event.logs}) + "\n")
+    figures = {name: f"{event.logs[name]:.3f}" for name in names if name in event.logs}
+    bar.set_postfix({**figures, "health": condition.word})
+    log.write(json.dumps({"step": event.step, **event.logs, "health": condition.word}) + "\n")
     log.flush()
 
 

@@ -566,7 +566,14 @@ def exported_loras() -> dict:
             "effect": relative(ours, teacher), "warnings": warnings.texts, "keys": sorted(lora)[:4],
         }  # fmt: skip
         if family in ("mini", "flux-schnell", "sdxl"):
-            both = {"x": x, "sigma": sigma, "context": cond.context, "pooled": cond.pooled, "denoised": ours}
+            both = {
+                "x": x,
+                "sigma": sigma,
+                "context": cond.context,
+                "pooled": cond.pooled,
+                "denoised": ours,
+                "teacher": teacher,
+            }
             save_file(
                 {name: value.contiguous() for name, value in both.items()}, folder / f"student_{family}.safetensors"
             )

@@ -80,7 +80,7 @@ CONFIGS = {
     "sdxl": (comfy.supported_models.SDXL, dict(
         image_size=32, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=[1, 1], channel_mult=[1, 2],
         transformer_depth=[0, 1], transformer_depth_output=[0, 0, 1, 1], transformer_depth_middle=1, context_dim=64,
-        num_head_channels=32, num_heads=-1, use_spatial_transformer=True, use_linear_in_transformer=True, legacy=False,
+        use_spatial_transformer=True, use_linear_in_transformer=True, legacy=False,
         adm_in_channels=64 + 6 * 256, num_classes="sequential", use_temporal_attention=False,
     )),
 }  # fmt: skip
