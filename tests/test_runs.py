@@ -64,14 +64,14 @@ def test_the_log_has_every_step_once_also_after_a_crash(dataset, tmp_path):
     """A run is stopped at step 4, then its log claims two steps that its checkpoint does not know, one cut off."""
     folder = RunFolder(tmp_path)
     events = folder.follow(toy_run(dataset, tmp_path))
-    for event in events:
+    for event, _ in events:
         if event.step == 4:
             break
     events.close()
     with open(folder.log, "a") as log:
         log.write(json.dumps({"step": 5, "adversarial": 123.0}) + '\n{"step": 6, "adver')
     assert [entry["step"] for entry in folder.logs()] == [1, 2, 3, 4, 5]
-    resumed = [event.step for event in folder.follow(toy_run(dataset, tmp_path))]
+    resumed = [event.step for event, _ in folder.follow(toy_run(dataset, tmp_path))]
     assert resumed == [5, 6]
     logs = folder.logs()
     assert [entry["step"] for entry in logs] == [1, 2, 3, 4, 5, 6] and logs[4]["adversarial"] != 123.0
@@ -85,6 +85,13 @@ def test_closing_writes_the_checkpoint_at_once(dataset, tmp_path):
     assert not (tmp_path / "checkpoint.safetensors").exists()
     events.close()
     assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_the_condition_is_that_of_the_last_step(dataset, tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.condition() is None
+    words = [condition for _, condition in folder.follow(toy_run(dataset, tmp_path, steps=25))]
+    assert folder.condition() == words[-1] and words[0].word == "starting" and words[-1].word != "starting"
 
 
 def test_a_report_answers_only_what_was_asked(tmp_path):
