@@ -16,10 +16,11 @@ from ..distill_core.noise import ItemNoise
 
 
 def one_entry(conditioning: list, what: str = "positive") -> list:
-    """The only entry [tokens, values] of a CONDITIONING. Raises ValueError for combined or empty ones."""
-    if len(conditioning) != 1:
+    """The only entry [tokens, values] of a CONDITIONING of one prompt. Raises ValueError for combined or empty ones."""
+    parts = sum(len(tokens) for tokens, _ in conditioning)
+    if parts != 1:
         raise ValueError(
-            f"a {what} conditioning has {len(conditioning)} parts: combined, masked or timed conditionings cannot be "
+            f"a {what} conditioning has {parts} parts: combined, masked or timed conditionings cannot be "
             "distilled; give one plain conditioning a prompt"
         )
     return conditioning[0]
