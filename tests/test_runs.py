@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import build_network
+from networks import build_cond, build_network
 from toy import LEVELS, cache_toy, toy_run
 
 from distill_core.backends.diffusers import DiffusersBackend
@@ -43,12 +43,10 @@ def test_a_name_is_a_folder_inside_the_root(tmp_path, name):
         "con",
         "NUL.txt",
         "x" * 101,
-        "a\n",
+        "a\nb",
     ],
 )
 def test_a_name_that_could_lead_out_is_refused(tmp_path, name):
-    if name == "a\n":
-        name = "a\nb"
     with pytest.raises(ValueError, match="cannot be a folder inside"):
         folder_in(tmp_path, name)
 
@@ -119,11 +117,7 @@ def test_targets_by_parts_of_their_names():
 
 
 @pytest.fixture(scope="module")
-def sd3_data(
-    tmp_path_factory,
-) -> Path:
-    from networks import build_cond
-
+def sd3_data(tmp_path_factory) -> Path:
     backend = DiffusersBackend(build_network("sd3"), FlowProcess())
     folder, conds = tmp_path_factory.mktemp("sd3"), build_cond(3)
     teacher = Guided(Denoiser(backend), conds[:1], 1.0)
