@@ -278,7 +278,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     source, student, description = load_student(config, args.lora)
     dataset = LatentDataset(args.data)
     features = ImageFeatures(source)
-    shape, places = max(dataset.buckets.items(), key=lambda bucket: len(bucket[1]))  # one size: that of the samples
+    bucket, places = max(dataset.buckets.items(), key=lambda entry: len(entry[1]))  # one size: that of the samples
+    shape = bucket[:3]
     places = places[: args.count]
     batches = [places[i : i + 50] for i in range(0, len(places), 50)]
     reference = torch.cat([features(dataset.read(part).latents) for part in tqdm(batches, desc="reference")])

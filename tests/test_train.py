@@ -359,7 +359,7 @@ class InOrder:
         self.dataset, self.uncond = dataset, dataset.uncond
 
     def batch(self, number, size, seed, rows=slice(None)):
-        places = self.dataset.buckets[self.dataset.shapes[0]]
+        (places,) = self.dataset.buckets.values()
         return self.dataset.read([places[(number * size + i) % len(places)] for i in range(size)][rows])
 
 

@@ -148,6 +148,10 @@ class DiffusersBackend:
             "base": fingerprint(self.network),
         }
 
+    def export(self, path: LowRankPath) -> dict[str, Tensor]:
+        """The path as a LoRA's tensors, under the names that diffusers and ComfyUI read."""
+        return path.export(self.family.lora_prefix)
+
     def new_path(self, rank: int, targets: Sequence[str] | None = None) -> LowRankPath:
         """A fresh low-rank path (output 0) on this backbone."""
         return LowRankPath(self.network, targets or self.lora_targets(), rank, self.switch)
