@@ -172,7 +172,7 @@ class _TapDistance(torch.autograd.Function):
 
 
 def _with_little_memory(apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """apply(x), run again in the backward pass: it is about 1 % of the time, but works on images up to 6 times larger."""
+    """apply(x), run again in the backward pass: about 1 % of the time, but it works on images up to 6 times larger."""
     if not (x.requires_grad and torch.is_grad_enabled()):
         return apply(x)
     return torch.utils.checkpoint.checkpoint(apply, x, use_reentrant=False)

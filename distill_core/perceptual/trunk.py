@@ -24,7 +24,7 @@ SMALLEST = 4  # pixels: two poolings must leave something
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """channels: of the latent.  widths: channels of the five taps; the default is VGG16's, that of published weights."""
+    """channels: of the latent.  widths: channels of the five taps; the default is VGG16's, as in published weights."""
 
     channels: int
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)

@@ -136,7 +136,7 @@ def _tensors_of(path: str | Path) -> dict[str, Tensor]:
 def arrange(state: dict[str, Tensor], config: TrunkConfig) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Trunk and heads of a VGG16-BN metric, told by shape and by the numbers in their names, whatever their prefix.
 
-    Layers count in the order of the numbers in their names, as torchvision's ``features.N`` and LPIPS's ``sliceK.N`` do.
+    Layers count in the order of the numbers in their names, as in torchvision's ``features.N`` and LPIPS's ``sliceK.N``.
     Raises ValueError where the shapes are not those of ``config``.
     """
 
@@ -152,8 +152,8 @@ def arrange(state: dict[str, Tensor], config: TrunkConfig) -> tuple[dict[str, Te
     convs = [m for m in weights if m["weight"].shape[2:] == (3, 3)]
     norms = [m for m in weights if "running_mean" in m]
     heads = [m["weight"].flatten() for m in weights if m["weight"].ndim == 4 and m["weight"].shape[2:] == (1, 1)]
-    if len(heads) == 2 * len(DEPTHS):  # registered twice, one by one and in a list: each pair has the same numbers
-        heads = _without_copies(heads)
+    if len(heads) == 2 * len(DEPTHS) and all(map(torch.equal, heads[::2], heads[1::2])):
+        heads = heads[::2]  # registered twice, one by one and in a list
     expected = [(o, i, 3, 3) for i, o in config.layers()]
     fits = [tuple(m["weight"].shape) for m in convs] == expected
     fits &= [len(m["running_mean"]) for m in norms] == [o for o, *_ in expected]
@@ -166,11 +166,3 @@ def arrange(state: dict[str, Tensor], config: TrunkConfig) -> tuple[dict[str, Te
     parts = ("weight", "bias", "running_mean", "running_var")
     trunk |= {f"norms.{i}.{leaf}": m[leaf].float() for i, m in enumerate(norms) for leaf in parts}
     return trunk, [head.float() for head in heads]
-
-
-def _without_copies(heads: list[Tensor]) -> list[Tensor]:
-    kept: list[Tensor] = []
-    for head in heads:
-        if not any(torch.equal(head, other) for other in kept):
-            kept.append(head)
-    return sorted(kept, key=len) if len(kept) != len(DEPTHS) else kept
