@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint import load_tensors, save_json, save_tensors
+from ..demo import git_commit
 from ..losses import squared_error
 from ..noise import ItemNoise
 from .autoencoders import Autoencoder, open_autoencoder
@@ -97,8 +98,9 @@ def run_train(args: argparse.Namespace) -> None:
             if step % 20 == 0:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
     report = {
-        "command": command_line(args), **made_from, "pairs": len(pairs), "widths": list(args.widths),
-        "steps": args.steps, "final_losses": losses, "cpu_seconds_of_this_run": round(time.process_time() - started),
+        "command": command_line(args), "commit": git_commit(), **made_from, "pairs": len(pairs),
+        "widths": list(args.widths), "steps": args.steps, "final_losses": losses,
+        "cpu_seconds_of_this_run": round(time.process_time() - started),
     }  # fmt: skip
     write_metric(learner, autoencoder, args)
     report["spearman"] = evaluate(load_metric(args.out / "metric.safetensors"), autoencoder, held_out)

@@ -136,7 +136,7 @@ def _tensors_of(path: str | Path) -> dict[str, Tensor]:
 def arrange(state: dict[str, Tensor], config: TrunkConfig) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Trunk and heads of a VGG16-BN metric, told by shape and by the numbers in their names, whatever their prefix.
 
-    Layers count in the order of the numbers in their names, as in torchvision's ``features.N`` and LPIPS's ``sliceK.N``.
+    Layers count in the order of the numbers in their names: torchvision's ``features.N``, LPIPS's ``sliceK.N``.
     Raises ValueError where the shapes are not those of ``config``.
     """
 

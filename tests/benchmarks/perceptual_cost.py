@@ -1,11 +1,12 @@
 """Memory, time and operations of E-LatentLPIPS: ``python tests/benchmarks/perceptual_cost.py [--out FILE]``.
 
-Beside ours stands the published formulation, written from its description: torchvision's layers one by one (convolution,
-normalisation in eval mode, ReLU in place), both latents with the autograd graph on, features scaled and compared by
-plain tensor operations. Weights are random; neither memory nor time depends on them. Peak memory is the highest
-sum of the allocations and releases that torch's profiler reports during forward and backward, weights not counted; time
-is CPU time of one thread, the two variants in turns. Operations of the alternative, decoding with Stable Diffusion's autoencoder
-and pixel LPIPS on VGG16 at 512 x 512, are counted on torch's meta device, with the gradient to the latent.
+Beside ours stands the published formulation, written from its description: torchvision's layers one by one
+(convolution, normalisation in eval mode, ReLU in place), both latents with the autograd graph on, features scaled and
+compared by plain tensor operations. Weights are random; neither memory nor time depends on them. Peak memory is the
+highest sum of the allocations and releases that torch's profiler reports during forward and backward, weights not
+counted; time is CPU time of one thread, the variants in turns. Operations of the alternative, decoding with Stable
+Diffusion's autoencoder and pixel LPIPS on VGG16 at 512 x 512, are counted on torch's meta device, with the gradient to
+the latent.
 """
 
 from __future__ import annotations
