@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import doctor, mini, sampling
+from . import doctor, mini, perceptual, sampling
 
 WEB_DIRECTORY = "./web"
-NODES: list[type[io.ComfyNode]] = [*sampling.NODES, *doctor.NODES, *mini.NODES]
+NODES: list[type[io.ComfyNode]] = [*sampling.NODES, *doctor.NODES, *mini.NODES, *perceptual.NODES]
 
 
 class TurboDistillExtension(ComfyExtension):

@@ -24,7 +24,7 @@ from .pairs import Pairs
 from .transforms import draw, transform
 from .trunk import TrainableTrunk, TrunkConfig
 
-FLOOR = 1e-3  # added to both distances before the logarithm
+FLOOR = 0.02  # added to both distances before the logarithm
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CalibrationConfig:
     steps: int = 5000
     batch_size: int = 32
     lr: float = 1e-3
-    class_weight: float = 0.1
+    class_weight: float = 0.3
     seed: int = 0
     save_every: int = 100
 

@@ -34,9 +34,9 @@ def smooth_noise(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
 
 
 def blur(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
-    """Gaussian, sigma up to 6 % of the width."""
-    sigma = (0.06 * x.shape[-1] * strength).clamp(min=0.1)
-    size = min(2 * int(0.15 * x.shape[-1]) + 1, 2 * (min(x.shape[-2:]) // 2) - 1)
+    """Gaussian, sigma from 0.35 pixels up to 6 % of the width more."""
+    sigma = 0.35 + 0.06 * x.shape[-1] * strength
+    size = min(2 * int(0.15 * x.shape[-1] + 2) + 1, 2 * (min(x.shape[-2:]) // 2) - 1)
     return gaussian_blur2d(x, (size, size), sigma[:, None].expand(-1, 2))
 
 
