@@ -166,6 +166,7 @@ def mini() -> dict:
 def compare_latents() -> dict:
     """The mini teacher at 2 and at 25 steps from the same noise: how far apart they look, and where."""
     parts = mini_parts(distilled=False) | {
+        "seed": node("PrimitiveInt", value=7),
         "empty": node("TurboDistillMiniConditioning", class_name="none"),
         "perceptual": node(
             "TurboDistillLoadPerceptual", weights="mini model (shipped)", transforms="bg", draws=8, l1=0.0
@@ -173,7 +174,7 @@ def compare_latents() -> dict:
     }
     for name, steps in (("few", 2), ("many", 25)):
         parts[name] = node(
-            "KSampler", model=link("mini"), seed=7, steps=steps, cfg=1.5, sampler_name="euler", scheduler="simple",
+            "KSampler", model=link("mini"), seed=link("seed"), steps=steps, cfg=1.5, sampler_name="euler", scheduler="simple",
             positive=link("class"), negative=link("empty"), latent_image=link("latent"), denoise=1.0,
         )  # fmt: skip
     return parts | {
@@ -184,6 +185,7 @@ def compare_latents() -> dict:
             reference=link("many"),
             seed=0,
         ),
+        "numbers": node("PreviewAny", source=link("distance")),
         "save": node("SaveImage", images=link("distance", 1), filename_prefix="compare_latents"),
     }
 
