@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -175,6 +177,26 @@ def test_the_image_network_gives_a_distance():
     small, large = distance(x, x + 0.02), distance(x, x + 0.5 * torch.randn_like(x))
     assert torch.equal(distance(x, x), torch.zeros(2)) and (0 < small).all() and (small < large).all()
     assert [tap.shape[-1] for tap in distance.taps(x)] == [32, 32, 16, 8, 4, 2]
+
+
+def test_the_shipped_metric_ranks_pairs_of_pictures_it_never_saw(autoencoder):
+    """Pictures that the mini teacher draws, distorted: nearer to the pixel network's order than latent MSE is."""
+    from distill_core import demo, mini
+    from distill_core.denoiser import Denoiser, Guided
+    from distill_core.perceptual import load_metric
+    from distill_core.perceptual.weights import SHIPPED
+
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 3e6
+    recorded = json.loads((SHIPPED / "training.json").read_text())["spearman"]
+    assert recorded["LatentLPIPS"]["all"] >= 0.8 and recorded["E-LatentLPIPS bg, 4 draws"]["all"] >= 0.8
+    classes, empty = demo.mini_conditioning()
+    teacher = Guided(Denoiser(demo.mini_backend()), empty, mini.GUIDANCE)
+    drawn = autoencoder.decode(demo.draw_samples(teacher, 8, "euler", 1, 40, classes))
+    images, distance = Images(40, lambda pick: drawn[list(pick)], None), PIXEL_DISTANCES["efficientnet"]()
+    parts = [make_pairs(images, autoencoder, distance, 77, n, unseen=True) for n in (0, 2, 4, 5, 8, 10)]
+    pairs = Pairs(*(torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])))
+    ours = spearman(load_metric(preset="none")(pairs.distorted, pairs.reference), pairs.distance)
+    assert ours > 0.8 and ours > spearman(squared(pairs.distorted, pairs.reference), pairs.distance) + 0.03
 
 
 def test_lpips_is_asked_for_by_name():

@@ -107,12 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000, help="of each optimisation")
+    parser.add_argument("--steps", type=int, default=1200, help="of each optimisation")
     parser.add_argument("--every", type=int, default=50, help="steps between points of the curves")
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--targets", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=1200, help="for the 4-channel metric")
-    parser.add_argument("--training-steps", type=int, default=300, help="of the 4-channel metric")
+    parser.add_argument("--pairs", type=int, default=600, help="for the 4-channel metric")
+    parser.add_argument("--training-steps", type=int, default=100, help="of the 4-channel metric")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -129,8 +129,9 @@ def main() -> None:
         target, curves[name] = space.encode(images), {}
         for condition in CONDITIONS:
             curves[name][condition] = overfit(metric, target, condition, args)
-            print(name, condition, f"{curves[name][condition][-1][1]:.6f}", f"{time.process_time() - started:.0f} s")
-    (args.out / "overfitting.json").write_text(json.dumps(curves) + "\n")
+            end = curves[name][condition][-1][1]
+            print(f"{name}, {condition}: {end:.6f} ({time.process_time() - started:.0f} CPU s)", flush=True)
+            (args.out / "overfitting.json").write_text(json.dumps(curves) + "\n")
     picture(curves, args.out / "overfitting.png")
 
 
