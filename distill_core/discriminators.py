@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .data import Batch
 from .denoiser import Denoiser
 from .heads import MapHead, time_embedding
+from .noise import ItemNoise
 
 
 class LatentDiscriminator(nn.Module):
@@ -38,12 +39,17 @@ class LatentDiscriminator(nn.Module):
     @classmethod
     @torch.no_grad()
     def for_teacher(cls, teacher: Denoiser, taps: Sequence[str], batch: Batch, **size) -> LatentDiscriminator:
-        """Heads that fit the teacher's blocks ``taps``, whose channel counts one forward of an example tells."""
-        one, cond = batch.latents[:1], batch.cond[:1]
-        sigma = teacher.process.sigma_at_flow_time(one.new_full((1,), 0.5))
-        maps = teacher.features(one, sigma, cond, taps)
-        pooled_dim = 0 if cond.pooled is None else cond.pooled.shape[1]
-        return cls([m.shape[1] for m in maps], pooled_dim, **size).to(one.device)
+        """Heads for the teacher's blocks ``taps``, calibrated on ``batch``: real latents at levels spread evenly."""
+        time = (torch.arange(len(batch.latents)) + 0.5) / len(batch.latents)
+        sigma = teacher.process.sigma_at_flow_time(time).to(batch.latents.device)
+        noise = ItemNoise(0, range(len(sigma))).normal_like(batch.latents)
+        noised = teacher.process.noise_scaling(sigma, noise, batch.latents)
+        maps = teacher.features(noised, sigma, batch.cond, taps)
+        pooled_dim = 0 if batch.cond.pooled is None else batch.cond.pooled.shape[1]
+        discriminator = cls([m.shape[1] for m in maps], pooled_dim, **size).to(noised.device)
+        for head, features in zip(discriminator.heads, maps, strict=True):
+            head.norm.calibrate(features)
+        return discriminator
 
     def forward(self, maps: Sequence[Tensor], flow_time: Tensor, pooled: Tensor | None) -> Tensor:
         if len(maps) != len(self.heads):
