@@ -103,7 +103,7 @@ def run_train(args: argparse.Namespace) -> None:
         "cpu_seconds_of_this_run": round(time.process_time() - started),
     }  # fmt: skip
     write_metric(learner, autoencoder, args)
-    report["spearman"] = evaluate(load_metric(args.out / "metric.safetensors"), autoencoder, held_out)
+    report["spearman"] = evaluate(load_metric(args.out / "metric.safetensors", draws=4), autoencoder, held_out)
     save_json(args.out / "training.json", report)
     print(json.dumps(report["spearman"], indent=1))
 
@@ -136,7 +136,6 @@ def write_metric(learner: Learner, autoencoder: Autoencoder, args: argparse.Name
 def evaluate(metric: ELatentLPIPS, autoencoder: Autoencoder, pairs: Pairs, size: int = 50) -> dict:
     """Spearman correlation with the pixel distance over held-out pairs: all, and by kind of distortion."""
     plain = ELatentLPIPS(metric.trunk, [getattr(metric, f"head{i}") for i in range(5)], "none")
-    metric.draws = 4
     rivals = {
         "LatentLPIPS": plain, "E-LatentLPIPS bg, 4 draws": metric,
         "latent MSE": lambda a, b, random: squared_error(a, b), "LPL": LatentPerceptualLoss(autoencoder),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..noise import ItemNoise
-from .transforms import PRESETS, Draws, draw, transform
+from .transforms import PRESETS, Draws, draw, geometry, transform
 from .trunk import FrozenTrunk, check_latent
 
 EPSILON = 1e-8  # under the root of the features' length
@@ -46,7 +46,8 @@ class ELatentLPIPS(nn.Module):
             raise ValueError(f"preset must be one of {list(PRESETS)}, not {preset!r}")
         if draws < 1:
             raise ValueError("draws must be at least 1")
-        self.trunk, self.preset, self.draws, self.l1 = trunk, preset, draws, l1
+        self.trunk, self.preset, self.l1 = trunk, preset, l1
+        self.draws = draws if preset != "none" else 1
         self.scale, self.shift = scale, shift
         for i, head in enumerate(heads):
             self.register_buffer(f"head{i}", head.detach().to(trunk.dtype), persistent=False)
@@ -73,11 +74,10 @@ class ELatentLPIPS(nn.Module):
         """The two terms apart, unweighted, [B] each: ``perceptual`` and ``l1``."""
         prediction, target = self._checked(prediction, target)
         total = 0.0
-        for _ in range(self.draws if self.preset != "none" else 1):
+        for _ in range(self.draws):
             pair = self._transformed(prediction, target, self._draw(random, len(prediction)))
             total = total + sum(d.mean((1, 2, 3)) for d in self._tap_maps(*pair))
-        perceptual = total / self.draws if self.preset != "none" else total
-        return {"perceptual": perceptual, "l1": (prediction - target).abs().mean((1, 2, 3))}
+        return {"perceptual": total / self.draws, "l1": (prediction - target).abs().mean((1, 2, 3))}
 
     def heat_map(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Where they differ [B, 1, H, W], without transforms; its mean is about the plain LatentLPIPS distance."""
@@ -107,6 +107,7 @@ class ELatentLPIPS(nn.Module):
                 found |= {f"tap{i}.{name}": tap for i, tap in enumerate(self.trunk(x))}
         if draws is not None:
             found |= {f"draws.{name}": value for name, value in draws.named().items()}
+            found["matrix"] = geometry(draws, *prediction.shape[-2:], "g" in self.preset)
         return {name: value.detach().cpu().clone() for name, value in found.items()}
 
     def _checked(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
