@@ -4,7 +4,8 @@ Diffusion2GAN's experiment (arXiv 2405.05967, appendix B) at small scale: a late
 be perceptually equal to a target, by the plain metric and by ensembled ones; the curve is the plain metric's, whatever
 was optimised. Two latent spaces of Fashion-MNIST (--images: folder of its four .gz files): four channels, the first
 four principal components of 8 x 8 pixel patches, with a small trunk trained here; and the mini model's sixteen channels
-with the shipped metric. Both are 8 x 8 positions. Everything is seeded; the 4-channel metric is kept in --out.
+with the shipped metric. Both are 8 x 8 positions. Everything is seeded; the 4-channel metric and finished curves are
+kept in --out, where the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from distill_core.checkpoint import save_json  # noqa: E402
 from distill_core.noise import ItemNoise, item_generator  # noqa: E402
 from distill_core.perceptual import ELatentLPIPS, load_metric  # noqa: E402
 from distill_core.perceptual.autoencoders import open_autoencoder  # noqa: E402
@@ -31,6 +33,7 @@ from distill_core.perceptual.pairs import Pairs, cached_pairs, make_pairs  # noq
 from distill_core.perceptual.pixel import ImageNetDistance  # noqa: E402
 from distill_core.perceptual.weights import LatentSpace, save_weights  # noqa: E402
 
+SPACES = ("4 channels", "16 channels")
 CONDITIONS = ("none", "b", "bg", "bgco")
 PATCH = 8
 
@@ -113,25 +116,26 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=600, help="for the 4-channel metric")
     parser.add_argument("--training-steps", type=int, default=100, help="of the 4-channel metric")
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=SPACES)
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     train, test = open_images(args.images, 64, args.seed)
-    components, mini = PatchComponents(train.read(range(500))), open_autoencoder("mini")
-    images = test.read(range(args.targets))
-    spaces = {
-        "4 channels": (components, four_channel_metric(train, components, args)),
-        "16 channels": (mini, load_metric()),
-    }
-    curves: dict[str, dict[str, list]] = {}
-    started = time.process_time()
-    for name, (space, metric) in spaces.items():
-        target, curves[name] = space.encode(images), {}
-        for condition in CONDITIONS:
-            curves[name][condition] = overfit(metric, target, condition, args)
-            end = curves[name][condition][-1][1]
-            print(f"{name}, {condition}: {end:.6f} ({time.process_time() - started:.0f} CPU s)", flush=True)
-            (args.out / "overfitting.json").write_text(json.dumps(curves) + "\n")
+    images, file, started = test.read(range(args.targets)), args.out / "overfitting.json", time.process_time()
+    curves: dict[str, dict[str, list]] = json.loads(file.read_text()) if file.is_file() else {}
+    for name in args.spaces:
+        if name == "4 channels":
+            space = PatchComponents(train.read(range(500)))
+            metric = four_channel_metric(train, space, args)
+        else:
+            space, metric = open_autoencoder("mini"), load_metric()
+        target, lines = space.encode(images), curves.setdefault(name, {})
+        for condition in (c for c in args.conditions if c not in lines):
+            lines[condition] = overfit(metric, target, condition, args)
+            end, seconds = lines[condition][-1][1], time.process_time() - started
+            print(f"{name}, {condition}: {end:.6f} ({seconds:.0f} CPU s)", flush=True)
+            save_json(file, curves)
     picture(curves, args.out / "overfitting.png")
 
 
