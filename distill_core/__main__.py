@@ -1,4 +1,4 @@
-"""``python -m distill_core COMMAND``: demo, cache, train, sample, evaluate, presets."""
+"""``python -m distill_core COMMAND``: demo, cache, train, sample, evaluate, presets, perceptual."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .denoiser import Cond, Denoiser, Guided
 from .discriminators import LatentDiscriminator
 from .health import Condition, watched
 from .methods.ladd import LADD
+from .perceptual.command import add_perceptual_command
 from .pipelines import open_source, read_prompts
 from .preflight import preflight
 from .presets import add_presets_command
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--count", type=int, default=1000, help="samples for each number of steps (default 1000)")
     sub.add_argument("--seed", type=int, default=0)
     add_presets_command(commands)
+    add_perceptual_command(commands)
     return top
 
 
