@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from . import plots
 from .checkpoint import fingerprint, read_lora, save_json, save_lora
+from .build import Parts, new_method
 from .config import Config, describe_keys, load_config
-from .data import LatentDataset, cache_latents
+from .data import LatentDataset, cache_latents, check_pairs
 from .demo import demo
 from .denoiser import Cond, Denoiser, Guided
-from .discriminators import LatentDiscriminator
-from .methods.ladd import LADD
 from .pipelines import open_source, read_prompts
 from .presets import add_presets_command
 from .recipe import student_levels
@@ -74,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     add("cache", run_cache, "Sample teacher latents for training; a stopped run goes on where it was.")
-    sub = add("train", run_train, "Distil with LADD from cached latents into a LoRA; resumes from its checkpoint.")
+    sub = add("train", run_train, "Distil with LADD, ADD or Diffusion2GAN from cached latents; resumes from its checkpoint.")
     sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`")
     sub = add("sample", run_sample, "Draw images from a distilled LoRA, or from the guided teacher without one.")
     sub.add_argument("--lora", type=Path, help="a student.safetensors; without it the teacher is sampled")
@@ -110,21 +109,23 @@ def run_cache(args: argparse.Namespace) -> None:
 
 
 def build_run(config: Config, data: Path, out: Path | None, processes=None) -> Run:
-    """A `Run` of LADD with a LoRA student from a config file's sections."""
-    backend = open_source(config.model).backend
-    dataset = LatentDataset(data)
+    """A `Run` of the chosen method from a config file's sections."""
+    source, dataset, settings = open_source(config.model), LatentDataset(data), config.method_config
+    backend = source.backend
     if processes:
         backend.network.to(processes.device)
     device = next(backend.network.parameters()).device
+    guidance, uncond = dataset.manifest()["guidance"], dataset.uncond().to(device)
+    if config.method == "diffusion2gan":
+        check_pairs(dataset, Guided(Denoiser(backend), uncond, guidance))
     torch.manual_seed(config.train.seed)
-    teacher = Denoiser(backend)
-    student = Denoiser(backend, backend.new_path(config.model.lora_rank, config.model.lora_targets or None))
-    taps = list(config.model.taps) or backend.default_taps()
     example = dataset.batch(0, 1, config.train.seed).to(device)
-    discriminator = LatentDiscriminator.for_teacher(teacher, taps, example, **asdict(config.discriminator))
-    guidance = json.loads((data / "dataset.json").read_text())["guidance"]
-    method = LADD(student, teacher, discriminator, taps, config.ladd, dataset.uncond().to(device), guidance)
-    description = {"ladd": asdict(config.ladd), "model": asdict(config.model), "base": fingerprint(backend.network)}
+    parts = Parts(backend, source.decode_with_gradient, source.encoder)
+    method = new_method(
+        settings, parts, example, config.model.lora_rank, uncond, guidance, config.model.lora_targets,
+        config.model.taps, config.discriminator, config.vision,
+    )  # fmt: skip
+    description = {config.method: asdict(settings), "model": asdict(config.model), "base": fingerprint(backend.network)}
     return Run(method, dataset, config.train, out, description, processes)
 
 
@@ -147,7 +148,7 @@ def run_train(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt if asked[0] == signal.SIGINT else SystemExit(128 + asked[0])
     logs = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
     if run.is_main and logs:
-        plots.training_curves({"LADD": logs}, args.out / "curves.png")
+        plots.training_curves({config.method: logs}, args.out / "curves.png")
 
 
 @contextmanager
@@ -182,27 +183,32 @@ def several_processes():
 
 def show(event: Event, bar: tqdm, log) -> None:
     bar.update(event.step - bar.n)
-    names = ("adversarial", "pairs", "consistency", "discriminator", "accuracy", "logit_gap")
+    names = ("adversarial", "distillation", "pairs", "consistency", "discriminator", "accuracy", "logit_gap")
     bar.set_postfix({name: f"{event.logs[name]:.3f}" for name in names if name in event.logs})
     log.write(json.dumps({"step": event.step, **event.logs}) + "\n")
     log.flush()
 
 
 def save_student(run: Run, config: Config, out: Path) -> None:
-    """The averaged student as a LoRA that says how it wants to be sampled."""
-    backend, path = run.method.student.backend, run.method.student.path
+    """The averaged student, a LoRA or a whole network, as a file that says how it wants to be sampled."""
+    student, backend = run.method.student, run.method.teacher.backend
     with run.ema_weights():
-        state = path.export(backend.family.lora_prefix)
+        if student.path:
+            weights, state = "lora", student.path.export(backend.family.lora_prefix)
+        else:
+            weights, state = "full", {name: value.clone() for name, value in student.backend.network.state_dict().items()}
     description = {
-        "method": "ladd", "sigmas": list(config.ladd.student_sigmas), "sampler": config.model.sampler, "cfg": 1.0,
-        **backend.description(), "steps": run.step,
-        "config": {"ladd": asdict(config.ladd), "train": asdict(config.train), "model": asdict(config.model)},
+        "method": config.method, "weights": weights, "sigmas": list(run.method.levels),
+        "sampler": config.model.sampler, "cfg": 1.0, **backend.description(), "steps": run.step,
+        "config": {
+            config.method: asdict(config.method_config), "train": asdict(config.train), "model": asdict(config.model),
+        },
     }  # fmt: skip
     save_lora(out / "student.safetensors", state, description)
 
 
 def load_student(config: Config, lora: Path):
-    """(source, student, description) of a LoRA. Raises ValueError when it was made for another base model."""
+    """(source, student, description) of a student's file. Raises ValueError when it is of another base model."""
     source = open_source(config.model)
     state, description = read_lora(lora)
     base = fingerprint(source.backend.network)
@@ -210,6 +216,9 @@ def load_student(config: Config, lora: Path):
         raise ValueError(f"{lora} was distilled from another model (base {description['base']}, this one is {base})")
     if description.get("sampler") not in SAMPLERS:
         raise ValueError(f"{lora} asks for the sampler {description.get('sampler')!r}; known: {list(SAMPLERS)}")
+    if description.get("weights") == "full":
+        source.backend.network.load_state_dict(state)
+        return source, Denoiser(source.backend), description
     prefix = source.backend.family.lora_prefix
     targets = [
         k.removeprefix(f"{prefix}.").removesuffix(".lora_A.weight") for k in state if k.endswith(".lora_A.weight")

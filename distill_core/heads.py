@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 def time_embedding(flow_time: Tensor, dim: int = 64) -> Tensor:
@@ -49,3 +50,43 @@ class MapHead(nn.Module):
         x = F.leaky_relu(self.blocks(self.inlet(x)), 0.2)
         projected = torch.einsum("bchw,bc->bhw", x, self.projection(cond)).unsqueeze(1)
         return self.logit(x) + projected / math.sqrt(x.shape[1])
+
+
+def spectral_conv1d(channels: int, out: int, kernel: int) -> nn.Module:
+    """1-D convolution with circular padding and spectral normalisation (Miyato et al. 2018), one power iteration."""
+    conv = nn.Conv1d(channels, out, kernel, padding=kernel // 2, padding_mode="circular")
+    return spectral_norm(conv, eps=1e-12)
+
+
+class TokenBlock(nn.Module):
+    """act(norm(conv(x))). Statistics are per item and group: items of a batch do not influence each other."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = spectral_conv1d(channels, channels, kernel)
+        self.norm = nn.GroupNorm(math.gcd(8, channels), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.conv(x)), 0.2)
+
+
+class TokenHead(nn.Module):
+    """Tokens [B, C, N] and conditioning [B, cond_dim] -> logits [B, N].
+
+    The head that ADD takes from StyleGAN-T (Sauer et al. 2023, section 3.2): a block over single tokens, a residual
+    block over nine neighbours, and a projection of ``width`` channels on the conditioning. Two changes: group
+    normalisation per item stands for the batch statistics, and tokens are normalised first, since
+    backbones differ in scale.
+    """
+
+    def __init__(self, channels: int, cond_dim: int, width: int = 64) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        self.single, self.neighbours = TokenBlock(channels, 1), TokenBlock(channels, 9)
+        self.logit = spectral_conv1d(channels, width, 1)
+        self.projection = nn.Linear(cond_dim, width)
+
+    def forward(self, tokens: Tensor, cond: Tensor) -> Tensor:
+        x = self.single(self.norm(tokens.transpose(1, 2)).transpose(1, 2))
+        x = self.logit((self.neighbours(x) + x) / math.sqrt(2))
+        return torch.einsum("bcn,bc->bn", x, self.projection(cond)) / math.sqrt(x.shape[1])

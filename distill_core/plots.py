@@ -42,7 +42,7 @@ def smooth(values: Sequence[float], decay: float = 0.95) -> list[float]:
 
 
 CURVES = (
-    ("losses", ("adversarial", "pairs", "consistency", "discriminator")),
+    ("losses", ("adversarial", "distillation", "pairs", "consistency", "discriminator")),
     ("discriminator accuracy", ("accuracy",)),
     ("logit gap, real - fake", ("logit_gap",)),
     ("gradient norms", ("generator_grad_norm", "discriminator_grad_norm")),
