@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .data import Batch
@@ -125,11 +126,11 @@ def new_method(
 
 
 def pixel_discriminator(config: ADDConfig, vision: VisionNetwork, parts: Parts, example: Batch) -> PixelDiscriminator:
-    """Heads that fit the vision network's taps, whose widths one image tells."""
+    """Heads that fit the vision network's taps on the example's images."""
     if parts.decode is None:
         raise ValueError("ADD works on decoded images, and this model has no autoencoder")
-    one = example.latents[:1].detach()
-    tokens = vision(parts.decode(one))
+    with torch.no_grad():
+        tokens = vision(parts.decode(example.latents))
     text = text_embedding(example.cond).shape[1] if config.text_condition else 0
     image = image_embedding(tokens).shape[1] if config.image_condition else 0
-    return PixelDiscriminator([t.shape[1] for t in tokens], text, image).to(one.device)
+    return PixelDiscriminator(tokens, text, image).to(example.latents.device)

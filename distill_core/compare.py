@@ -102,7 +102,7 @@ def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None
     parts = Parts(backend, decode, autoencoder.encoder)
     torch.manual_seed(seed)
     rank = RANK if entry.pretrained else 0
-    example, uncond = dataset.batch(0, 2, seed), dataset.uncond()
+    example, uncond = dataset.batch(0, 16, seed), dataset.uncond()
     method = new_method(
         entry.method, parts, example, rank, uncond, mini.GUIDANCE, taps=taps_of(entry, backend),
         vision=VisionConfig(size=VISION_SIZE),

@@ -67,15 +67,17 @@ def text_embedding(cond: Cond) -> Tensor:
 class PixelDiscriminator(nn.Module):
     """ADD's trainable heads on the tokens of a frozen vision network, conditioned on text and image (section 3.2).
 
-    channels: token width at each tap.  text_dim, image_dim: sizes of the two embeddings, which are concatenated before
-    the projection; 0 leaves one out.
+    real: tokens [B, C_k, N_k] of a few real images, which give each tap's width, mean and deviation.
+    text_dim, image_dim: sizes of the two embeddings, which are concatenated before the projection; 0 leaves one out.
     ``forward(tokens, text, image)``: tokens [B, C_k, N_k], text [B, text_dim], image [B, image_dim] -> logits [B, N].
     """
 
-    def __init__(self, channels: Sequence[int], text_dim: int, image_dim: int, width: int = 64) -> None:
+    def __init__(self, real: Sequence[Tensor], text_dim: int, image_dim: int, width: int = 64) -> None:
         super().__init__()
         self.text_dim, self.image_dim = text_dim, image_dim
-        self.heads = nn.ModuleList(TokenHead(c, text_dim + image_dim or 1, width) for c in channels)
+        cond_dim = text_dim + image_dim or 1
+        moments = [torch.std_mean(tokens.detach().float(), dim=(0, 2)) for tokens in real]
+        self.heads = nn.ModuleList(TokenHead(mean, std + 1e-3 * std.max(), cond_dim, width) for std, mean in moments)
 
     def forward(self, tokens: Sequence[Tensor], text: Tensor, image: Tensor) -> Tensor:
         dtype = self.heads[0].projection.weight.dtype

@@ -59,34 +59,35 @@ def spectral_conv1d(channels: int, out: int, kernel: int) -> nn.Module:
 
 
 class TokenBlock(nn.Module):
-    """act(norm(conv(x))). Statistics are per item and group: items of a batch do not influence each other."""
+    """act(conv(x)) with a spectrally normalised convolution over the sequence of tokens."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
         self.conv = spectral_conv1d(channels, channels, kernel)
-        self.norm = nn.GroupNorm(math.gcd(8, channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(x)), 0.2)
+        return F.leaky_relu(self.conv(x), 0.2)
 
 
 class TokenHead(nn.Module):
     """Tokens [B, C, N] and conditioning [B, cond_dim] -> logits [B, N].
 
     The head that ADD takes from StyleGAN-T (Sauer et al. 2023, section 3.2): a block over single tokens, a residual
-    block over nine neighbours, and a projection of ``width`` channels on the conditioning. Two changes: group
-    normalisation per item stands for the batch statistics, and tokens are normalised first, since
-    backbones differ in scale.
+    block over nine neighbours, and a projection of ``width`` channels on the conditioning. Instead of batch statistics,
+    which would let the items of a batch influence each other, tokens are standardised once and for all by ``mean`` and
+    ``std`` [C], those of real images.
     """
 
-    def __init__(self, channels: int, cond_dim: int, width: int = 64) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, cond_dim: int, width: int = 64) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        channels = len(mean)
+        self.register_buffer("mean", mean.view(1, -1, 1).clone())
+        self.register_buffer("std", std.view(1, -1, 1).clone())
         self.single, self.neighbours = TokenBlock(channels, 1), TokenBlock(channels, 9)
         self.logit = spectral_conv1d(channels, width, 1)
         self.projection = nn.Linear(cond_dim, width)
 
     def forward(self, tokens: Tensor, cond: Tensor) -> Tensor:
-        x = self.single(self.norm(tokens.transpose(1, 2)).transpose(1, 2))
+        x = self.single((tokens - self.mean) / self.std)
         x = self.logit((self.neighbours(x) + x) / math.sqrt(2))
         return torch.einsum("bcn,bc->bn", x, self.projection(cond)) / math.sqrt(x.shape[1])

@@ -74,12 +74,12 @@ def evenly(names: Sequence[str], count: int) -> list[str]:
 def encoder_vision(encoder: nn.Module, size: tuple[int, int] | None = None) -> VisionNetwork:
     """The encoder of a TAESD-layout autoencoder (diffusers' ``AutoencoderTiny``) as a vision network.
 
-    Tapped before each halving of the resolution but the first, and at the end. It needs no weights beyond the model's
+    Tapped before each halving of the resolution but the first, and at the end, where it gives latents. It needs no weights beyond the model's
     own, at the price of features that were trained to reconstruct and not to recognise.
     """
     layers = list(encoder.layers)
     halvings = [i for i, layer in enumerate(layers) if getattr(layer, "stride", (1,)) == (2, 2)]
-    taps = [f"layers.{i - 1}" for i in (*halvings[1:], len(layers) - 1)]
+    taps = [f"layers.{i - 1}" for i in (*halvings[1:], len(layers))]
     return VisionNetwork(encoder, taps, size, mean=None, std=None)
 
 
