@@ -119,7 +119,7 @@ def build_run(config: Config, data: Path, out: Path | None, processes=None) -> R
     if config.method == "diffusion2gan":
         check_pairs(dataset, Guided(Denoiser(backend), uncond, guidance))
     torch.manual_seed(config.train.seed)
-    example = dataset.batch(0, 8, config.train.seed).to(device)
+    example = dataset.batch(0, config.train.batch_size, config.train.seed).to(device)
     parts = Parts(backend, source.decode_with_gradient, source.encoder)
     method = new_method(
         settings, parts, example, config.model.lora_rank, uncond, guidance, config.model.lora_targets,

@@ -107,7 +107,7 @@ def new_ladd(backend: DiffusersBackend, dataset: LatentDataset, config: DemoConf
     """Teacher, LoRA student and discriminator on one backbone; every weight is initialised from the training seed."""
     torch.manual_seed(recipe.train.seed)
     student, teacher = Denoiser(backend, backend.new_path(config.rank)), Denoiser(backend)
-    example = dataset.batch(0, 2, recipe.train.seed)
+    example = dataset.batch(0, 64, recipe.train.seed)
     discriminator = LatentDiscriminator.for_teacher(teacher, backend.tap_names, example, width=config.head_width)
     return LADD(
         student, teacher, discriminator, backend.tap_names, recipe.ladd, dataset.uncond(), config.cache.guidance

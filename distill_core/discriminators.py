@@ -10,8 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import Batch
+<<<<<<< HEAD
 from .denoiser import Cond, Denoiser
 from .heads import MapHead, TokenHead, time_embedding
+=======
+from .denoiser import Denoiser
+from .heads import MapHead, time_embedding
+from .noise import ItemNoise
+>>>>>>> main
 
 
 class LatentDiscriminator(nn.Module):
@@ -40,12 +46,17 @@ class LatentDiscriminator(nn.Module):
     @classmethod
     @torch.no_grad()
     def for_teacher(cls, teacher: Denoiser, taps: Sequence[str], batch: Batch, **size) -> LatentDiscriminator:
-        """Heads that fit the teacher's blocks ``taps``, whose channel counts one forward of an example tells."""
-        one, cond = batch.latents[:1], batch.cond[:1]
-        sigma = teacher.process.sigma_at_flow_time(one.new_full((1,), 0.5))
-        maps = teacher.features(one, sigma, cond, taps)
-        pooled_dim = 0 if cond.pooled is None else cond.pooled.shape[1]
-        return cls([m.shape[1] for m in maps], pooled_dim, **size).to(one.device)
+        """Heads for the teacher's blocks ``taps``, calibrated on ``batch``: real latents at levels spread evenly."""
+        time = (torch.arange(len(batch.latents)) + 0.5) / len(batch.latents)
+        sigma = teacher.process.sigma_at_flow_time(time).to(batch.latents.device)
+        noise = ItemNoise(0, range(len(sigma))).normal_like(batch.latents)
+        noised = teacher.process.noise_scaling(sigma, noise, batch.latents)
+        maps = teacher.features(noised, sigma, batch.cond, taps)
+        pooled_dim = 0 if batch.cond.pooled is None else batch.cond.pooled.shape[1]
+        discriminator = cls([m.shape[1] for m in maps], pooled_dim, **size).to(noised.device)
+        for head, features in zip(discriminator.heads, maps, strict=True):
+            head.norm.calibrate(features)
+        return discriminator
 
     def forward(self, maps: Sequence[Tensor], flow_time: Tensor, pooled: Tensor | None) -> Tensor:
         if len(maps) != len(self.heads):
@@ -121,12 +132,12 @@ class NetworkDiscriminator(nn.Module):
         cls, critic: Denoiser, taps: Sequence[str], entries: Sequence[str], batch: Batch, multi_scale: bool = True,
         with_noise: bool = True, flow_time: float = 0.0, **size,
     ) -> NetworkDiscriminator:  # fmt: skip
-        """One that fits the critic's blocks, whose shapes a forward of an example tells.
+        """One that fits the critic's blocks, calibrated on ``batch``, real latents.
 
         multi_scale False keeps the last read-out alone and feeds no smaller copies.
         """
         taps, entries = (list(taps), list(entries)) if multi_scale else (list(taps)[-1:], [])
-        one, cond = batch.latents[:1], batch.cond[:1]
+        latents, cond = batch.latents, batch.cond
         modules, widths, handles = dict(critic.backend.network.named_modules()), {}, []
 
         def note(name: str):
@@ -138,25 +149,31 @@ class NetworkDiscriminator(nn.Module):
 
         for name in entries:
             handles.append(modules[name].register_forward_pre_hook(note(name), with_kwargs=True))
-        sigma = critic.process.sigma_at_flow_time(one.new_full((1,), flow_time))
-        maps = [m.shape for m in critic.features(one, sigma, cond, taps)]
+        sigma = critic.process.sigma_at_flow_time(latents.new_full((len(latents),), flow_time))
+        maps = critic.features(latents, sigma, cond, taps)
         for handle in handles:
             handle.remove()
         unused = [name for name in entries if name not in widths]
         if unused:
             raise ValueError(f"the blocks {unused} run after the last read-out {taps[-1]}; smaller latents cannot enter")
         pooled_dim = 0 if cond.pooled is None else cond.pooled.shape[1]
-        latent = one.shape[1:]
-        return cls(critic, taps, widths, maps, latent, pooled_dim, with_noise, flow_time, **size).to(one.device)
+        shapes, latent = [m.shape for m in maps], latents.shape[1:]
+        made = cls(critic, taps, widths, shapes, latent, pooled_dim, with_noise, flow_time, **size).to(latents.device)
+        for head, features in zip(made.heads.heads, made.pooled(maps), strict=True):
+            head.norm.calibrate(features)
+        return made
 
     def forward(self, latents: Tensor, noise: Tensor, cond: Cond) -> Tensor:
         x = latents if self.noise_inlet is None else latents + self.noise_inlet(noise)
         time = x.new_full((len(x),), self.flow_time)
         sigma = self.critic.process.sigma_at_flow_time(time)
         maps = self.critic.features(x, sigma, cond, self.taps, (self, latents))
+        return self.heads(self.pooled(maps), time, cond.pooled)
+
+    def pooled(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps at the scales they are judged at."""
         pairs = zip(maps, self.pools, strict=True)
-        maps = [m if pool == 1 else F.avg_pool2d(m, pool, ceil_mode=True) for m, pool in pairs]
-        return self.heads(maps, time, cond.pooled)
+        return [m if pool == 1 else F.avg_pool2d(m, pool, ceil_mode=True) for m, pool in pairs]
 
     def _feed(self, inlet: nn.Module, depth: int):
         """Add a smaller copy of the latents to the image stream entering a block, in this discriminator's forwards."""

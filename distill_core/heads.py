@@ -17,6 +17,33 @@ def time_embedding(flow_time: Tensor, dim: int = 64) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+class FeatureNorm(nn.Module):
+    """Features [B, C, H, W] to unit scale: over the channels of each position, then each channel by fixed statistics.
+
+    Blocks of a transformer differ in scale by orders of magnitude, and so do the channels of one block; what tells real
+    from fake often sits in the small ones, which a head would learn last. ``calibrate`` takes the statistics from
+    features of real examples; until then they are 0 and 1.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+
+    @staticmethod
+    def by_position(features: Tensor) -> Tensor:
+        return F.layer_norm(features.movedim(1, -1), features.shape[1:2]).movedim(-1, 1)
+
+    @torch.no_grad()
+    def calibrate(self, features: Tensor) -> None:
+        std, mean = torch.std_mean(self.by_position(features.float()), dim=(0, 2, 3))
+        self.mean.copy_(mean.view(-1, 1, 1))
+        self.std.copy_(std.clamp(min=1e-3).view(-1, 1, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (self.by_position(features) - self.mean) / self.std
+
+
 class ConvBlock(nn.Module):
     """x + conv(act(norm(x))), scaled to keep the variance."""
 
@@ -32,22 +59,21 @@ class ConvBlock(nn.Module):
 class MapHead(nn.Module):
     """Feature map [B, C, H, W] and conditioning [B, cond_dim] -> logits [B, 1, H, W].
 
-    2-D convolutions, so non-square maps keep their layout (LADD section 3). Channels are normalised per position first,
-    since residual streams of transformers differ in scale by orders of magnitude between blocks. The conditioning
-    enters as a projection: <features, W cond> added to an unconditional logit (Miyato & Koyama 2018, eq. 3).
+    2-D convolutions, so non-square maps keep their layout (LADD section 3), over features normalised by `FeatureNorm`.
+    The conditioning enters as a projection: <features, W cond> added to an unconditional logit (Miyato & Koyama 2018,
+    eq. 3).
     """
 
     def __init__(self, channels: int, cond_dim: int, width: int = 64, blocks: int = 2, kernel: int = 3) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels, elementwise_affine=False)
+        self.norm = FeatureNorm(channels)
         self.inlet = nn.Conv2d(channels, width, 1)
         self.blocks = nn.Sequential(*(ConvBlock(width, kernel) for _ in range(blocks)))
         self.logit = nn.Conv2d(width, 1, 1)
         self.projection = nn.Linear(cond_dim, width)
 
     def forward(self, features: Tensor, cond: Tensor) -> Tensor:
-        x = self.norm(features.movedim(1, -1)).movedim(-1, 1)
-        x = F.leaky_relu(self.blocks(self.inlet(x)), 0.2)
+        x = F.leaky_relu(self.blocks(self.inlet(self.norm(features))), 0.2)
         projected = torch.einsum("bchw,bc->bhw", x, self.projection(cond)).unsqueeze(1)
         return self.logit(x) + projected / math.sqrt(x.shape[1])
 

@@ -99,7 +99,7 @@ def test_it_judges_decoded_images_given_text_and_image(start):
     tokens, real = method.vision(method.decode(at.fake)), method.vision(method.decode(at.batch.latents))
     image = image_embedding(real) * (~at.at_top).unsqueeze(1)
     logits = method.discriminator(tokens, at.batch.cond.pooled, image)
-    assert logs["adversarial"] == pytest.approx(-logits.mean().item(), abs=1e-6)
+    assert logs["adversarial"] == pytest.approx(-logits.mean().item(), abs=1e-3)  # spectral norms move a little
     assert loss.item() == pytest.approx(logs["adversarial"] + 2.5 * logs["distillation"], rel=1e-5)
     assert torch.equal(at.image, image) and at.at_top.any() and not at.at_top.all()
 
@@ -107,6 +107,7 @@ def test_it_judges_decoded_images_given_text_and_image(start):
 @pytest.mark.parametrize("text, image", [(True, True), (True, False), (False, True), (False, False)])
 def test_either_condition_can_be_left_out(start, text, image):
     method, at = start(text_condition=text, image_condition=image)
+    method.discriminator.eval()  # spectral norms stay where they are
     logits = method._logits(at.real_tokens, at)
     for name, wanted in (("text", text), ("image", image)):
         setattr(at, name, getattr(at, name) + 1.0)

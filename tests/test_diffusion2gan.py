@@ -86,8 +86,7 @@ def test_zero_paths_leave_the_discriminators_output_unchanged(dataset, critic):
     with torch.no_grad():
         first, second = (discriminator(batch.latents, z, batch.cond) for z in noise)
         maps = method.teacher.features(batch.latents, torch.zeros(4), batch.cond, discriminator.taps)
-        pooled = [torch.nn.functional.avg_pool2d(m, p, ceil_mode=True) if p > 1 else m
-                  for m, p in zip(maps, discriminator.pools, strict=True)]  # fmt: skip
+        pooled = discriminator.pooled(maps)
         plain = discriminator.heads(pooled, torch.zeros(4), batch.cond.pooled)
         assert torch.equal(first, second) and torch.equal(first, plain)
         discriminator.noise_inlet.weight.add_(0.1)

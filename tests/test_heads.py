@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill_core.discriminators import LatentDiscriminator
-from distill_core.heads import ConvBlock, MapHead, time_embedding
+from distill_core.heads import ConvBlock, FeatureNorm, MapHead, time_embedding
 
 CHANNELS, POOLED_DIM = (8, 12), 6
 
@@ -36,6 +36,28 @@ def test_time_embedding_values():
     angles = [500 * 10000 ** (-i / 4) for i in range(4)]
     expected = [*map(math.cos, angles), *map(math.sin, angles)]
     assert embedding[1].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_calibrated_features_have_unit_channels_whatever_their_scales():
+    scales = torch.logspace(-2, 2, 12).view(-1, 1, 1)
+    features = scales * torch.randn(64, 12, 6, 10) + 3 * scales
+    norm = FeatureNorm(12)
+    torch.testing.assert_close(
+        norm(features), torch.nn.functional.layer_norm(features.movedim(1, -1), (12,)).movedim(-1, 1)
+    )
+    norm.calibrate(features)
+    std, mean = torch.std_mean(norm(features), dim=(0, 2, 3))
+    torch.testing.assert_close(mean, torch.zeros(12), atol=1e-3, rtol=0)
+    torch.testing.assert_close(std, torch.ones(12), atol=1e-3, rtol=0)
+    assert not dict(norm.named_parameters())
+
+
+def test_a_channel_that_never_varies_stays_finite():
+    features = torch.randn(8, 4, 3, 5)
+    features[:, 1:3] = features[:, 1:3].sign() * 0 + 1e-8
+    norm = FeatureNorm(4)
+    norm.calibrate(features)
+    assert norm(features).isfinite().all()
 
 
 def test_conv_block_keeps_shape_and_averages_variances():
