@@ -10,14 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import Batch
-<<<<<<< HEAD
 from .denoiser import Cond, Denoiser
 from .heads import MapHead, TokenHead, time_embedding
-=======
-from .denoiser import Denoiser
-from .heads import MapHead, time_embedding
 from .noise import ItemNoise
->>>>>>> main
 
 
 class LatentDiscriminator(nn.Module):
