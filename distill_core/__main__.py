@@ -1,4 +1,4 @@
-"""``python -m distill_core COMMAND``: demo, cache, train, sample, evaluate, presets."""
+"""``python -m distill_core COMMAND``: demo, compare, cache, train, sample, evaluate, presets."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import plots
-from .checkpoint import fingerprint, read_lora, save_json, save_lora
 from .build import Parts, new_method
+from .checkpoint import fingerprint, read_lora, save_json, save_lora
+from .compare import add_compare_command
 from .config import Config, describe_keys, load_config
 from .data import LatentDataset, cache_latents, check_pairs
 from .demo import demo
@@ -73,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     add("cache", run_cache, "Sample teacher latents for training; a stopped run goes on where it was.")
-    sub = add("train", run_train, "Distil with LADD, ADD or Diffusion2GAN from cached latents; resumes from its checkpoint.")
+    sub = add("train", run_train, "Distil with LADD, ADD or Diffusion2GAN from cached latents; resumable.")
     sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`")
     sub = add("sample", run_sample, "Draw images from a distilled LoRA, or from the guided teacher without one.")
     sub.add_argument("--lora", type=Path, help="a student.safetensors; without it the teacher is sampled")
@@ -87,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`, the reference")
     sub.add_argument("--count", type=int, default=1000, help="samples for each number of steps (default 1000)")
     sub.add_argument("--seed", type=int, default=0)
+    add_compare_command(commands)
     add_presets_command(commands)
     return top
 
@@ -196,7 +198,7 @@ def save_student(run: Run, config: Config, out: Path) -> None:
         if student.path:
             weights, state = "lora", student.path.export(backend.family.lora_prefix)
         else:
-            weights, state = "full", {name: value.clone() for name, value in student.backend.network.state_dict().items()}
+            weights, state = "full", {k: v.clone() for k, v in student.backend.network.state_dict().items()}
     description = {
         "method": config.method, "weights": weights, "sigmas": list(run.method.levels),
         "sampler": config.model.sampler, "cfg": 1.0, **backend.description(), "steps": run.step,

@@ -82,7 +82,7 @@ def open_vision(config: VisionConfig, parts: Parts) -> VisionNetwork:
     return encoder_vision(parts.encoder, (config.size, config.size) if config.size else None)
 
 
-def new_student(parts: Parts, rank: int, targets=None) -> Denoiser:
+def trainable_view(parts: Parts, rank: int, targets=None) -> Denoiser:
     """A low-rank path on the shared backbone or, with rank 0, a trainable copy of it."""
     if rank:
         return Denoiser(parts.backend, parts.backend.new_path(rank, targets or None))
@@ -100,7 +100,7 @@ def new_method(
     taps: blocks that LADD's and Diffusion2GAN's heads read.  Raises ValueError for parts that are missing.
     """
     backend = parts.backend
-    student, teacher = new_student(parts, rank, targets), Denoiser(backend)
+    student, teacher = trainable_view(parts, rank, targets), Denoiser(backend)
     adversarial, last = config.weight("adversarial") > 0, (config, uncond, guidance, distance)
     if isinstance(config, LADDConfig):
         taps = list(taps or backend.default_taps())
@@ -115,8 +115,7 @@ def new_method(
         return ADD(student, teacher, discriminator, network, parts.decode, *last)
     discriminator = None
     if adversarial:
-        copied = config.critic == "copy"
-        critic = Denoiser(backend.trainable_copy()) if copied else Denoiser(backend, backend.new_path(config.critic_rank))
+        critic = trainable_view(parts, config.critic_rank if config.critic == "lora" else 0)
         reads, entries = backend.scales()
         discriminator = NetworkDiscriminator.for_critic(
             critic, taps or reads, entries, example, config.multi_scale, config.noise_condition, config.critic_time,

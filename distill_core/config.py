@@ -22,7 +22,8 @@ class ModelConfig:
     """The network to distil.
 
     path: a diffusers pipeline folder on disk, or "mini" for the shipped model.  dtype: of the frozen weights.
-    lora_rank: of the student; 0 trains all weights of a second copy instead.  lora_targets: linear layers it trains, default all in the blocks.
+    lora_rank: of the student; 0 trains all weights of a second copy instead.
+    lora_targets: linear layers that the LoRA trains, default all in the blocks.
     sampler: what the student is meant to be sampled with: renoise (LADD's), ancestral or euler; it goes into the file.
     taps: teacher blocks the discriminator reads, default about six, spread over the first three quarters.
     """

@@ -263,8 +263,8 @@ def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05
     top = teacher_grid(process, config)[0].item()
     if not dataset.state_sigmas or abs(max(dataset.state_sigmas) - top) > 1e-4 * top:
         raise ValueError(
-            f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas with "
-            f"the highest level, {top:.6g}; set it under [cache] and `cache` again"
+            f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas "
+            f"with the highest level, {top:.6g}; set it under [cache] and `cache` again"
         )
     places = next(iter(dataset.buckets.values()))[:1]
     one = dataset.read(places).to(teacher.uncond.device)

@@ -150,7 +150,7 @@ class NetworkDiscriminator(nn.Module):
             handle.remove()
         unused = [name for name in entries if name not in widths]
         if unused:
-            raise ValueError(f"the blocks {unused} run after the last read-out {taps[-1]}; smaller latents cannot enter")
+            raise ValueError(f"the blocks {unused} run after the last read-out {taps[-1]}: nothing can enter there")
         pooled_dim = 0 if cond.pooled is None else cond.pooled.shape[1]
         shapes, latent = [m.shape for m in maps], latents.shape[1:]
         made = cls(critic, taps, widths, shapes, latent, pooled_dim, with_noise, flow_time, **size).to(latents.device)

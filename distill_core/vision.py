@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,7 +26,8 @@ class VisionNetwork:
 
     def __init__(
         self, network: nn.Module, taps: Sequence[str], size: tuple[int, int] | None = None,
-        mean: Sequence[float] | None = IMAGENET_MEAN, std: Sequence[float] | None = IMAGENET_STD, prefix_tokens: int = 0,
+        mean: Sequence[float] | None = IMAGENET_MEAN, std: Sequence[float] | None = IMAGENET_STD,
+        prefix_tokens: int = 0,
     ) -> None:  # fmt: skip
         self.network, self.taps, self.size = network.eval().requires_grad_(False), list(taps), size
         self.mean, self.std, self.prefix_tokens = mean, std, prefix_tokens
@@ -38,7 +38,8 @@ class VisionNetwork:
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Images [B, 3, H, W] in [-1, 1] -> tokens [B, C_k, N_k] of each tap; the forward ends after the last."""
         x = self.prepare(images.to(next(self.network.parameters()).dtype))
-        return [self._tokens(out) for out in collect_taps(self.network, self.taps, lambda: self.network(x), PathSwitch())]
+        outputs = collect_taps(self.network, self.taps, lambda: self.network(x), PathSwitch())
+        return [self._tokens(out) for out in outputs]
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resized and normalised as the network was trained."""
@@ -74,8 +75,8 @@ def evenly(names: Sequence[str], count: int) -> list[str]:
 def encoder_vision(encoder: nn.Module, size: tuple[int, int] | None = None) -> VisionNetwork:
     """The encoder of a TAESD-layout autoencoder (diffusers' ``AutoencoderTiny``) as a vision network.
 
-    Tapped before each halving of the resolution but the first, and at the end, where it gives latents. It needs no weights beyond the model's
-    own, at the price of features that were trained to reconstruct and not to recognise.
+    Tapped before each halving of the resolution but the first, and at the end, where it gives latents. It needs no
+    weights beyond the model's own, at the price of features that were trained to reconstruct and not to recognise.
     """
     layers = list(encoder.layers)
     halvings = [i for i, layer in enumerate(layers) if getattr(layer, "stride", (1,)) == (2, 2)]

@@ -16,9 +16,9 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from distill_core.build import DiscriminatorConfig, Parts, new_method
 from distill_core.data import CacheConfig, LatentDataset, cache_latents
 from distill_core.denoiser import Cond, Denoiser, Guided
-from distill_core.build import DiscriminatorConfig, Parts, new_method
 from distill_core.features import collect_taps, tokens_to_map
 from distill_core.lora import LowRankPath, PathSwitch
 from distill_core.methods.add import ADDConfig
@@ -139,7 +139,7 @@ def toy_parts(seed: int = 0) -> Parts:
 
 
 def toy_method(
-    dataset: LatentDataset, config: StudentConfig = LADDConfig(), seed: int = 0, rank: int = 2, parts: Parts | None = None
+    dataset: LatentDataset, config: StudentConfig = LADDConfig(), seed: int = 0, rank: int = 2, parts: Parts = None
 ) -> StudentMethod:
     """Any method on a fresh toy backbone; all weights come from the seed. A rank of 0 trains a copy."""
     parts, heads = parts or toy_parts(), DiscriminatorConfig(width=8, blocks=1)

@@ -31,7 +31,7 @@ class ADDConfig(StudentConfig):
 
     weighting: c(t) of the distillation term, `losses.DISTILLATION_WEIGHTS` (ADD section 3.3); "nfsd" also replaces the
     teacher's direction.  space: where its distance is taken, "pixel" (ADD) or "latent".
-    reduction: squared error summed over an item or its mean.  teacher_steps: Euler steps of the teacher from t (1: ADD).
+    reduction: squared error summed over an item or its mean.  teacher_steps: Euler steps of the teacher from t (ADD 1).
     time_range: flow times t of its noise, drawn evenly.  nfsd_scale: weight of its classifier-free part.
     r1: weight of the penalty on the heads' inputs.  text_condition, image_condition: what the heads are projected on;
     the image's embedding is 0 where the student starts from pure noise and cannot know the image.
