@@ -25,12 +25,14 @@ from .config import Config, describe_keys, load_config
 from .data import LatentDataset, cache_latents, check_pairs
 from .demo import demo
 from .denoiser import Cond, Denoiser, Guided
+from .health import Condition, watched
 from .pipelines import open_source, read_prompts
+from .preflight import preflight
 from .presets import add_presets_command
 from .recipe import student_levels
 from .samplers import SAMPLERS, sample
 from .schedules import grid_sigmas
-from .train import Event, Run, train
+from .train import Event, Run
 
 CONFIG_HELP = (
     "CONFIG is a TOML file; what is left out takes its default. All sections, keys and defaults:\n\n" + describe_keys()
@@ -76,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add("cache", run_cache, "Sample teacher latents for training; a stopped run goes on where it was.")
     sub = add("train", run_train, "Distil with LADD, ADD or Diffusion2GAN from cached latents; resumable.")
     sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`")
+    sub.add_argument("--no-preflight", action="store_true", help="start without the checks for known mistakes")
     sub = add("sample", run_sample, "Draw images from a distilled LoRA, or from the guided teacher without one.")
     sub.add_argument("--lora", type=Path, help="a student.safetensors; without it the teacher is sampled")
     sub.add_argument("--steps", type=int, help="sampling steps (default: the student's trained number; teacher 25)")
@@ -134,13 +137,15 @@ def build_run(config: Config, data: Path, out: Path | None, processes=None) -> R
 def run_train(args: argparse.Namespace) -> None:
     config = load_config(args.config)
     run = build_run(config, args.data, args.out, several_processes())
+    if not args.no_preflight:
+        preflight(run)
     args.out.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=config.train.steps, disable=not run.is_main)
     try:
         with open(args.out / "log.jsonl", "a") as log, bar, stop_after_step() as asked:
-            for event in train(run):
+            for event, condition in watched(run):
                 if run.is_main:
-                    show(event, bar, log)
+                    show(event, condition, bar, log)
                 if asked:
                     break
     finally:
@@ -183,11 +188,12 @@ def several_processes():
     return Accelerator(cpu=not torch.cuda.is_available())
 
 
-def show(event: Event, bar: tqdm, log) -> None:
+def show(event: Event, condition: Condition, bar: tqdm, log) -> None:
     bar.update(event.step - bar.n)
     names = ("adversarial", "distillation", "pairs", "consistency", "discriminator", "accuracy", "logit_gap")
-    bar.set_postfix({name: f"{event.logs[name]:.3f}" for name in names if name in event.logs})
-    log.write(json.dumps({"step": event.step, **event.logs}) + "\n")
+    figures = {name: f"{event.logs[name]:.3f}" for name in names if name in event.logs}
+    bar.set_postfix({**figures, "health": condition.word})
+    log.write(json.dumps({"step": event.step, **event.logs, "health": condition.word}) + "\n")
     log.flush()
 
 
@@ -283,7 +289,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     source, student, description = load_student(config, args.lora)
     dataset = LatentDataset(args.data)
     features = ImageFeatures(source)
-    shape, places = max(dataset.buckets.items(), key=lambda bucket: len(bucket[1]))  # one size: that of the samples
+    bucket, places = max(dataset.buckets.items(), key=lambda entry: len(entry[1]))  # one size: that of the samples
+    shape = bucket[:3]
     places = places[: args.count]
     batches = [places[i : i + 50] for i in range(0, len(places), 50)]
     reference = torch.cat([features(dataset.read(part).latents) for part in tqdm(batches, desc="reference")])

@@ -19,7 +19,10 @@ LORA_FORMAT = "1"
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; its bytes are on the disk before the old file is replaced."""
+    """Write a safetensors file atomically; its bytes are on the disk before the old file is replaced.
+
+    Raises OSError when it cannot be written (a full disk); the old file is then as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -28,6 +31,8 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,10 +47,13 @@ def save_json(path: str | Path, content) -> None:
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Raises ValueError for a missing, truncated or foreign file."""
+    """Tensors and metadata of a safetensors file. Raises ValueError for a missing, truncated or foreign file.
+
+    The tensors are copies: views of the mapped file would keep it open, and Windows does not replace open files.
+    """
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
     except (SafetensorError, OSError) as error:

@@ -1,14 +1,14 @@
 """Cached training data: teacher latents, their conditioning and, if wanted, states of the ODE path that made each.
 
-A dataset is a folder of safetensors shards. A shard holds one latent size (a bucket); rows are read through the
-memory map when a batch needs them. ``dataset.json`` records how the latents were made.
+A dataset is a folder of safetensors shards. A shard holds one latent size and one number of text tokens (a
+bucket); rows are read through the memory map when a batch needs them. ``dataset.json`` records how they were made.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .checkpoint import load_tensors, save_json, save_tensors
 from .denoiser import Cond, Guided
 from .noise import ItemNoise, item_generator
 from .samplers import SAMPLERS
-from .schedules import explicit_sigmas, grid_sigmas
+from .schedules import grid_sigmas, with_levels
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -69,26 +69,45 @@ class CacheConfig:
 
 def teacher_grid(process, config: CacheConfig) -> Tensor:
     """The teacher's sigmas with every level in ``state_sigmas`` among them."""
-    levels = grid_sigmas(process, config.steps)[:-1].tolist()
-    wanted = list(config.state_sigmas)
-    far = [s for s in levels if all(abs(s - w) > 1e-4 * w for w in wanted)]
-    return explicit_sigmas(sorted(far + wanted, reverse=True))
+    return with_levels(grid_sigmas(process, config.steps), config.state_sigmas)
+
+
+Progress = tuple[
+    int, int, Tensor | None
+]  # items done, items in all, latents of the finished batch (None: already there)
 
 
 def cache_latents(
     teacher: Guided, conds: Cond, channels: int, config: CacheConfig, folder: str | Path,
     description: dict | None = None,
-) -> Iterator[tuple[int, int, Tensor | None]]:  # fmt: skip
-    """Sample the teacher and write the shards; yields (done, count, latents of the finished batch or None).
+) -> Iterator[Progress]:  # fmt: skip
+    """Sample the teacher and write the shards.
 
     Item i takes row i mod len(conds) and noise seeded by (seed, i). Shards that are already there are kept, so a
     stopped run goes on where it was. description: anything JSON that must agree then, e.g. the base and the prompts.
     Raises ValueError when the folder holds another dataset or a latent is not finite.
     """
+
+    def make(items: range, shard: int) -> dict[str, Tensor]:
+        shape = (channels, *config.sizes[shard % len(config.sizes)])
+        return _sample_batch(teacher, conds[[i % len(conds) for i in items]], shape, config, items)
+
+    return write_shards(make, teacher.uncond, teacher.scale, config, folder, description)
+
+
+def write_shards(
+    make: Callable[[range, int], dict[str, Tensor]], uncond: Cond, guidance: float, config: CacheConfig,
+    folder: str | Path, description: dict | None = None,
+) -> Iterator[Progress]:  # fmt: skip
+    """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors
+    (latents, those of their Cond, states).
+
+    All items of a shard must have the same shapes. Errors as for `cache_latents`.
+    """
     folder = Path(folder)
-    manifest = {"config": _plain(asdict(config)), "guidance": teacher.scale, "state_sigmas": list(config.state_sigmas)}
-    _claim(folder, manifest | _plain(description or {}))
-    save_tensors(folder / "uncond.safetensors", _cond_tensors(teacher.uncond))
+    manifest = {"config": _plain(asdict(config)), "guidance": guidance, "state_sigmas": list(config.state_sigmas)}
+    claim(folder, manifest | _plain(description or {}))
+    save_tensors(folder / "uncond.safetensors", uncond.tensors())
     for shard, start in enumerate(range(0, config.count, config.shard_size)):
         path = folder / f"shard-{shard:05d}.safetensors"
         items = range(start, min(start + config.shard_size, config.count))
@@ -96,11 +115,10 @@ def cache_latents(
             load_tensors(path)  # a damaged shard is named now, not in the middle of a training run
             yield items.stop, config.count, None
             continue
-        shape = (channels, *config.sizes[shard % len(config.sizes)])
         parts = []
-        for first in range(items.start, items.stop, config.batch_size):
-            batch = items[first - items.start : first - items.start + config.batch_size]
-            part = _sample_batch(teacher, conds[[i % len(conds) for i in batch]], shape, config, batch)
+        for first in range(0, len(items), config.batch_size):
+            batch = items[first : first + config.batch_size]
+            part = make(batch, shard)
             if not torch.isfinite(part["latents"]).all():
                 raise ValueError(f"the teacher gave non-finite latents for items {batch.start}-{batch.stop - 1}")
             parts.append(part)
@@ -126,15 +144,10 @@ def _sample_batch(teacher: Guided, cond: Cond, shape, config: CacheConfig, items
             states.append(step["x"])
 
     latents = SAMPLERS["euler"](teacher, x, sigmas, {"cond": cond}, keep_state, disable=True)
-    stored = {"latents": latents, **_cond_tensors(cond)}
+    stored = {"latents": latents, **cond.tensors()}
     if states:
         stored["states"] = torch.stack(states, dim=1)
     return stored
-
-
-def _cond_tensors(cond: Cond) -> dict[str, Tensor]:
-    tensors = {"context": cond.context, "pooled": cond.pooled, "guidance": cond.guidance}
-    return {name: value for name, value in tensors.items() if value is not None}
 
 
 def _plain(value):
@@ -142,7 +155,8 @@ def _plain(value):
     return json.loads(json.dumps(value))
 
 
-def _claim(folder: Path, manifest: dict) -> None:
+def claim(folder: Path, manifest: dict) -> None:
+    """Say in the folder what dataset it holds. Raises ValueError when it already holds another one."""
     path = folder / "dataset.json"
     if path.exists() and json.loads(path.read_text()) != manifest:
         raise ValueError(
@@ -164,10 +178,11 @@ class LatentDataset:
             raise ValueError(f"no shards in {self.folder}; make them with the `cache` command")
         self.files = [_open_shard(path) for path in self.paths]
         self.state_sigmas = tuple(json.loads((self.files[0].metadata() or {}).get("state_sigmas", "[]")))
-        self.buckets: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
+        self.buckets: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)  # by C, H, W, text tokens
         for index, file in enumerate(self.files):
             count, *shape = file.get_slice("latents").get_shape()
-            self.buckets[tuple(shape)] += [(index, row) for row in range(count)]
+            tokens = file.get_slice("context").get_shape()[1]
+            self.buckets[(*shape, tokens)] += [(index, row) for row in range(count)]
 
     def __len__(self) -> int:
         return sum(map(len, self.buckets.values()))
@@ -175,7 +190,7 @@ class LatentDataset:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Latent shapes [C, H, W] of the buckets."""
-        return list(self.buckets)
+        return list(dict.fromkeys(bucket[:3] for bucket in self.buckets))
 
     def manifest(self) -> dict:
         """How the latents were made (``dataset.json``)."""
@@ -186,10 +201,10 @@ class LatentDataset:
 
     def uncond(self) -> Cond:
         """The empty conditioning (one row) that the teacher was guided away from."""
-        return Cond(**load_tensors(self.folder / "uncond.safetensors")[0])
+        return Cond.from_tensors(load_tensors(self.folder / "uncond.safetensors")[0])
 
     def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
-        """Batch ``number`` of an endless shuffled stream; every batch has one latent size.
+        """Batch ``number`` of an endless shuffled stream; a batch has one latent size and one number of text tokens.
 
         Only (seed, number, size) decide what is in it. ``rows`` picks the part of one process.
         Raises ValueError for latents that are not finite.
@@ -210,7 +225,7 @@ class LatentDataset:
             raise ValueError(
                 f"{self.paths[bad[0]]} has a non-finite latent in row {bad[1]}; delete the shard and cache again"
             )
-        return Batch(latents, Cond(**tensors), states, self.state_sigmas)
+        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas)
 
     def _batches_per_epoch(self, size: int) -> int:
         return sum(max(1, len(places) // size) for places in self.buckets.values())

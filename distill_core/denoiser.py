@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -14,11 +14,18 @@ from .lora import LowRankPath, PathSwitch
 
 @dataclass(frozen=True)
 class Cond:
-    """Conditioning of a batch: text tokens [B, T, D], pooled text [B, P] or None, FLUX's guidance [B] or None."""
+    """Conditioning of a batch of B rows, every tensor batch first.
+
+    context: text tokens [B, T, D].  pooled: pooled text [B, P] or None.  guidance: FLUX's embedded scale [B] or None.
+    mask: [B, T], 1 for a token and 0 where a shorter text is padded; None where no text is.
+    extra: what else a backend's model takes, by name (ComfyUI: reference latents, inpainting masks, sizes).
+    """
 
     context: Tensor
     pooled: Tensor | None = None
     guidance: Tensor | None = None
+    mask: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -27,10 +34,19 @@ class Cond:
     def __len__(self) -> int:
         return len(self.context)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that are present, by flat names; `from_tensors` is the inverse."""
+        values = {name: getattr(self, name) for name in NAMES} | {EXTRA + k: v for k, v in self.extra.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Cond:
+        extra = {name.removeprefix(EXTRA): value for name, value in tensors.items() if name.startswith(EXTRA)}
+        return cls(**{name: value for name, value in tensors.items() if not name.startswith(EXTRA)}, extra=extra)
+
     def map(self, fn) -> Cond:
         """Apply ``fn`` to every tensor that is present."""
-        values = {name: getattr(self, name) for name in ("context", "pooled", "guidance")}
-        return replace(self, **{name: fn(value) for name, value in values.items() if value is not None})
+        return Cond.from_tensors({name: fn(value) for name, value in self.tensors().items()})
 
     def __getitem__(self, rows) -> Cond:
         return self.map(lambda value: value[rows])
@@ -38,14 +54,33 @@ class Cond:
     def to(self, *args, **kwargs) -> Cond:
         return self.map(lambda value: value.to(*args, **kwargs))
 
+    def padded(self, tokens: int) -> Cond:
+        """The same with ``tokens`` rows of context, those that are added masked out."""
+        missing = tokens - self.context.shape[1]
+        if missing == 0:
+            return self
+        mask = self.context.new_ones(self.context.shape[:2]) if self.mask is None else self.mask
+        context = nn.functional.pad(self.context, (0, 0, 0, missing))
+        return replace(self, context=context, mask=nn.functional.pad(mask, (0, missing)))
+
+
+NAMES, EXTRA = ("context", "pooled", "guidance", "mask"), "extra."
+
 
 def cat_conds(conds: Sequence[Cond]) -> Cond:
-    """Join batches of conditioning along the batch dimension."""
-    joined = {}
-    for name in ("context", "pooled", "guidance"):
-        values = [getattr(cond, name) for cond in conds]
-        joined[name] = None if values[0] is None else torch.cat(values)
-    return Cond(**joined)
+    """Join batches of conditioning along the batch dimension; shorter texts are padded and masked.
+
+    Raises ValueError when one has a tensor that another lacks.
+    """
+    tokens = max(cond.context.shape[1] for cond in conds)
+    parts = [cond.padded(tokens).tensors() for cond in conds]
+    if any("mask" in part for part in parts):
+        parts = [{"mask": part["context"].new_ones(part["context"].shape[:2]), **part} for part in parts]
+    names = set().union(*parts)
+    lacking = sorted({name for part in parts for name in names - part.keys()})
+    if lacking:
+        raise ValueError(f"conditionings that cannot share a batch: only some of them have {', '.join(lacking)}")
+    return Cond.from_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 class Backend(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from einops import rearrange
@@ -15,14 +16,23 @@ class _LastTap(Exception):
     """Ends the forward of a backbone once all taps are recorded."""
 
 
+def spread_taps(blocks: Sequence[str], count: int = 6) -> list[str]:
+    """About ``count`` of a network's blocks, evenly spread over its first three quarters."""
+    names = blocks[: math.ceil(0.75 * len(blocks))]
+    count = min(count, len(names))
+    return [names[math.ceil(len(names) * (i + 1) / count) - 1] for i in range(count)]
+
+
 def collect_taps(
-    network: nn.Module, taps: Sequence[str], forward: Callable[[], object], switch: PathSwitch
-) -> list[Tensor]:
+    network: nn.Module, taps: Sequence[str], forward: Callable[[], object], switch: PathSwitch,
+    stream: Callable[[object], Tensor] | None = None,
+) -> list[Tensor]:  # fmt: skip
     """Run ``forward()`` and return the outputs of the modules named ``taps`` (in execution order), with their graph.
 
     The forward ends after the last tap. Under gradient checkpointing it ends after the tapped block's checkpoint has
-    closed, so that the recompute is complete. A block that returns a tuple counts with its last tensor, the image
-    stream of a two-stream block; a UNet's down block counts with its first.
+    closed, so that the recompute is complete. ``stream`` takes the tensor that counts from a block's output; by
+    default a tuple counts with its last tensor, the image stream of a two-stream block, a UNet's down block with its
+    first.
     Raises ValueError for an unknown or never executed tap.
     """
     outputs: dict[str, Tensor] = {}
@@ -38,7 +48,7 @@ def collect_taps(
     def record(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output) -> None:
             if name not in outputs:
-                outputs[name] = _image_stream(output)
+                outputs[name] = (stream or _image_stream)(output)
             if not switch.inside_checkpoint:
                 stop_when_complete()
 

@@ -83,6 +83,12 @@ def grid_sigmas(process, steps: int) -> Tensor:
     return shifted_sigmas(steps, shift_alpha=process.shift_alpha)
 
 
+def with_levels(sigmas: Tensor, levels: Sequence[float]) -> Tensor:
+    """A grid with each of ``levels`` in it; a level of the grid that is the same up to 1e-4 gives way."""
+    far = [s for s in sigmas[:-1].tolist() if all(abs(s - level) > 1e-4 * level for level in levels)]
+    return explicit_sigmas(sorted([*far, *levels], reverse=True))
+
+
 def trigflow_sigmas(steps: int, last_angle: float = 1.3) -> Tensor:
     """SANA-Sprint's levels: angles pi/2, 0 or pi/2, 1.3, 0 or evenly spaced from pi/2 (diffusers' SCMScheduler), as
     flow times sin t / (sin t + cos t), the level of the same signal-to-noise ratio."""

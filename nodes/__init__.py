@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import doctor, mini, sampling
+from . import datasets, doctor, mini, results, sampling, training
 
 WEB_DIRECTORY = "./web"
-NODES: list[type[io.ComfyNode]] = [*sampling.NODES, *doctor.NODES, *mini.NODES]
+FILES = (sampling, doctor, datasets, training, results, mini)
+NODES: list[type[io.ComfyNode]] = [node for file in FILES for node in file.NODES]
 
 
 class TurboDistillExtension(ComfyExtension):

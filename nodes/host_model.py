@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..distill_core.faults import SamplingFacts
-from ..distill_core.process import FlowProcess
+from ..distill_core.process import DiscreteProcess, FlowProcess
 
 # The host's class of a model's configuration (comfy/supported_models.py) -> family in the table of presets. The nearest
 # class up the hierarchy counts; "" marks subclasses that are another model.
@@ -37,11 +37,22 @@ class HostFlow(FlowProcess):
     """The host's flow ``model_sampling``, which may scale the noise, as a process that our samplers know as flow."""
 
     def __init__(self, model_sampling) -> None:
-        super().__init__(getattr(model_sampling, "multiplier", 1.0))
+        super().__init__(getattr(model_sampling, "multiplier", 1.0), shift_alpha_of(model_sampling) or 1.0)
         self.model_sampling = model_sampling
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
         return self.model_sampling.noise_scaling(sigma, noise, latent_image, max_denoise)
+
+
+class HostDiscrete(DiscreteProcess):
+    """The host's eps or v ``model_sampling`` over a table of timesteps, with what training asks of a process."""
+
+    def __init__(self, model_sampling) -> None:
+        self.model_sampling, self.prediction = model_sampling, prediction_of(model_sampling)
+        self.sigmas = model_sampling.sigmas.detach().float().cpu().clone()
+        self.log_sigmas = self.sigmas.log()
+        for name in ("noise_scaling", "calculate_input", "calculate_denoised", "timestep"):
+            setattr(self, name, getattr(model_sampling, name))
 
 
 def is_flow(model_sampling) -> bool:
@@ -52,6 +63,21 @@ def process_of(model):
     """The noise process of a MODEL as `distill_core` wants it: sigma, timestep, noise_scaling."""
     model_sampling = model.get_model_object("model_sampling")
     return HostFlow(model_sampling) if is_flow(model_sampling) else model_sampling
+
+
+def training_process_of(model) -> HostFlow | HostDiscrete:
+    """The noise process of a MODEL for training. Raises ValueError for one that is not flow, eps or v."""
+    model_sampling = model.get_model_object("model_sampling")
+    if prediction_of(model_sampling) == "flow":
+        return HostFlow(model_sampling)
+    if prediction_of(model_sampling) in ("eps", "v") and isinstance(
+        model_sampling, comfy.model_sampling.ModelSamplingDiscrete
+    ):
+        return HostDiscrete(model_sampling)
+    raise ValueError(
+        f"a model with {prediction_of(model_sampling)} sampling ({type(model_sampling).__mro__[1].__name__}) cannot be "
+        "distilled; flow models and models with 1000 steps of eps or v prediction can"
+    )
 
 
 def family_of(model) -> str | None:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..distill_core.mini import ASSETS, CLASS_NAMES, load_conditioning
 from .sampling import CATEGORY
 
-EMPTY = "none"
+EMPTY, ALL = "none", "all ten"
 
 
 def asset(name: str) -> str:
@@ -63,22 +63,24 @@ class MiniConditioning(io.ComfyNode):
             node_id="TurboDistillMiniConditioning",
             display_name="Mini Conditioning",
             category=CATEGORY,
-            description="Conditioning of the mini model: one of its ten classes.",
+            description="Conditioning of the mini model: one of its ten classes, or a list of all.",
             inputs=[
                 io.Combo.Input(
-                    "class_name", options=[*CLASS_NAMES, EMPTY], default=CLASS_NAMES[-1],
-                    tooltip="What to draw; none is the empty conditioning, the negative of the teacher.",
+                    "class_name", options=[*CLASS_NAMES, EMPTY, ALL], default=CLASS_NAMES[-1],
+                    tooltip="What to draw; none is the empty conditioning, the negative of the teacher. all ten gives "
+                    "a list, for Teacher Latents.",
                 )
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning")],
+            outputs=[io.Conditioning.Output(display_name="conditioning", is_output_list=True)],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, class_name) -> io.NodeOutput:
         asset("conditioning.safetensors")
-        table, row = load_conditioning(), [*CLASS_NAMES, EMPTY].index(class_name)
-        context, pooled = table["context"][row : row + 1], table["pooled"][row : row + 1]
-        return io.NodeOutput([[context, {"pooled_output": pooled}]])
+        table, names = load_conditioning(), [*CLASS_NAMES, EMPTY]
+        rows = range(len(CLASS_NAMES)) if class_name == ALL else [names.index(class_name)]
+        parts = [(table["context"][row : row + 1], table["pooled"][row : row + 1]) for row in rows]
+        return io.NodeOutput([[[context, {"pooled_output": pooled}]] for context, pooled in parts])
 
 
 NODES = [LoadMiniModel, MiniConditioning]

@@ -9,7 +9,7 @@ from distill_core.denoiser import Denoiser
 from distill_core.discriminators import LatentDiscriminator
 from distill_core.losses import pseudo_huber, squared_error
 from distill_core.methods.ladd import LADD, LADDConfig
-from distill_core.methods.student import discriminator_health
+from distill_core.methods.student import discriminator_health, diversity
 from distill_core.noise import ItemNoise
 from distill_core.schedules import grid_sigmas
 from distill_core.train import train, training_step
@@ -141,7 +141,7 @@ def test_the_generators_loss_is_the_verdict_on_the_noised_fake(start):
     noised = method.teacher.process.noise_scaling(at.renoise_sigma, at.renoise, at.fake)
     maps = method.teacher.features(noised, at.renoise_sigma, at.batch.cond, TAPS)
     logits = method.discriminator(maps, at.renoise_time, at.batch.cond.pooled)
-    assert loss.item() == pytest.approx(-logits.mean().item(), abs=1e-6) and logs == {"adversarial": loss.item()}
+    assert loss.item() == pytest.approx(-logits.mean().item(), abs=1e-6) and logs["adversarial"] == loss.item()
 
 
 def test_relativistic_compares_with_the_paired_real(start):
@@ -276,7 +276,7 @@ def test_weights_add_up(start):
     method, at = start(terms=terms)
     loss, logs = method.generator_loss(at)
     assert loss.item() == pytest.approx(sum(terms[name] * logs[name] for name in terms), rel=1e-5)
-    assert logs.keys() == terms.keys()
+    assert logs.keys() == terms.keys() | {"diversity"}
 
 
 # Health and refusals
@@ -286,7 +286,17 @@ def test_health_of_known_logits():
     fake = torch.tensor([[-3.0, 1.0], [2.0, 2.0], [-1.0, -1.0], [-1.0, 0.0]])  # item means -1, 2, -1, -0.5
     real = torch.tensor([[1.0, 1.0], [-1.0, -3.0], [2.0, 2.0], [-1.0, 0.0]])  # 1, -2, 2, -0.5
     health = discriminator_health(fake, real)
-    assert health == {"accuracy": pytest.approx((3 / 4 + 2 / 4) / 2), "logit_gap": pytest.approx(0.125 + 0.125)}
+    spread = ((fake.mean(1).var() + real.mean(1).var()) / 2) ** 0.5
+    assert health["accuracy"] == pytest.approx((3 / 4 + 2 / 4) / 2) and health["logit_gap"] == pytest.approx(0.25)
+    assert health["logit_spread"] == pytest.approx(spread.item())
+    assert discriminator_health(fake[:1], real[:1]).keys() == {"accuracy", "logit_gap"}, "one item has no spread"
+
+
+def test_diversity_of_known_outputs():
+    real = torch.randn(8, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    assert diversity(0.3 * real + 5.0, real)["diversity"] == pytest.approx(0.3, rel=1e-4)
+    assert diversity(real[:1].expand(8, -1, -1, -1), real)["diversity"] == 0.0
+    assert diversity(real[:1], real[:1]) == {}
 
 
 def test_a_discriminator_learns_to_tell_a_frozen_student(dataset):

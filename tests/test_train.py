@@ -275,7 +275,17 @@ def test_each_phase_gives_gradients_to_its_own_parameters_only(dataset, terms):
     assert all(p.grad is None for p in network.parameters())
 
 
-LOGS = ("adversarial", "pairs", "consistency", "discriminator", "accuracy", "logit_gap", "r1")
+LOGS = (
+    "adversarial",
+    "pairs",
+    "consistency",
+    "diversity",
+    "discriminator",
+    "accuracy",
+    "logit_gap",
+    "logit_spread",
+    "r1",
+)
 
 
 def test_a_step_leaves_no_gradient_and_the_backbone_as_it_was(dataset):
@@ -349,7 +359,7 @@ class InOrder:
         self.dataset, self.uncond = dataset, dataset.uncond
 
     def batch(self, number, size, seed, rows=slice(None)):
-        places = self.dataset.buckets[self.dataset.shapes[0]]
+        (places,) = self.dataset.buckets.values()
         return self.dataset.read([places[(number * size + i) % len(places)] for i in range(size)][rows])
 
 

@@ -1,7 +1,8 @@
-"""Make workflows/*.json with their pictures, and locales/en/nodeDefs.json: python tools/make_pack_files.py
+"""Make workflows/*.json with their pictures, and locales/en/nodeDefs.json: python tools/make_pack_files.py [NAME ...]
 
 The workflows of workflows.py go through the real frontend, which writes its own format; needs ComfyUI, Node.js with
-playwright-core and Chromium (tests/host/server.py and browser.py say where they are looked for).
+playwright-core and Chromium (tests/host/server.py and browser.py say where they are looked for). With names, only those
+workflows are made. What runs on the mini model is run for its picture, distil_mini_model in full (minutes).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def locale(object_info: dict) -> dict:
     return result
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     out = REPO / "workflows"
     out.mkdir(exist_ok=True)
     jobs = [
@@ -62,14 +63,16 @@ def main() -> None:
             "save": str(out / f"{name}.json"),
             "picture": str(out / f"{name}.jpg"),
             "run": name in RUNS_ANYWHERE,
+            "timeout": 3600,
         }
         for name, workflow in WORKFLOWS.items()
+        if name in names or not names
     ]
     host = Host(Path(tempfile.mkdtemp(prefix="comfyui-")))
     add_placeholders(host.base_dir)
     try:
         host.start()
-        for result in drive(host.url, jobs):
+        for result in drive(host.url, jobs, timeout=7200):
             print(
                 result["name"], result["faults"] or "", result["errors"] or "", result.get("run", {}).get("event", "")
             )
@@ -81,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

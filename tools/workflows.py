@@ -163,6 +163,75 @@ def mini() -> dict:
     }
 
 
+PROMPTS = "\n".join(
+    f"{subject}, {style}"
+    for style in ("photograph, natural light", "oil painting", "detailed illustration")
+    for subject in ("a red fox in fresh snow", "an old harbour at dawn", "a bowl of ramen", "a portrait of a violinist")
+)
+
+
+def distil(
+    name: str, source: tuple[dict, list, list, list], size: int, pairs: int = 0, teacher: dict | None = None, **trainer
+) -> dict:
+    """Prompts -> Teacher Latents -> LADD Trainer -> Save Turbo LoRA and report: a start for a model of any family."""
+    loaders, model, clip, vae = source
+    return loaders | {
+        "prompts": node("TurboDistillPrompts", prompts=PROMPTS),
+        "positive": node("CLIPTextEncode", text=link("prompts"), clip=clip),
+        "negative": node("CLIPTextEncode", text="", clip=clip),
+        **trainer_nodes(
+            name, model, link("positive"), link("negative"), vae, f"{size}x{size}", pairs, teacher, trainer
+        ),
+    }
+
+
+def trainer_nodes(name, model, positive, negative, vae, sizes, pairs, teacher, trainer) -> dict:
+    data = dict(count=4000, steps=25, cfg=5.0, batch_size=4) | (teacher or {})
+    training = dict(target_steps=4, steps=4000, batch_size=4) | trainer
+    return {
+        "dataset": node(
+            "TurboDistillTeacherLatents", model=model, positive=positive, negative=negative, dataset_name=name,
+            sizes=sizes, pairs_for_steps=pairs, **data,
+        ),
+        "train": node(
+            "TurboDistillLADDTrainer", model=model, dataset=link("dataset"), run_name=name, vae=vae,
+            preview_positive=positive, preview_negative=negative, **training,
+        ),
+        "save": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
+        "report": node("SaveImage", images=link("train", 3), filename_prefix=name),
+    }  # fmt: skip
+
+
+def distil_mini() -> dict:
+    """The mini model into 4 steps; on a CPU in minutes."""
+    return {
+        "mini": node("TurboDistillLoadMiniModel", distilled=False),
+        "teacher": node("ModelSamplingSD3", model=link("mini"), shift=1.0),
+        "classes": node("TurboDistillMiniConditioning", class_name="all ten"),
+        "none": node("TurboDistillMiniConditioning", class_name="none"),
+        **trainer_nodes(
+            "distil_mini_model", link("teacher"), link("classes"), link("none"), link("mini", 1), "64x64", 4,
+            dict(count=2048, steps=16, cfg=1.5, batch_size=128, dtype="float32"),
+            dict(
+                steps=400, batch_size=32, student_lr=6e-4, discriminator_lr=4e-3, rank=32, renoise_mean=0.0,
+                renoise_std=1.0, sampler="ancestral", gradient_checkpointing=False,
+            ),
+        ),
+    }  # fmt: skip
+
+
+def flux_dev() -> dict:
+    """FLUX.1 dev has its guidance as an input, so the teacher runs at cfg 1."""
+    loaders, model, clip, vae = parts("flux1-dev.safetensors", FLUX_CLIP, "ae.safetensors")
+    workflow = distil("distil_flux1_dev", (loaders, model, clip, vae), 1024, 0, dict(cfg=1.0), batch_size=2)
+    workflow["guided"] = node("FluxGuidance", conditioning=link("positive"), guidance=3.5)
+    workflow["dataset"]["inputs"]["positive"] = workflow["train"]["inputs"]["preview_positive"] = link("guided")
+    for name, key in (("dataset", "negative"), ("train", "preview_negative")):
+        del workflow[name]["inputs"][key]
+    del workflow["negative"]
+    return workflow
+
+
 FLUX_CLIP = node(
     "DualCLIPLoader", clip_name1="t5xxl_fp8_e4m3fn.safetensors", clip_name2="clip_l.safetensors", type="flux"
 )
@@ -174,6 +243,7 @@ SD3_CLIP = node(
 )
 Z_CLIP = node("CLIPLoader", clip_name="qwen_3_4b.safetensors", type="lumina2")
 QWEN_CLIP = node("CLIPLoader", clip_name="qwen_2.5_vl_7b_fp8_scaled.safetensors", type="qwen_image")
+SD35M = checkpoint("sd3.5_medium.safetensors")
 SD35 = checkpoint("sd3.5_large_turbo.safetensors")
 QWEN = with_lora(
     parts("qwen_image_fp8_e4m3fn.safetensors", QWEN_CLIP, "qwen_image_vae.safetensors"),
@@ -201,6 +271,14 @@ WORKFLOWS = {
     "sdxl_dmd2_lora": sdxl_dmd2_lora(),
     "image_to_image_2_steps": image_to_image(),
     "inpainting_4_steps": inpainting(),
+    "distil_mini_model": distil_mini(),
+    "distil_sdxl_fine_tune": distil(
+        "distil_sdxl_fine_tune", checkpoint("my_sdxl_fine_tune.safetensors"), 1024, teacher=dict(cfg=6.0)
+    ),
+    "distil_sd3.5_medium": distil(
+        "distil_sd3.5_medium", (SD35M[0] | {"clip": SD3_CLIP}, SD35M[1], link("clip"), SD35M[3]), 1024
+    ),
+    "distil_flux1_dev": flux_dev(),
     "schedule_doctor": doctor(),
     "mini_model": mini(),
 }  # fmt: skip
@@ -208,7 +286,7 @@ MODEL_FOLDERS = {
     "ckpt_name": "models/checkpoints", "unet_name": "models/diffusion_models", "lora_name": "models/loras",
     "vae_name": "models/vae", "clip_name": "models/text_encoders", "image": "input",
 }  # fmt: skip
-RUNS_ANYWHERE = ("schedule_doctor", "mini_model")
+RUNS_ANYWHERE = ("schedule_doctor", "mini_model", "distil_mini_model")
 
 
 def files() -> set[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import fingerprint
 from ..denoiser import Cond
-from ..features import collect_taps, tokens_to_map
+from ..features import collect_taps, spread_taps, tokens_to_map
 from ..lora import LowRankPath, PathSwitch, linear_layers
 from ..process import DiscreteProcess, FlowProcess, cumulative_alphas, zero_terminal_snr
 
@@ -129,9 +129,7 @@ class DiffusersBackend:
 
     def default_taps(self, count: int = 6) -> list[str]:
         """About ``count`` blocks, evenly spread over the first three quarters of the network."""
-        names = self.tap_names[: math.ceil(0.75 * len(self.tap_names))]
-        count = min(count, len(names))
-        return [names[math.ceil(len(names) * (i + 1) / count) - 1] for i in range(count)]
+        return spread_taps(self.tap_names, count)
 
     def scales(self, count: int = 3) -> tuple[list[str], list[str]]:
         """Blocks for a multi-scale discriminator: (read-outs, coarse to fine; blocks that smaller latents enter).
@@ -159,6 +157,8 @@ class DiffusersBackend:
         return copied
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        if cond.mask is not None:
+            raise ValueError("texts of different lengths in a batch: encode all, the empty one too, to one length")
         dtype = next(self.network.parameters()).dtype
         return self.family.call(self.network, x.to(dtype), timestep, cond.to(dtype))
 
@@ -180,6 +180,10 @@ class DiffusersBackend:
             "family": self.family_name,
             "base": fingerprint(self.network),
         }
+
+    def export(self, path: LowRankPath) -> dict[str, Tensor]:
+        """The path as a LoRA's tensors, under the names that diffusers and ComfyUI read."""
+        return path.export(self.family.lora_prefix)
 
     def new_path(self, rank: int, targets: Sequence[str] | None = None) -> LowRankPath:
         """A fresh low-rank path (output 0) on this backbone."""

@@ -146,7 +146,7 @@ class StudentMethod:
                 value = getattr(self, f"_{name}")(step)
                 total = total + weight * value
                 logs[name] = value.item()
-        return total, logs
+        return total, logs | diversity(step.fake, step.batch.latents)
 
     def _pairs(self, step: StudentStep) -> Tensor:
         """Only items that lie on a stored path count; the rest of the batch weighs nothing."""
@@ -233,7 +233,17 @@ class StudentStep:
 
 
 def discriminator_health(fake: Tensor, real: Tensor) -> dict[str, float]:
-    """Accuracy over items (by mean logit) and the gap between mean real and mean fake logit."""
+    """By the mean logit of each item: accuracy, the gap between real and fake, and the spread among items of a kind."""
     fake, real = fake.detach().mean(1), real.detach().mean(1)
     correct = ((fake < 0).float().mean() + (real > 0).float().mean()) / 2
-    return {"accuracy": correct.item(), "logit_gap": (real.mean() - fake.mean()).item()}
+    health = {"accuracy": correct.item(), "logit_gap": (real.mean() - fake.mean()).item()}
+    if len(fake) > 1:
+        health["logit_spread"] = ((fake.var() + real.var()) / 2).sqrt().item()
+    return health
+
+
+def diversity(fake: Tensor, real: Tensor) -> dict[str, float]:
+    """How much the items of a batch differ from each other, as a part of how much the real ones do."""
+    if len(fake) < 2:
+        return {}
+    return {"diversity": (fake.detach().std(0).mean() / real.std(0).mean().clamp(min=1e-6)).item()}

@@ -1,8 +1,10 @@
 // Drives the real frontend of a running ComfyUI: node frontend.js URL JOBS.json RESULT.json
 //
-// A job is {name, api | graph, save, picture, run}: load a workflow in API or UI format, save it in UI format, take a
-// picture, and, with run, queue it, wait for its end and take the picture then. The result tells per job what is wrong:
-// nodes that the frontend does not know, marks as faulty, or that lost a link.
+// A job is {name, api | graph, save, picture, run, set, watch, timeout}: load a workflow in API or UI format, save it in
+// UI format, take a picture, and, with run, queue it, wait (timeout seconds, 120 by default) for its end and take the
+// picture then. set: {node type: {widget: value}} changes widgets before the run. watch: {type, previews, picture} takes
+// a picture while a node of that type works, after so many live previews of its. The result tells per job what is
+// wrong: nodes that the frontend does not know, marks as faulty, or that lost a link; and the previews counted by type.
 const { chromium } = require('playwright-core');
 const fs = require('fs'), os = require('os'), path = require('path');
 const ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -71,15 +73,35 @@ async function picture(page, file) {
   await (canvas || page).screenshot({ path: file, ...options });
 }
 
-async function run(page) {
-  return page.evaluate(() => new Promise(resolve => {
+function change(widgets) {
+  for (const node of app.graph._nodes) {
+    for (const [name, value] of Object.entries(widgets[node.type] || {})) {
+      node.widgets.find(widget => widget.name === name).value = value;
+    }
+  }
+}
+
+async function run(page, seconds) {
+  return page.evaluate(limit => new Promise(resolve => {
     const done = what => event => resolve({ event: what, detail: event.detail });
+    window.previews = {};
+    app.api.addEventListener('b_preview_with_metadata', event => {
+      const id = event.detail.displayNodeId ?? event.detail.nodeId, type = app.graph.getNodeById(id)?.type;
+      window.previews[type] = (window.previews[type] || 0) + 1;
+    });
     for (const what of ['execution_success', 'execution_error', 'execution_interrupted']) {
       app.api.addEventListener(what, done(what));
     }
-    setTimeout(() => resolve({ event: 'timeout' }), 120000);
+    setTimeout(() => resolve({ event: 'timeout' }), limit * 1000);
     app.queuePrompt(0, 1).then(ok => ok === false && resolve({ event: 'not queued', detail: app.lastNodeErrors }));
-  }));
+  }), seconds);
+}
+
+async function watch(page, { type, previews, picture: file }, seconds) {
+  const shown = ([name, count]) => (window.previews?.[name] || 0) >= count;
+  await page.waitForFunction(shown, [type, previews], { timeout: seconds * 1000 });
+  await page.waitForTimeout(500);
+  await picture(page, file);
 }
 
 function faults() {
@@ -117,7 +139,14 @@ function faults() {
     entry.faults = await page.evaluate(faults);
     await fit(page);
     if (job.save) fs.writeFileSync(job.save, JSON.stringify(await page.evaluate(() => app.graph.serialize()), null, 1) + '\n');
-    if (job.run) { entry.run = await run(page); await page.waitForTimeout(5000); } // the notes of the queue fade
+    if (job.set) await page.evaluate(change, job.set);
+    if (job.run) {
+      const seconds = job.timeout || 120, running = run(page, seconds);
+      if (job.watch) await Promise.race([watch(page, job.watch, seconds), running]);
+      entry.run = await running;
+      entry.previews = await page.evaluate(() => window.previews);
+      await page.waitForTimeout(5000); // the notes of the queue fade
+    }
     if (job.picture) await picture(page, job.picture);
   }
   await close();

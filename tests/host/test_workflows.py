@@ -19,6 +19,14 @@ from make_pack_files import locale  # noqa: E402
 from workflows import RUNS_ANYWHERE, WORKFLOWS, add_placeholders  # noqa: E402
 
 ARTEFACTS = Path(os.environ.get("TEST_ARTEFACTS") or REPO / "build" / "artefacts")
+PICTURES = {"distil_mini_model": 1}  # that a run saves; the others save a batch of four
+# The run of the file is that of tests/benchmarks/distil_in_graph.py; here it is cut to a few steps.
+SHORTER = {
+    "distil_mini_model": {
+        "TurboDistillTeacherLatents": {"count": 64, "steps": 4, "batch_size": 64},
+        "TurboDistillLADDTrainer": {"steps": 6, "batch_size": 8, "preview_every": 2},
+    }
+}
 FILES = sorted((REPO / "workflows").glob("*.json"))
 
 
@@ -61,6 +69,8 @@ def opened(host) -> dict:
             "graph": graph_of(name),
             "run": has_mini and name in RUNS_ANYWHERE,
             "picture": str(ARTEFACTS / f"{name}.png"),
+            "timeout": 300,
+            "set": SHORTER.get(name, {}),
         }
         for name in WORKFLOWS
     ]
@@ -79,5 +89,11 @@ def test_it_runs_to_its_picture(opened, host, name):
         pytest.skip("the mini model's files are not in distill_core/assets/mini")
     assert opened[name]["run"]["event"] == "execution_success", opened[name]["run"]
     pictures = list((host.base_dir / "output").glob(f"{name}_*.png"))
-    assert len(pictures) == 4, "a batch of four"
+    assert len(pictures) == PICTURES.get(name, 4)
     assert (ARTEFACTS / f"{name}.png").stat().st_size > 10_000
+
+
+def test_the_trainer_shows_live_previews(opened):
+    if "run" not in opened["distil_mini_model"]:
+        pytest.skip("the mini model's files are not in distill_core/assets/mini")
+    assert opened["distil_mini_model"]["previews"]["TurboDistillLADDTrainer"] >= 3, "samples at steps 2, 4 and 6"

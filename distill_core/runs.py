@@ -1,0 +1,168 @@
+"""A training run in a folder of its own: its checkpoint, its log on disk, and the report that says it has ended."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import save_json
+from .data import LatentDataset
+from .denoiser import Denoiser
+from .discriminators import LatentDiscriminator
+from .methods.ladd import LADD, LADDConfig
+from .train import Event, Run, TrainConfig, train
+
+NAME = re.compile(r"[\w][\w .+-]{0,99}")
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
+
+
+def folder_in(root: str | Path, name: str, what: str = "run name") -> Path:
+    """The folder ``name`` directly inside ``root``.
+
+    Raises ValueError for a name that is empty, longer than 100 characters, has anything but letters, digits, spaces
+    and ``_ . + -``, or could lead out of ``root``.
+    """
+    name = name.strip()
+    fits = NAME.fullmatch(name) and not name.endswith(".") and name.split(".")[0].lower() not in RESERVED
+    root = Path(root).resolve()
+    if not fits or (root / name).resolve().parent != root:
+        raise ValueError(
+            f"{what} {name!r} cannot be a folder inside {root.name}: use letters, digits, spaces and _ . + - "
+            "(no slashes; the first character a letter or digit)"
+        )
+    return root / name
+
+
+class RunFolder:
+    """log.jsonl (a line a step), checkpoint.safetensors (written by `train.Run`), report.json (once it has ended)."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    def logs(self) -> list[dict[str, float]]:
+        """The logs of all steps so far, ``step`` among them; a line cut off by a crash is left out."""
+        entries = []
+        for line in self.log.read_text().splitlines() if self.log.exists() else ():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return entries
+
+    def follow(self, run: Run) -> Iterator[Event]:
+        """`train.train` with its log on disk. After a crash the log goes on where the checkpoint does."""
+        events, file = train(run), None
+        try:
+            for event in events:
+                if file is None:
+                    file = self._log_from(event.step)
+                file.write(json.dumps({"step": event.step, **event.logs}) + "\n")
+                file.flush()
+                yield event
+        finally:
+            events.close()  # writes the checkpoint now, not whenever the generator is collected
+            if file is not None:
+                file.close()
+
+    def _log_from(self, step: int):
+        """The log, opened for step ``step``: what a killed run wrote after its last checkpoint is dropped."""
+        kept = [json.dumps(entry) + "\n" for entry in self.logs() if entry["step"] < step]
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.log.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.log)
+        return open(self.log, "a")
+
+    def start(self, **facts) -> None:
+        """Note what the run is made from, for who looks at it later."""
+        save_json(self.path / "started.json", facts)
+
+    def started(self) -> dict:
+        """What `start` noted. Raises ValueError where there is no run."""
+        try:
+            return json.loads((self.path / "started.json").read_text())
+        except FileNotFoundError:
+            raise ValueError(f"there is no run in {self.path}") from None
+
+    def finish(self, asked: dict, **results) -> None:
+        """Say that what was ``asked`` for is done."""
+        save_json(self.report, {"asked": asked, **results})
+
+    def finished(self, asked: dict) -> dict | None:
+        """The report of a run that has ended and was asked for the same; None for any other."""
+        try:
+            report = json.loads(self.report.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return report if report.get("asked") == json.loads(json.dumps(asked)) else None
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """rank and target layers of the LoRA (empty: the backend's own), and what the student is to be sampled with."""
+
+    rank: int = 64
+    targets: tuple[str, ...] = ()
+    sampler: str = "renoise"
+    sampler_options: dict[str, float] = field(default_factory=dict)
+
+
+def pick_targets(names: Sequence[str], parts: str) -> tuple[str, ...]:
+    """The layers whose name contains one of the comma-separated ``parts``; all of them for an empty text.
+
+    Raises ValueError when there is none.
+    """
+    wanted = [part.strip() for part in parts.split(",") if part.strip()]
+    found = tuple(name for name in names if not wanted or any(part in name for part in wanted))
+    if not found:
+        raise ValueError(f"no layer's name contains {' or '.join(wanted)}; names look like {', '.join(names[:4])}")
+    return found
+
+
+def new_run(
+    backend, dataset: LatentDataset, ladd: LADDConfig, config: TrainConfig, student: StudentConfig, taps: Sequence[str],
+    folder: str | Path | None = None, head: dict | None = None, processes=None,
+) -> Run:  # fmt: skip
+    """A LoRA student, a discriminator on the teacher's ``taps`` and LADD between them, all on one backbone.
+
+    Every new weight comes from the training seed; torch's own random state is as before. head: sizes of
+    `heads.MapHead`.
+    """
+    device = next(backend.network.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        teacher = Denoiser(backend)
+        path = backend.new_path(student.rank, student.targets or None)
+        example = dataset.batch(0, 1, config.seed).to(device)
+        discriminator = LatentDiscriminator.for_teacher(teacher, taps, example, **(head or {}))
+    guidance = dataset.manifest()["guidance"]
+    method = LADD(Denoiser(backend, path), teacher, discriminator, taps, ladd, dataset.uncond().to(device), guidance)
+    described = {"ladd": asdict(ladd), "student": asdict(student), "base": backend.description()["base"]}
+    return Run(method, dataset, config, folder, described | {"taps": list(taps), "head": head or {}}, processes)
+
+
+def student_of(run: Run, student: StudentConfig) -> tuple[dict[str, Tensor], dict]:
+    """The averaged student as a LoRA's tensors, and the description that `checkpoint.save_lora` writes beside them."""
+    denoiser, ladd = run.method.student, run.method.config
+    with run.ema_weights():
+        state = denoiser.backend.export(denoiser.path)
+    extras = [term for term, weight in ladd.terms.items() if weight and term != "adversarial"]
+    return state, {
+        "method": " + ".join(["LADD", *extras]), "sigmas": list(ladd.student_sigmas), "sampler": student.sampler,
+        "sampler_options": student.sampler_options, "cfg": 1.0, **denoiser.backend.description(), "steps": run.step,
+        "config": {"ladd": asdict(ladd), "train": asdict(run.config), "student": asdict(student)},
+    }  # fmt: skip

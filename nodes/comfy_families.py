@@ -1,0 +1,130 @@
+"""What differs between the host's networks for training, as data: blocks, LoRA layers, where the image tokens are.
+
+A family is found by the class of the network (``model.model.diffusion_model``). Names are those of its modules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ..distill_core.lora import linear_layers
+
+# (output of a tapped block, network, text tokens, image tokens) -> image tokens [B, N, C], or a map [B, C, H, W]
+ImageTokens = Callable[[object, nn.Module, int, int], Tensor]
+
+
+def _last_stream(output, network: nn.Module, text: int, image: int) -> Tensor:
+    """Two streams, the image's last (SD3, Qwen-Image), or one without text (Wan); references come after the image."""
+    return (output[-1] if isinstance(output, tuple) else output)[:, :image]
+
+
+def _flux_stream(output, network: nn.Module, text: int, image: int) -> Tensor:
+    """Double blocks give (image, text), single blocks text and image in one sequence; references come last."""
+    return output[0][:, :image] if isinstance(output, tuple) else output[:, text : text + image]
+
+
+def _lumina_stream(output, network: nn.Module, text: int, image: int) -> Tensor:
+    """The image is the end of the sequence, filled up to a multiple."""
+    fill = -image % (network.pad_tokens_multiple or 1)
+    return output[:, -image - fill :][:, :image]
+
+
+def _map(output, network: nn.Module, text: int, image: int) -> Tensor:
+    return output
+
+
+def _blocks(*lists: str) -> Callable[[nn.Module], list[str]]:
+    return lambda network: [f"{name}.{i}" for name in lists for i in range(len(getattr(network, name)))]
+
+
+def _unet_parts(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers that a UNet calls one by one; it never calls the sequences they are in, so hooks there stay silent."""
+    containers = ("input_blocks.", "middle_block.", "output_blocks.")
+    wanted = ("ResBlock", "SpatialTransformer")
+    modules = network.named_modules()
+    return {n: m for n, m in modules if n.startswith(containers) and type(m).__name__ in wanted}
+
+
+def _unet_taps(network: nn.Module) -> list[str]:
+    """The last residual or attention layer of every block, in the order in which they run."""
+    last = {}
+    for name in _unet_parts(network):
+        block = "middle" if name.startswith("middle") else name.rsplit(".", 1)[0]
+        last[block] = name
+    return list(last.values())
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture of the host.
+
+    taps: blocks a discriminator can read, in the order in which they run.  lora_under: containers of the layers that
+    get a low-rank path.  checkpointed: modules that are recomputed one by one (the taps unless given).
+    in_place: blocks add to their input in place, which breaks gradients (`features.OutOfPlace`).
+    block_options: keywords every block is called with.  key_prefix: of LoRA keys that core and diffusers both read.
+    foreign: endings of the host's LoRA keys that belong to another model of the same class.
+    """
+
+    name: str
+    taps: Callable[[nn.Module], list[str]]
+    lora_under: tuple[str, ...]
+    image_tokens: ImageTokens
+    checkpointed: Callable[[nn.Module], list[str]] | None = None
+    in_place: bool = False
+    block_options: dict = field(default_factory=dict)
+    patch_size: int = 2
+    key_prefix: str = "transformer."
+    foreign: tuple[str, ...] = ()
+
+    def checkpoints(self, network: nn.Module) -> list[str]:
+        return (self.checkpointed or self.taps)(network)
+
+    def lora_targets(self, network: nn.Module) -> list[str]:
+        return linear_layers(network, self.lora_under)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
+
+
+_FLUX = dict(
+    taps=_blocks("double_blocks", "single_blocks"), lora_under=("double_blocks", "single_blocks"),
+    image_tokens=_flux_stream, in_place=True,
+)  # fmt: skip
+_FLUX1_ONLY = (".proj_mlp", ".proj_out", ".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2")
+_FLUX2_ONLY = (".linear_in", ".linear_out", ".to_qkv_mlp_proj", ".attn.to_out")
+
+FAMILIES = {
+    # A JointBlock checkpoints itself unless told not to, and would recompute under whichever path is on then.
+    "OpenAISignatureMMDITWrapper": Family(
+        "sd3", _blocks("joint_blocks"), ("joint_blocks",), _last_stream, block_options={"use_checkpoint": False}
+    ),
+    "Flux": Family("flux", foreign=_FLUX2_ONLY, **_FLUX),
+    "Flux2": Family("flux2", foreign=_FLUX1_ONLY, patch_size=1, **_FLUX),
+    "NextDiT": Family(
+        "lumina", _blocks("layers"), ("layers", "noise_refiner", "context_refiner"), _lumina_stream,
+        checkpointed=_blocks("noise_refiner", "context_refiner", "layers"),
+    ),
+    "QwenImageTransformer2DModel": Family(
+        "qwen-image", _blocks("transformer_blocks"), ("transformer_blocks",), _last_stream
+    ),
+    "WanModel": Family("wan", _blocks("blocks"), ("blocks",), _last_stream, key_prefix="diffusion_model."),
+    "UNetModel": Family(
+        "unet", _unet_taps, ("transformer_blocks", "proj_in", "proj_out"), _map, patch_size=1,
+        checkpointed=lambda network: list(_unet_parts(network)), key_prefix="lora_unet_",
+    ),
+}  # fmt: skip
+
+
+def training_family(network: nn.Module) -> Family:
+    """The family of a network. Raises ValueError for one that is not in the table."""
+    name = type(network).__name__
+    if name == "Flux" and network.params.global_modulation:
+        name = "Flux2"
+    if name not in FAMILIES:
+        known = "SD1.5, SD2, SDXL, SD3, FLUX.1, FLUX.2, Z-Image and Lumina 2, Qwen-Image, Wan"
+        raise ValueError(f"models with a {name} network cannot be distilled yet; those that can: {known}")
+    return FAMILIES[name]

@@ -1,0 +1,80 @@
+"""The workflow distil_mini_model in a real ComfyUI: how long it takes, what its LoRA reaches, and the picture.
+
+python tests/benchmarks/distil_in_graph.py --out DIR [--images 100] [--picture docs/distil_in_graph.jpg]
+
+Needs ComfyUI (tests/host/server.py says where it is looked for). ``--images``: of each class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from PIL import Image
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPO), str(REPO / "tests" / "host"), str(REPO / "tools")]
+
+from graphs import class_samples, guided_teacher, saved_student  # noqa: E402
+from make_pack_files import numbered  # noqa: E402
+from server import Host  # noqa: E402
+
+from distill_core import mini  # noqa: E402
+from distill_core.checkpoint import save_json  # noqa: E402
+from distill_core.demo import git_commit, machine  # noqa: E402
+from distill_core.metrics import MiniEvaluator  # noqa: E402
+from workflows import WORKFLOWS  # noqa: E402
+
+NAME = "distil_mini_model"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--picture", type=Path)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    host = Host(args.out / "comfyui")
+    try:
+        host.start()
+        report = measure(host, args.images)
+    finally:
+        host.stop()
+    picture = next((host.base_dir / "output").glob(f"{NAME}_*.png"))
+    Image.open(picture).convert("RGB").save(args.picture or args.out / "distil_in_graph.jpg", quality=85)
+    save_json(args.out / "distil_in_graph.json", report | {"commit": git_commit(), "machine": machine()})
+
+
+def measure(host: Host, images: int) -> dict:
+    """Seconds of the workflow, and fd of teacher and student by number of steps."""
+    process, started = psutil.Process(host.process.pid), time.monotonic()
+    before = process.cpu_times()
+    host.run(numbered(WORKFLOWS[NAME]), 7200)
+    after = process.cpu_times()
+    report = {
+        "seconds": time.monotonic() - started,
+        "cpu_seconds": after.user + after.system - before.user - before.system,
+    }
+    labels, evaluate = torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(images), MiniEvaluator()
+    for steps in (1, 2, 4):
+        teacher, guided = guided_teacher(steps)
+        latents = {
+            "teacher": class_samples(host, teacher, ["base", 0], images, **guided),
+            "student": class_samples(
+                host, saved_student(f"{NAME}_00001_.safetensors"), ["model", 0], images, steps=steps
+            ),
+        }
+        report[str(steps)] = {name: evaluate(x, labels) for name, x in latents.items()}
+        scores = {name: score["fd"] for name, score in report[str(steps)].items()}
+        print(f"{steps} steps: fd {scores}, ratio {scores['student'] / scores['teacher']:.3f}", flush=True)
+    print(f"{report['seconds']:.0f} s, {report['cpu_seconds']:.0f} s of one processor")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Runs inside the host's Python: a training run without a server, for what only shows in its process.
+
+    probe_run.py FOLDER
+
+Prints JSON: what the run left of the host's state, and what happens when memory runs out; test_training.py says what
+it must be.
+"""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from launch import ImportHooks, load_pack  # noqa: E402
+
+sys.meta_path.insert(0, ImportHooks())
+sys.path[0] = str(Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser())
+sys.path.append(str(HERE))
+folder = Path(sys.argv[1])
+sys.argv[1:] = ["--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management  # noqa: E402
+import comfy_api.latest  # noqa: E402, F401
+import folder_paths  # noqa: E402
+import psutil  # noqa: E402
+import torch  # noqa: E402
+
+load_pack("pack")
+from pack.nodes import mini  # noqa: E402
+from pack.nodes.datasets import TeacherLatents  # noqa: E402
+from pack.nodes.folders import run_folder  # noqa: E402
+from pack.nodes.host_training import train_in_graph  # noqa: E402
+from pack.nodes.training import request_of  # noqa: E402
+
+folder_paths.set_output_directory(str(folder))
+
+
+def conditioning(name: str) -> list:
+    return mini.MiniConditioning.execute(name)[0]
+
+
+def output_of(model) -> torch.Tensor:
+    """What the MODEL that other nodes hold computes."""
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    (context, options), *_ = conditioning("bag")[0]
+    sigma = torch.full((2,), 0.7)
+    return model.model.apply_model(
+        x, sigma, c_crossattn=context.expand(2, -1, -1), y=options["pooled_output"].expand(2, -1)
+    )
+
+
+def request(model, dataset: Path, name: str, **changes):
+    settings = dict(target_steps=1, steps=3, batch_size=128, student_lr=6e-4, discriminator_lr=4e-3, rank=4)
+    settings |= dict(gradient_checkpointing=False, renoise_mean=0.0, renoise_std=1.0)
+    return request_of(model, dataset, name, **(settings | changes))
+
+
+def host_state(model) -> dict:
+    return {
+        "in_training": comfy.model_management.in_training,
+        "inference_mode": torch.is_inference_mode_enabled(),
+        "loaded": sorted(type(entry.model.model).__name__ for entry in comfy.model_management.current_loaded_models),
+        "random": torch.get_rng_state().tolist(),
+        "options": repr(sorted(model.model_options)),
+        "patches": len(model.patches),
+    }
+
+
+with torch.inference_mode():
+    model = mini.LoadMiniModel.execute(False)[0]
+    dataset = TeacherLatents.make(
+        conditioning("all ten"), model, "probe", 128, "64x64", 2, 1.5, conditioning("none")[0], 1, batch_size=128
+    )
+    before, state = output_of(model), host_state(model)
+    student, lora, losses = train_in_graph(request(model, dataset, "whole"))
+    after = host_state(model)
+    result = {
+        "changed": [key for key in state if state[key] != after[key]],
+        "output": (output_of(model) - before).abs().max().item(),
+        "student": (output_of(student) - before).abs().max().item(),
+        "losses": len(losses["loss"]),
+    }
+
+    train_in_graph(request(model, dataset, "short", steps=1))
+    checkpoint = run_folder("short") / "checkpoint.safetensors"
+    kept = checkpoint.read_bytes()
+    now = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (now + (60 << 20), resource.RLIM_INFINITY))
+    try:
+        train_in_graph(request(model, dataset, "short"))
+        result["error"] = None
+    except Exception as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    result["kept"] = checkpoint.read_bytes() == kept
+    result["in_training"] = comfy.model_management.in_training
+    again = train_in_graph(request(model, dataset, "short"))[1]
+    result["resumed"] = all(torch.equal(again[name], lora[name]) for name in lora)
+print(json.dumps(result))

@@ -1,0 +1,656 @@
+"""Runs inside the host's Python: models of the host as backends to train on, results as JSON.
+
+    probe_training.py FOLDER
+
+Each function below measures one thing and returns what JSON can hold; test_comfy_denoiser.py says what it must be.
+FOLDER receives results.json and LoRAs with the student's output, for diffusers.
+"""
+
+import gc
+import json
+import logging
+import os
+import sys
+import weakref
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from launch import ImportHooks, load_pack  # noqa: E402
+
+sys.meta_path.insert(0, ImportHooks())
+sys.path[0] = str(Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser())
+sys.path.append(str(HERE))
+folder = Path(sys.argv[1])
+sys.argv[1:] = ["--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+import comfy_api.latest  # noqa: E402, F401
+import comfy_extras.nodes_model_advanced as core_models  # noqa: E402
+import comfy_extras.nodes_train as core_train  # noqa: E402
+import tiny_models  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+load_pack("pack")
+from pack.distill_core.data import Batch  # noqa: E402
+from pack.distill_core.denoiser import Denoiser, cat_conds  # noqa: E402
+from pack.distill_core.discriminators import LatentDiscriminator  # noqa: E402
+from pack.distill_core.lora import LowRankPath, PathSwitch  # noqa: E402
+from pack.distill_core.methods.ladd import LADD, LADDConfig  # noqa: E402
+from pack.distill_core.schedules import grid_sigmas  # noqa: E402
+from pack.distill_core.train import Run, TrainConfig, training_step  # noqa: E402
+from pack.nodes import mini  # noqa: E402
+from pack.nodes.comfy_denoiser import training_backend  # noqa: E402
+from pack.nodes.comfy_families import training_family  # noqa: E402
+
+torch.set_num_threads(1)
+PATHS = {family: tiny_models.write(family, folder) for family in tiny_models.BUILDERS}
+DIRECT = list(tiny_models.CONFIGS)  # families whose files cannot be tiny: made without a loader
+
+
+def load(family: str):
+    """A MODEL as nodes get it: loaded under inference mode."""
+    with torch.inference_mode():
+        if family in DIRECT:
+            return tiny_models.model(family)
+        return comfy.sd.load_diffusion_model(PATHS[family])
+
+
+def latents(family: str, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    """Latents [B, C, H, W] in model space, not square."""
+    channels = tiny_models.empty_latent(family).shape[1]
+    size = (4, 6) if family == "flux2" else (8, 12)
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def excite(path, seed: int = 5) -> None:
+    """Give the path an effect that depends only on the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for down, up in zip(path.down, path.up, strict=True):
+            down.copy_(torch.randn(down.shape, generator=generator) / down.shape[1] ** 0.5)
+            up.copy_(0.1 * torch.randn(up.shape, generator=generator))
+
+
+class Sums:
+    """Fixed random weights for outputs, so that a scalar depends on all of them and no output outweighs the others."""
+
+    def __init__(self) -> None:
+        self.generator, self.weights = torch.Generator().manual_seed(9), {}
+
+    def __call__(self, outputs) -> torch.Tensor:
+        total = 0.0
+        for i, out in enumerate(outputs):
+            if i not in self.weights:
+                weights = torch.randn(out.shape, generator=self.generator, dtype=torch.float64)
+                self.weights[i] = weights / out.detach().double().square().mean().sqrt()
+            total = total + (out.double() * self.weights[i]).sum()
+        return total
+
+
+def derivative_error(loss, parameters: list[torch.Tensor], step: float = 2e-2) -> float:
+    """Backward's derivative along two random directions against five-point differences: the larger relative error."""
+    return max(_derivative_error(loss, parameters, step, seed) for seed in (2, 3))
+
+
+def _derivative_error(loss, parameters: list[torch.Tensor], step: float, seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    direction = [torch.randn(p.shape, generator=generator).to(p) * p.std().clamp(0.01) for p in parameters]
+    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    ours = sum((g.double() * d.double()).sum() for g, d in zip(gradients, direction, strict=True) if g is not None)
+    values = {}
+    start = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for k in (-2, -1, 1, 2):
+            for p, s, d in zip(parameters, start, direction, strict=True):
+                p.copy_(s + k * step * d)
+            values[k] = loss().double()
+        for p, s in zip(parameters, start, strict=True):
+            p.copy_(s)
+    true = (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * step)
+    return ((ours - true).abs() / true.abs()).item()
+
+
+def in_double(network) -> None:
+    """The whole network in float64; Wan's patch embedding insists on float32 input."""
+    network.double()
+    network.dtype = torch.float64
+    if hasattr(network, "patch_embedding"):
+        embed = network.patch_embedding
+        embed.forward = lambda x: type(embed).forward(embed, x.double())
+
+
+def gradients() -> dict:
+    """Family -> error of the path's gradient through student, re-noising and teacher features: LADD's student loss."""
+    result = {}
+    for family in [*tiny_models.BUILDERS, *DIRECT]:
+        model = load(family)
+        for checkpointing in (False, True):
+            with training_backend(model, checkpointing) as backend:
+                in_double(backend.network)
+                path = backend.new_path(2).double()
+                excite(path)
+                student, teacher = Denoiser(backend, path), Denoiser(backend)
+                cond = backend.cond(tiny_models.conditioning(family) + tiny_models.conditioning(family, 2)).to(
+                    torch.float64
+                )
+                x, noise = latents(family).double(), latents(family, seed=1).double()
+                sigma, sums = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.6]).double()), Sums()
+
+                def loss(student=student, teacher=teacher, x=x, noise=noise, cond=cond, sigma=sigma, sums=sums):
+                    fake = student(x, sigma, cond)
+                    renoised = teacher.process.noise_scaling(sigma * 0.7, noise, fake)
+                    return sums([fake, *teacher.features(renoised, sigma * 0.7, cond, teacher.backend.tap_names)])
+
+                name = f"{family} {'checkpointed' if checkpointing else 'plain'}"
+                result[name] = derivative_error(loss, list(path.parameters()))
+    return result
+
+
+def gradients_of_core() -> dict:
+    """The same measure on core's way: its own checkpointing at the default depth, and without it."""
+    result = {}
+    for family in ("sd3", "flux", "flux2"):
+        for checkpointing in (True, False):
+            with torch.inference_mode(False):
+                patcher = load(family).clone(force_deepcopy=True)
+                inner = patcher.model.requires_grad_(False).train()
+                network = inner.diffusion_model
+                in_double(network)
+                switch = PathSwitch()
+                targets = training_family(network).lora_targets(network)
+                path = LowRankPath(network, targets, 2, switch).double()
+                excite(path)
+                switch.active = path
+                if checkpointing:
+                    for module in core_train.find_modules_at_depth(network, depth=1):
+                        core_train.patch(module)
+                positive = tiny_models.conditioning(family)[0]
+                extra = {"guidance": torch.tensor([3.5])} if family.startswith("flux") else {}
+                x, sums = latents(family, 1), Sums()
+
+                def loss(inner=inner, x=x, sums=sums, positive=positive, extra=extra):
+                    pooled = positive[1]["pooled_output"]
+                    return sums([inner.apply_model(x, torch.tensor([0.8]), c_crossattn=positive[0], y=pooled, **extra)])
+
+                name = f"{family} {'default depth' if checkpointing else 'no checkpointing'}"
+                comfy.model_management.in_training = True
+                try:
+                    result[name] = derivative_error(loss, list(path.parameters()))
+                except RuntimeError as error:
+                    result[name] = str(error)[:200]
+                finally:
+                    comfy.model_management.in_training = False
+    return result
+
+
+def host_denoised(model, positive: list, x: torch.Tensor, sigma: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """What a sampler of the host gets from MODEL at cfg 1 for latents in model space, rows one by one."""
+    guider = comfy.samplers.CFGGuider(model)
+    seen = []
+
+    def sampler_function(inner, x_host, sigmas, extra_args=None, callback=None, disable=None):
+        layout = x_host.ndim
+        for row in range(len(x)):
+            one = x[row : row + 1].unsqueeze(2) if layout == 5 else x[row : row + 1]
+            seen.append(inner(one, sigma[row : row + 1], **extra_args))
+        return x_host
+
+    empty = torch.zeros(1, *x.shape[1:])
+    if model.get_model_object("latent_format").latent_dimensions == 3:
+        empty = empty.unsqueeze(2)
+    guider.set_conds(positive, positive)
+    guider.set_cfg(1.0)
+    sampler = comfy.samplers.KSAMPLER(sampler_function)
+    guider.sample(empty, empty, sampler, torch.tensor([sigma.max().item(), 0.0]), seed=seed)
+    return torch.cat(seen).squeeze(2) if seen[0].ndim == 5 else torch.cat(seen)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def a_lora(family: str, model, seed: int = 3) -> dict:
+    with training_backend(model) as backend:
+        path = backend.new_path(2)
+        excite(path, seed)
+        return backend.export(path)
+
+
+def patched(family: str):
+    """MODEL variants that other nodes make: what was done -> (MODEL, CONDITIONING)."""
+    model, positive = load(family), tiny_models.conditioning(family)
+    variants = {"plain": (model, positive)}
+    with torch.inference_mode():
+        lora = {
+            name: value.clone() for name, value in a_lora(family, model).items()
+        }  # inference tensors, as loaders give
+        variants["with a lora"] = (comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0.0)[0], positive)
+        if family == "sd3":
+            variants["another time scale"] = (core_models.ModelSamplingAuraFlow().patch_aura(model, 1.7)[0], positive)
+        if family == "sd15":
+            zsnr = core_models.ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]
+            variants["v and zero snr"] = (zsnr, positive)
+        if family == "flux":
+            guided = [[positive[0][0], {**positive[0][1], "guidance": 7.0}]]
+            variants["guidance 7"] = (model, guided)
+            reference = torch.randn(1, 16, 6, 8, generator=torch.Generator().manual_seed(4))
+            variants["a reference latent"] = (
+                model,
+                [[positive[0][0], {**positive[0][1], "reference_latents": [reference]}]],
+            )
+        if family == "sdxl":
+            sizes = {"width": 768, "height": 512, "crop_w": 8, "crop_h": 0, "target_width": 640, "target_height": 480}
+            variants["sizes"] = (model, [[positive[0][0], {**positive[0][1], **sizes}]])
+    return variants
+
+
+def same_as_sampling() -> dict:
+    """Teacher on the backend against the host's own sampling path, relative."""
+    result = {}
+    for family in [*tiny_models.BUILDERS, *DIRECT]:
+        plain = None
+        for name, (model, positive) in patched(family).items():
+            x, time = latents(family), torch.tensor([0.8, 0.3])
+            with training_backend(model) as backend, torch.no_grad():
+                sigma = backend.process.sigma_at_flow_time(time)
+                ours = Denoiser(backend)(x, sigma, backend.cond(positive * 2))
+                plain = ours if plain is None else plain
+            with torch.inference_mode():
+                theirs = host_denoised(model, positive, x, sigma)
+            result[f"{family} {name}"] = {"difference": relative(ours, theirs), "from plain": relative(ours, plain)}
+    return result
+
+
+def shift_of_the_teacher() -> dict:
+    """The grid a teacher is sampled on is that of the MODEL, with the shift node before it."""
+    model = load("flux")
+    with torch.inference_mode():
+        shifted = core_models.ModelSamplingFlux().patch(model, 1.15, 0.5, 512, 768)[0]
+    result = {}
+    for name, variant in (("own", model), ("patched", shifted)):
+        with training_backend(variant) as backend:
+            grid = grid_sigmas(backend.process, 4)[:-1]
+            sampling = variant.get_model_object("model_sampling")
+            expected = [sampling.percent_to_sigma(k / 4) for k in range(4)]
+            result[name] = {"ours": grid.tolist(), "host's": expected}
+    return result
+
+
+def mixed_texts() -> dict:
+    """Texts of different lengths in a batch: each row as it is alone, features too, also after joining datasets."""
+    result = {}
+    for family in ("sd3", "flux", "lumina", "qwen-image", "sd15"):
+        model = load(family)
+        short, long = tiny_models.conditioning(family), tiny_models.conditioning(family, 2)
+        long[0][0] = torch.cat([long[0][0], long[0][0].flip(1)], dim=1)
+        x, sigma = latents(family, 3), torch.tensor([0.9, 0.5, 0.7])
+        with training_backend(model) as backend, torch.no_grad():
+            teacher = Denoiser(backend)
+            batch = backend.cond(short + long + short)
+            alone = [backend.cond(short), backend.cond(long), backend.cond(short)]
+            out, maps = teacher(x, sigma, batch), teacher.features(x, sigma, batch, backend.taps)
+            joined = teacher(x, sigma, cat_conds(alone))
+            rows = [slice(i, i + 1) for i in range(3)]
+            single = torch.cat([teacher(x[r], sigma[r], c) for r, c in zip(rows, alone, strict=True)])
+            features = [teacher.features(x[r], sigma[r], c, backend.taps) for r, c in zip(rows, alone, strict=True)]
+            result[family] = {
+                "output": relative(out, single),
+                "joined": relative(joined, single),
+                "features": max(
+                    relative(m, torch.cat(s)) for m, s in zip(maps, zip(*features, strict=True), strict=True)
+                ),
+                "rows": len(batch),
+            }
+    return result
+
+
+def features_are_the_image() -> dict:
+    """The last tap of each family against what the host's own patch or hook says the image tokens are: they follow the
+    latent's position, so a change in one corner moves the map most there."""
+    result = {}
+    for family in [*tiny_models.BUILDERS, *DIRECT]:
+        with training_backend(load(family)) as backend, torch.no_grad():
+            teacher, cond, x = Denoiser(backend), backend.cond(tiny_models.conditioning(family)), latents(family, 1)
+            sigma = backend.process.sigma_at_flow_time(torch.tensor([0.5]))
+            changed = x.clone()
+            changed[..., -2:, :2] += 3.0
+            tap = backend.tap_names[:1]
+            (before,), (after,) = (teacher.features(v, sigma, cond, tap) for v in (x, changed))
+            moved = (after - before).abs().mean((0, 1))
+            place = moved.flatten().argmax().item()
+            result[family] = {
+                "shape": list(before.shape), "corner": [place // moved.shape[1], place % moved.shape[1]],
+            }  # fmt: skip
+    return result
+
+
+def separate_taps() -> dict:
+    """In-place blocks make all taps one buffer; with the guard each keeps its own."""
+    result = {}
+    for family in ("flux", "flux2"):
+        with training_backend(load(family), checkpointing=False) as backend, torch.no_grad():
+            teacher, cond, x = Denoiser(backend), backend.cond(tiny_models.conditioning(family)), latents(family, 1)
+            sigma = torch.tensor([0.5])
+            maps = teacher.features(x, sigma, cond, ["single_blocks.0", "single_blocks.1"])
+            backend.release()
+            bare = teacher.features(x, sigma, cond, ["single_blocks.0", "single_blocks.1"])
+        result[family] = {"guarded": torch.equal(*maps), "bare": torch.equal(*bare)}
+    return result
+
+
+class OneBatch:
+    """A dataset of one batch, enough for a step."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.content = batch
+
+    def batch(self, *args) -> Batch:
+        return self.content
+
+
+def a_run(backend, positive: list, x: torch.Tensor, **settings) -> Run:
+    teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(4))
+    dataset = OneBatch(Batch(x, backend.cond(positive * len(x))))
+    heads = LatentDiscriminator.for_teacher(teacher, backend.taps, dataset.content, width=8, blocks=1)
+    method = LADD(student, teacher, heads, backend.taps, LADDConfig(warmup_steps=0))
+    return Run(method, dataset, TrainConfig(batch_size=len(x), steps=4, **settings))
+
+
+def counted(forward, calls: dict, name: str):
+    """The forward of a layer that counts its calls; unlike a hook, also those of a recompute."""
+
+    def run(*args):
+        calls[name] += 1
+        return forward(*args)
+
+    return run
+
+
+def forwards_of_a_step() -> dict:
+    """How often each block of the mini model runs in one step of the loop, without and with checkpointing."""
+    result = {}
+    with torch.inference_mode():
+        model = mini.LoadMiniModel.execute(False)[0]
+    positive = tiny_models.conditioning("sd3")
+    for checkpointing in (False, True):
+        with training_backend(model, checkpointing) as backend:
+            run, calls = a_run(backend, positive, latents("sd3", 2)), dict.fromkeys(backend.tap_names, 0)
+            run.method.taps = backend.tap_names[:2]
+            run.method.discriminator.heads = run.method.discriminator.heads[:2]
+
+            for name in calls:
+                mlp = backend.network.get_submodule(name).x_block.mlp
+                mlp.forward = counted(mlp.forward, calls, name)
+            training_step(run)
+            result["checkpointed" if checkpointing else "plain"] = list(calls.values())
+    return result
+
+
+def flops_of_a_step() -> float:
+    """A step of the loop in forwards of the backbone, on the network and batch of benchmarks/step_flops.py."""
+    model, channels = tiny_models.deep_sd3(blocks=12, width=256), 16
+    positive = [[torch.randn(1, 16, 256), {"pooled_output": torch.randn(1, 64)}]]
+    x = torch.randn(2, channels, 16, 16)
+    with training_backend(model, checkpointing=False) as backend:
+        teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(8))
+        taps = [f"joint_blocks.{i}" for i in (2, 5, 8)]
+        dataset = OneBatch(Batch(x, backend.cond(positive * 2)))
+        method = LADD(student, teacher, LatentDiscriminator.for_teacher(teacher, taps, dataset.content), taps)
+        run = Run(method, dataset, TrainConfig(batch_size=2))
+        with FlopCounterMode(display=False) as forward, torch.no_grad():
+            teacher(x, torch.ones(2), dataset.content.cond)
+        with FlopCounterMode(display=False) as step:
+            training_step(run)
+    return step.get_total_flops() / forward.get_total_flops()
+
+
+def one_copy() -> dict:
+    """Networks and parameters while a model is trained on: beside MODEL's own there is one, of MODEL's size."""
+    network = type(load("sd3").model.diffusion_model)
+    gc.collect()
+    model = load("sd3")
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is network for thing in gc.get_objects())
+
+    before, size = alive(), sum(p.numel() for p in model.model.diffusion_model.parameters())
+    with training_backend(model) as backend:
+        run = a_run(backend, tiny_models.conditioning("sd3"), latents("sd3"))
+        training_step(run)
+        during = alive()
+        held = sum(p.numel() for p in backend.network.parameters())
+        teacher, student = run.method.teacher.backend.network, run.method.student.backend.network
+        shared = teacher is student is backend.network
+        watched = weakref.ref(backend.network)
+        loaded = len(comfy.model_management.current_loaded_models)
+    del run, backend, teacher, student
+    gc.collect()
+    return {
+        "more networks": during - before, "size": held / size, "shared": shared, "gone": watched() is None,
+        "loaded during": loaded, "loaded after": len(comfy.model_management.current_loaded_models),
+    }  # fmt: skip
+
+
+def state(model) -> dict:
+    """All that other nodes see of a MODEL and of the host."""
+    weights = model.model.state_dict()
+    return {
+        "weights": {name: (value.data_ptr(), value.double().sum().item()) for name, value in weights.items()},
+        "patches": (model.patches_uuid, len(model.patches), sorted(model.object_patches), sorted(model.backup)),
+        "options": repr(model.model_options),
+        "hooks": sum(len(m._forward_hooks) + ("forward" in m.__dict__) for m in model.model.modules()),
+        "sampling": id(model.get_model_object("model_sampling")),
+        "gradients": [n for n, p in model.model.named_parameters() if p.requires_grad or p.grad is not None],
+        "host": (comfy.model_management.in_training, comfy.model_management.training_fp8_bwd),
+        "modes": (torch.is_inference_mode_enabled(), torch.is_grad_enabled()),
+    }  # fmt: skip
+
+
+def nothing_leaks() -> dict:
+    """Names of what differs afterwards: after a run, and after one that broke in the middle of a step."""
+    result = {}
+    for family in ("sd3", "flux", "sd15", "lumina"):
+        model, positive = load(family), tiny_models.conditioning(family)
+        with torch.inference_mode():
+            lora = {name: value.clone() for name, value in a_lora(family, model).items()}
+            model = comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0.0)[0]
+            x, sigma = latents(family), torch.tensor([0.8, 0.3])
+            for ending in ("finished", "broken"):
+                image, before = host_denoised(model, positive, x, sigma), state(model)
+                try:
+                    with training_backend(model) as backend:
+                        run = a_run(backend, positive, latents(family))
+                        training_step(run)
+                        if ending == "broken":
+                            raise KeyboardInterrupt
+                except KeyboardInterrupt:
+                    pass
+                after = state(model)
+                changed = [name for name in before if before[name] != after[name]]
+                again = host_denoised(model, positive, x, sigma)
+                result[f"{family} {ending}"] = {"changed": changed, "same image": torch.equal(image, again)}
+    return result
+
+
+def without_a_loader() -> dict:
+    """A MODEL whose loader the host cannot ask again, patched by another clone at that moment."""
+    model = load("sd3")
+    lora = a_lora("sd3", model)
+    model.cached_patcher_init = None
+    positive, x, sigma = tiny_models.conditioning("sd3"), latents("sd3"), torch.tensor([0.8, 0.3])
+    with torch.inference_mode():
+        lora = {name: value.clone() for name, value in lora.items()}
+        with_lora = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+        expected, patched = host_denoised(model, positive, x, sigma), host_denoised(with_lora, positive, x, sigma)
+        in_memory = sorted(with_lora.backup) != []
+        result = {}
+        for name, variant, image in (("plain", model, expected), ("with a lora", with_lora, patched)):
+            with training_backend(variant) as backend:
+                with torch.no_grad():
+                    ours = Denoiser(backend)(x, sigma, backend.cond(positive * 2))
+                inference = sum(p.is_inference() for p in backend.network.parameters())
+                training_step(a_run(backend, positive, x))
+            result[name] = {"difference": relative(ours, image), "inference tensors": inference}
+        again = host_denoised(with_lora, positive, x, sigma)
+    return {**result, "patched at that moment": in_memory, "same afterwards": torch.equal(again, patched)}
+
+
+class Warnings(logging.Handler):
+    """Collects what the host warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record) -> None:
+        self.texts.append(record.getMessage())
+
+    def __enter__(self):
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *args) -> None:
+        logging.getLogger().removeHandler(self)
+
+
+def diffusers_weights(family: str, table) -> dict[str, torch.Tensor]:
+    """The tiny network's weights under diffusers' names, by the host's own table."""
+    inner = load(family).model
+    state, weights = inner.diffusion_model.state_dict(), {}
+    for name, to in table(inner.model_config.unet_config).items():
+        source, rows, reorder = (*(to if isinstance(to, tuple) else (to,)), None, None)[:3]
+        if source in state:
+            value = state[source] if rows is None else state[source].narrow(*rows)
+            weights[name] = (reorder(value) if reorder else value).clone().contiguous()
+    return weights
+
+
+def exported_loras() -> dict:
+    """The student on the backend against MODEL with the exported LoRA, through core's two ways of loading one."""
+    result = {}
+    for family in [*tiny_models.BUILDERS, *DIRECT, "mini"]:
+        if family == "mini":
+            with torch.inference_mode():
+                model = mini.LoadMiniModel.execute(False)[0]
+                positive = mini.MiniConditioning.execute("bag")[0]
+            x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+        else:
+            model, positive, x = load(family), tiny_models.conditioning(family), latents(family)
+        with training_backend(model) as backend:
+            path = backend.new_path(3)
+            excite(path)
+            sigma = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.3]))
+            with torch.no_grad():
+                cond = backend.cond(positive * 2)
+                ours, teacher = Denoiser(backend, path)(x, sigma, cond), Denoiser(backend)(x, sigma, cond)
+            lora = backend.export(path)
+        save_file(lora, folder / f"lora_{family}.safetensors")
+        with torch.inference_mode(), Warnings() as warnings:
+            file = comfy.utils.load_torch_file(str(folder / f"lora_{family}.safetensors"), safe_load=True)
+            loaded, _ = comfy.sd.load_lora_for_models(model, None, file, 1.0, 0.0)
+            as_model = core_train.LoraModelLoader.execute(model, lora, 1.0)[0]
+            images = [host_denoised(m, positive, x, sigma) for m in (loaded, as_model)]
+        result[family] = {
+            "difference": max((image - ours).abs().max().item() for image in images),
+            "effect": relative(ours, teacher), "warnings": warnings.texts, "keys": sorted(lora)[:4],
+        }  # fmt: skip
+        if family in ("mini", "flux-schnell", "sdxl"):
+            both = {
+                "x": x,
+                "sigma": sigma,
+                "context": cond.context,
+                "pooled": cond.pooled,
+                "denoised": ours,
+                "teacher": teacher,
+            }
+            save_file(
+                {name: value.contiguous() for name, value in both.items()}, folder / f"student_{family}.safetensors"
+            )
+    save_file(
+        diffusers_weights("flux-schnell", comfy.utils.flux_to_diffusers), folder / "flux-schnell_diffusers.safetensors"
+    )
+    save_file(diffusers_weights("sdxl", comfy.utils.unet_to_diffusers), folder / "sdxl_diffusers.safetensors")
+    return result
+
+
+def latent_spaces() -> dict:
+    """Host latents in and out: the host's scaling exactly once."""
+    result = {}
+    for family in tiny_models.BUILDERS:
+        model = load(family)
+        with torch.inference_mode():
+            samples = torch.randn(2, *tiny_models.empty_latent(family).shape[1:])
+        with training_backend(model) as backend:
+            inside = backend.latents_in(samples)
+            expected = model.model.process_latent_in(samples.clone())
+            back = backend.latents_out(inside)
+            result[family] = {
+                "ndim": inside.ndim, "in": relative(inside.reshape(expected.shape), expected),
+                "out": relative(back, samples.clone()), "shape": list(back.shape) == list(samples.shape),
+                "inference": inside.is_inference(), "scaled": relative(inside.reshape(samples.shape), samples.clone()),
+            }  # fmt: skip
+    return result
+
+
+def mistakes() -> dict:
+    """What is said to a user who connects the wrong thing."""
+    with training_backend(load("sd3")) as backend:
+        positive = tiny_models.conditioning("sd3")
+
+        def said(function) -> str:
+            try:
+                function()
+            except ValueError as error:
+                return str(error)
+            return "accepted"
+
+        with_control = [[positive[0][0], {**positive[0][1], "control": object()}]]
+        no_pooled = backend.cond([[positive[0][0], {}]])
+        x, sigma = latents("sd3", 1), torch.tensor([0.5])
+        half = backend.cond(positive), backend.cond([[positive[0][0], {}]])
+        result = {
+            "controlnet": said(lambda: backend.cond(with_control)),
+            "empty conditioning": said(lambda: backend.cond([])),
+            "no pooled": said(lambda: Denoiser(backend)(x, sigma, no_pooled)),
+            "unlike conditionings": said(lambda: cat_conds(half)),
+            "other channels": said(lambda: backend.latents_in(torch.zeros(1, 4, 8, 8))),
+        }
+    with training_backend(load("wan")) as backend:
+        result["video"] = said(lambda: backend.latents_in(torch.zeros(1, 16, 5, 8, 8)))
+
+    def enter(model) -> None:
+        with training_backend(model):
+            pass
+
+    unknown = load("sd3")
+    unknown.model.diffusion_model.__class__ = type("HunYuanDiT", (type(unknown.model.diffusion_model),), {})
+    result["unknown network"] = said(lambda: enter(unknown))
+    with torch.inference_mode():
+        x0 = core_models.ModelSamplingDiscrete().patch(load("sd15"), "x0", False)[0]
+    result["unknown sampling"] = said(lambda: enter(x0))
+    return result
+
+
+def measures() -> list:
+    return [
+        gradients, gradients_of_core, same_as_sampling, shift_of_the_teacher, mixed_texts, features_are_the_image,
+        separate_taps, forwards_of_a_step, flops_of_a_step, one_copy, nothing_leaks, without_a_loader, exported_loras,
+        latent_spaces, mistakes,
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    wanted = os.environ.get("MEASURES", "").split(",") if os.environ.get("MEASURES") else None
+    results = {f.__name__: f() for f in measures() if not wanted or f.__name__ in wanted}
+    (folder / "results.json").write_text(json.dumps(results))

@@ -1,0 +1,197 @@
+"""Teacher Latents, Latents Dataset and Prompt List in the real server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from graphs import mini_dataset, mini_training, node
+from safetensors.torch import load_file, save_file
+from server import Host, failure_text
+
+from distill_core import mini
+from distill_core.data import CacheConfig, LatentDataset, cache_latents
+from distill_core.demo import mini_backend, mini_conditioning
+from distill_core.denoiser import Denoiser, Guided
+
+SCALE, SHIFT = 1.5305, 0.0609
+
+
+def folder_of(host: Host, name: str) -> Path:
+    return host.base_dir / "output" / "turbo_distill" / "datasets" / name
+
+
+def only(dataset: dict) -> dict:
+    """A dataset's graph with something that makes the host run it."""
+    return dataset | {"show": node("PreviewAny", source=["dataset", 0])}
+
+
+def fails(host: Host, graph: dict) -> str:
+    entry = host.wait(host.queue(graph), 120)
+    assert entry["status"]["status_str"] == "error", entry["status"]
+    host.get("/system_stats")
+    return failure_text(entry)
+
+
+def everything(folder: Path):
+    dataset = LatentDataset(folder)
+    return dataset, dataset.read([place for places in dataset.buckets.values() for place in places])
+
+
+@pytest.fixture(scope="module")
+def cached(host) -> Path:
+    host.run(only(mini_dataset("teacher", count=48, steps=6, pairs_for_steps=4, batch_size=20)), 120)
+    return folder_of(host, "teacher")
+
+
+def test_the_host_samples_what_the_headless_teacher_does(cached, tmp_path):
+    """Latents, states of the path and conditionings of every item, sampled by the host's own guider and sampler."""
+    classes, empty = mini_conditioning()
+    config = CacheConfig(
+        count=48, steps=6, guidance=1.5, sizes=((8, 8),), state_sigmas=(1.0, 0.75, 0.5, 0.25), shard_size=48
+    )
+    for _ in cache_latents(Guided(Denoiser(mini_backend()), empty, 1.5), classes, 16, config, tmp_path):
+        pass
+    (dataset, host), (_, ours) = everything(cached), everything(tmp_path)
+    torch.testing.assert_close(host.latents, ours.latents, rtol=0, atol=1e-4)
+    torch.testing.assert_close(host.states, ours.states, rtol=0, atol=1e-4)
+    torch.testing.assert_close(host.states[:, 0], ours.states[:, 0], rtol=0, atol=1e-6)
+    assert torch.equal(host.cond.context, ours.cond.context) and torch.equal(host.cond.pooled, ours.cond.pooled)
+    assert dataset.state_sigmas == pytest.approx((1.0, 0.75, 0.5, 0.25))
+    assert torch.equal(dataset.uncond().context, empty.context)
+    assert dataset.manifest()["guidance"] == 1.5 and dataset.manifest()["family"] == "sd3"
+
+
+def test_a_dataset_that_is_there_is_taken_as_it_is_and_another_is_refused(host, cached):
+    before = {path.name: path.stat().st_mtime_ns for path in cached.glob("shard-*")}
+    host.post("/free", {"unload_models": True, "free_memory": True})
+    host.run(only(mini_dataset("teacher", count=48, steps=6, pairs_for_steps=4, batch_size=20)), 120)
+    assert {path.name: path.stat().st_mtime_ns for path in cached.glob("shard-*")} == before
+    text = fails(host, only(mini_dataset("teacher", count=48, steps=7, pairs_for_steps=4, batch_size=20)))
+    assert "holds a dataset made with other settings" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset_name": "../../out"}, "ValueError: dataset name '../../out' cannot be a folder inside"),
+        ({"sizes": "64"}, "size '64': write sizes like 1024x1024"),
+        ({"sizes": "64x64, 60x64"}, "size '60x64'.*multiples of 16"),
+        ({"sampler": ["sampler", 0]}, "disconnect SAMPLER, or set pairs_for_steps to 0"),
+        ({"negative": None}, "cfg 1.5 needs a negative conditioning"),
+        ({"positive": ["combined", 0]}, "a positive conditioning has 2 parts"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_explained(host, change, message):
+    graph = only(mini_dataset("mistake", **change))
+    graph["sampler"] = node("KSamplerSelect", sampler_name="dpmpp_2m")
+    graph["one"] = node("TurboDistillMiniConditioning", class_name="bag")
+    graph["combined"] = node("ConditioningCombine", conditioning_1=["one", 0], conditioning_2=["none", 0])
+    text = fails(host, graph)
+    assert re.search(message, text), text
+    assert not folder_of(host, "mistake").exists()
+
+
+def test_core_samplers_and_sigmas_make_a_dataset(host):
+    graph = only(
+        mini_dataset("core", pairs_for_steps=0, sampler=["sampler", 0], sigmas=["levels", 0], sizes="64x64,48x80")
+    )
+    graph["sampler"] = node("KSamplerSelect", sampler_name="dpmpp_2m")
+    graph["levels"] = node("BasicScheduler", model=["teacher", 0], scheduler="normal", steps=5, denoise=1.0)
+    host.run(graph, 120)
+    dataset = LatentDataset(folder_of(host, "core"))
+    assert dataset.state_sigmas == () and dataset.manifest()["sampler"] == "sample_dpmpp_2m"
+    assert len(dataset.manifest()["sigmas"]) == 6
+
+
+# Real images
+
+
+def real(host: Host, name: str, latents: list, positive: list, **more) -> dict:
+    return {
+        "mini": node("TurboDistillLoadMiniModel", distilled=False),
+        "classes": node("TurboDistillMiniConditioning", class_name="all ten"),
+        "one": node("TurboDistillMiniConditioning", class_name="bag"),
+        "ten": node("EmptySD3LatentImage", width=64, height=64, batch_size=10),
+        "sd15": node("EmptyLatentImage", width=64, height=64, batch_size=10),
+        **more,
+        "dataset": node(
+            "TurboDistillLatentsDataset", model=["mini", 0], latents=latents, positive=positive, dataset_name=name,
+            dtype="float32",
+        ),
+        "show": node("PreviewAny", source=["dataset", 0]),
+    }  # fmt: skip
+
+
+def test_images_encoded_by_core_are_stored_in_the_models_own_units(host):
+    """LoadImage would do; here a decoded sample goes through core's VAEEncode, as Make Training Dataset encodes."""
+    more = {
+        "random": node("TurboDistillSampler", model=["mini", 0], positive=["one", 0], latent_image=["ten", 0],
+                       preset="auto", steps=0, denoise=1.0, denoise_mode="snap", seed=1, sampler="euler", cfg=1.0,
+                       sigmas=["levels", 0]),
+        "levels": node("BasicScheduler", model=["mini", 0], scheduler="simple", steps=4, denoise=1.0),
+        "image": node("VAEDecode", samples=["random", 0], vae=["mini", 1]),
+        "encoded": node("VAEEncode", pixels=["image", 0], vae=["mini", 1]),
+        "save": node("SaveLatent", samples=["encoded", 0], filename_prefix="encoded"),
+    }  # fmt: skip
+    outputs = host.run(real(host, "real", ["encoded", 0], ["classes", 0], **more), 120)["outputs"]
+    saved = outputs["save"]["latents"][0]
+    encoded = load_file(host.base_dir / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
+    dataset, batch = everything(folder_of(host, "real"))
+    torch.testing.assert_close(batch.latents, (encoded - SHIFT) * SCALE, rtol=0, atol=1e-5)
+    assert torch.equal(batch.cond.context, mini_conditioning()[0].context)
+    graph = mini_training("on_real", steps=2)
+    graph["dataset"] = real(host, "real", ["encoded", 0], ["classes", 0])["dataset"]
+    graph |= {key: value for key, value in real(host, "real", [], []).items() if key in ("one", "ten")} | more
+    host.run(graph, 120)
+
+
+def test_a_count_mismatch_and_wrong_channels_are_explained(host):
+    graph = real(host, "nine", ["ten", 0], ["classes", 0])
+    graph["ten"]["inputs"]["batch_size"] = 9
+    assert "9 latents but 10 conditionings" in fails(host, graph)
+    assert "the latents have 4 channels, but this model's have 16" in fails(
+        host, real(host, "four", ["sd15", 0], ["one", 0])
+    )
+    assert not folder_of(host, "nine").exists() and not folder_of(host, "four").exists()
+
+
+def test_a_dataset_of_another_family_is_refused(host, tmp_path):
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    network = FluxTransformer2DModel(
+        in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=128, num_attention_heads=1,
+        joint_attention_dim=64, pooled_projection_dim=64,
+    )  # fmt: skip
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "flux.safetensors")
+    name = host.add_model("diffusion_models", tmp_path / "flux.safetensors", "tiny-flux.safetensors")
+    graph = mini_training("mixed")
+    graph["flux"] = node("UNETLoader", unet_name=name, weight_dtype="default")
+    graph["train"]["inputs"]["model"] = ["flux", 0]
+    text = fails(host, graph)
+    assert "was made for sd3 (16 latent channels), but the model is flux" in text
+    assert not (host.base_dir / "output" / "turbo_distill" / "runs" / "mixed" / "checkpoint.safetensors").exists()
+
+
+def test_pairs_of_another_teacher_are_refused(host):
+    """The same checkpoint with a LoRA on it has other paths."""
+    lora = host.add_model("loras", mini.ASSETS / "student.safetensors", "mini-student.safetensors")
+    graph = mini_training("other_teacher")
+    graph["other"] = node("LoraLoaderModelOnly", model=["teacher", 0], lora_name=lora, strength_model=0.5)
+    graph["train"]["inputs"]["model"] = ["other", 0]
+    assert "are paths of another model than the one connected" in fails(host, graph)
+    graph["train"]["inputs"]["pairs_weight"] = 0.0
+    host.run(graph, 120)
+
+
+def test_a_prompt_list_gives_a_text_a_line(host):
+    graph = {
+        "list": node("TurboDistillPrompts", prompts="a fox\n\n  a boat \n"),
+        "show": node("PreviewAny", source=["list", 0]),
+    }
+    assert host.run(graph)["outputs"]["show"]["text"] == ["a fox", "a boat"]
+    graph["list"]["inputs"]["prompts"] = " \n"
+    assert "the list has no prompts" in fails(host, graph)
