@@ -1,4 +1,4 @@
-"""``python -m distill_core COMMAND``: demo, compare, cache, train, sample, evaluate, presets."""
+"""``python -m distill_core COMMAND``: demo, compare, cache, train, sample, evaluate, presets, perceptual."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from .data import LatentDataset, cache_latents, check_pairs
 from .demo import demo
 from .denoiser import Cond, Denoiser, Guided
 from .health import Condition, watched
+from .perceptual import ELatentLPIPS, load_metric
+from .perceptual.command import add_perceptual_command
 from .pipelines import open_source, read_prompts
 from .preflight import preflight
 from .presets import add_presets_command
@@ -93,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     add_compare_command(commands)
     add_presets_command(commands)
+    add_perceptual_command(commands)
     return top
 
 
@@ -126,12 +129,23 @@ def build_run(config: Config, data: Path, out: Path | None, processes=None) -> R
     torch.manual_seed(config.train.seed)
     example = dataset.batch(0, config.train.batch_size, config.train.seed).to(device)
     parts = Parts(backend, source.decode_with_gradient, source.encoder)
+    distance = perceptual_distance(config.model.perceptual, source.channels, device)
     method = new_method(
         settings, parts, example, config.model.lora_rank, uncond, guidance, config.model.lora_targets,
-        config.model.taps, config.discriminator, config.vision,
+        config.model.taps, config.discriminator, config.vision, distance,
     )  # fmt: skip
     description = {config.method: asdict(settings), "model": asdict(config.model), "base": fingerprint(backend.network)}
     return Run(method, dataset, config.train, out, description, processes)
+
+
+def perceptual_distance(name: str, channels: int, device) -> ELatentLPIPS | None:
+    """The metric that ``[model] perceptual`` names. Raises ValueError for one of another latent space."""
+    if not name:
+        return None
+    metric = load_metric(None if name == "mini" else name)
+    if metric.channels != channels:
+        raise ValueError(f"[model] perceptual: {name} is for latents of {metric.channels} channels, not {channels}")
+    return metric.to(device)
 
 
 def run_train(args: argparse.Namespace) -> None:

@@ -25,6 +25,8 @@ class ModelConfig:
     lora_rank: of the student; 0 trains all weights of a second copy instead.
     lora_targets: linear layers that the LoRA trains, default all in the blocks.
     sampler: what the student is meant to be sampled with: renoise (LADD's), ancestral or euler; it goes into the file.
+    perceptual: a file of E-LatentLPIPS weights (`perceptual` command), or "mini" for those of the mini model's latents;
+    it replaces the method's ``regression``. Empty: none.
     taps: teacher blocks the discriminator reads, default about six, spread over the first three quarters.
     """
 
@@ -35,6 +37,7 @@ class ModelConfig:
     lora_targets: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
     sampler: str = "renoise"
+    perceptual: str = ""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:

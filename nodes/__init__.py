@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import datasets, doctor, mini, results, sampling, training
+from . import datasets, doctor, mini, perceptual, results, sampling, training
 
 WEB_DIRECTORY = "./web"
-FILES = (sampling, doctor, datasets, training, results, mini)
+FILES = (sampling, doctor, datasets, training, results, mini, perceptual)
 NODES: list[type[io.ComfyNode]] = [node for file in FILES for node in file.NODES]
 
 

@@ -62,3 +62,33 @@ def randomise_path(path, seed: int = 0, size: float = 0.2):
             down.copy_(torch.randn(down.shape, generator=g) / down.shape[1] ** 0.5)
             up.copy_(size * torch.randn(up.shape, generator=g))
     return path
+
+
+METRIC_WIDTHS = (6, 8, 8, 10, 12)
+
+
+def build_trunk_state(channels: int, widths: tuple[int, ...] = METRIC_WIDTHS, seed: int = 0):
+    """State of a `TrainableTrunk` with normalisations that change something, and heads, some weights 0."""
+    from distill_core.perceptual.trunk import TrainableTrunk, TrunkConfig
+
+    g = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        state = TrainableTrunk(TrunkConfig(channels, widths)).state_dict()
+    for name, value in state.items():
+        if name.startswith("norms") and value.ndim:
+            drawn = torch.randn(value.shape, generator=g)
+            state[name] = 0.5 + drawn.abs() if name.endswith(("running_var", ".weight")) else 0.3 * drawn
+        if name.startswith("convs") and name.endswith("bias"):
+            state[name] = 0.3 * torch.randn(value.shape, generator=g)
+    heads = [torch.randn(width, generator=g).clamp(min=0) for width in widths]
+    return state, heads
+
+
+def build_metric(channels: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0, **options):
+    """A small E-LatentLPIPS with random weights."""
+    from distill_core.perceptual.metric import ELatentLPIPS
+    from distill_core.perceptual.trunk import FrozenTrunk, TrunkConfig
+
+    state, heads = build_trunk_state(channels, seed=seed)
+    return ELatentLPIPS(FrozenTrunk(TrunkConfig(channels, METRIC_WIDTHS), state, dtype), heads, **options)

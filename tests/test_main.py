@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from distill_core import demo, mini
-from distill_core.__main__ import load_student, main
+from distill_core.__main__ import load_student, main, perceptual_distance
 from distill_core.checkpoint import fingerprint, load_tensors, read_lora, save_lora
 from distill_core.config import describe_keys, load_config
 from distill_core.data import LatentDataset
@@ -123,7 +123,8 @@ OTHERS = {
 @pytest.mark.parametrize("method, rank", [("add", 0), ("diffusion2gan", 4)])
 def test_the_other_methods_train_and_are_sampled(folder, tmp_path, method, rank):
     """ADD into a whole network, Diffusion2GAN into a LoRA; both files say how they want to be sampled."""
-    text = CONFIG.replace("lora_rank = 4", f"lora_rank = {rank}") + f"{OTHERS[method]}\n"
+    model = f"lora_rank = {rank}" + ('\nperceptual = "mini"' if method == "diffusion2gan" else "")
+    text = CONFIG.replace("lora_rank = 4", model) + f"{OTHERS[method]}\n"
     (tmp_path / "c.toml").write_text(f'method = "{method}"\n{text}')
     out = tmp_path / "run"
     assert main(arguments("train", tmp_path, "--data", folder / "data", "--out", out)) == 0
@@ -141,6 +142,12 @@ def test_the_other_methods_train_and_are_sampled(folder, tmp_path, method, rank)
     lora = ["--lora", out / "student.safetensors", "--count", 2]
     assert main(arguments("sample", tmp_path, "--out", tmp_path / "images", *lora)) == 0
     assert len(list((tmp_path / "images").glob("*.png"))) == 2
+
+
+def test_a_perceptual_loss_must_fit_the_latents():
+    assert perceptual_distance("", 16, "cpu") is None and perceptual_distance("mini", 16, "cpu").channels == 16
+    with pytest.raises(ValueError, match="16 channels, not 4"):
+        perceptual_distance("mini", 4, "cpu")
 
 
 def test_diffusion2gan_refuses_pairs_without_their_noise(tmp_path, capsys):

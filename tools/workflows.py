@@ -232,6 +232,33 @@ def flux_dev() -> dict:
     return workflow
 
 
+def compare_latents() -> dict:
+    """The mini teacher at 2 and at 25 steps from the same noise: how far apart they look, and where."""
+    parts = mini_parts(distilled=False) | {
+        "seed": node("PrimitiveInt", value=7),
+        "empty": node("TurboDistillMiniConditioning", class_name="none"),
+        "perceptual": node(
+            "TurboDistillLoadPerceptual", weights="mini model (shipped)", transforms="bg", draws=8, l1=0.0
+        ),
+    }
+    for name, steps in (("few", 2), ("many", 25)):
+        parts[name] = node(
+            "KSampler", model=link("mini"), seed=link("seed"), steps=steps, cfg=1.5, sampler_name="euler", scheduler="simple",
+            positive=link("class"), negative=link("empty"), latent_image=link("latent"), denoise=1.0,
+        )  # fmt: skip
+    return parts | {
+        "distance": node(
+            "TurboDistillPerceptualDistance",
+            perceptual=link("perceptual"),
+            samples=link("few"),
+            reference=link("many"),
+            seed=0,
+        ),
+        "numbers": node("PreviewAny", source=link("distance")),
+        "save": node("SaveImage", images=link("distance", 1), filename_prefix="compare_latents"),
+    }
+
+
 FLUX_CLIP = node(
     "DualCLIPLoader", clip_name1="t5xxl_fp8_e4m3fn.safetensors", clip_name2="clip_l.safetensors", type="flux"
 )
@@ -281,12 +308,13 @@ WORKFLOWS = {
     "distil_flux1_dev": flux_dev(),
     "schedule_doctor": doctor(),
     "mini_model": mini(),
+    "compare_latents": compare_latents(),
 }  # fmt: skip
 MODEL_FOLDERS = {
     "ckpt_name": "models/checkpoints", "unet_name": "models/diffusion_models", "lora_name": "models/loras",
     "vae_name": "models/vae", "clip_name": "models/text_encoders", "image": "input",
 }  # fmt: skip
-RUNS_ANYWHERE = ("schedule_doctor", "mini_model", "distil_mini_model")
+RUNS_ANYWHERE = ("schedule_doctor", "mini_model", "compare_latents", "distil_mini_model")
 
 
 def files() -> set[str]:

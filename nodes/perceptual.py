@@ -1,0 +1,122 @@
+"""Load E-LatentLPIPS and E-LatentLPIPS: how different two latents look, without decoding them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..distill_core.noise import ItemNoise
+from ..distill_core.perceptual import ELatentLPIPS, load_metric
+from ..distill_core.perceptual.transforms import PRESETS
+from .sampling import CATEGORY, SEED_MAX
+
+Perceptual = io.Custom("TURBO_PERCEPTUAL")
+SHIPPED = "mini model (shipped)"
+PIXELS = 8  # of the heat map, for each position of the latent
+
+
+def weight_files() -> dict[str, Path]:
+    """Metric files in models/perceptual, by name."""
+    folder = Path(folder_paths.models_dir) / "perceptual"
+    return {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*.safetensors"))}
+
+
+class LoadELatentLPIPS(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurboDistillLoadPerceptual",
+            display_name="Load E-LatentLPIPS",
+            category=CATEGORY,
+            description="A perceptual distance between latents: to compare them, or as the loss of a distillation. "
+            "Weights belong to one autoencoder.",
+            search_aliases=["lpips", "perceptual loss", "latent distance"],
+            inputs=[
+                io.Combo.Input(
+                    "weights", options=[SHIPPED, *weight_files()], default=SHIPPED,
+                    tooltip="The mini model's, or a file in models/perceptual, made by `python -m distill_core "
+                    "perceptual train` or converted from a published checkpoint by `perceptual convert`.",
+                ),
+                io.Combo.Input(
+                    "transforms", options=list(PRESETS), default="bg",
+                    tooltip="Random transforms of both latents: b flips, quarter turns and shifts, g general geometry, "
+                    "c colour, o cutout; none is plain LatentLPIPS.",
+                ),
+                io.Int.Input(
+                    "draws", default=1, min=1, max=64,
+                    tooltip="Random draws that are averaged. 1 is right for training, 4 to 16 for comparing.",
+                ),
+                io.Float.Input(
+                    "l1", default=0.0, min=0.0, max=100.0, step=0.1,
+                    tooltip="Weight of the mean absolute difference of the latents, added to the distance.",
+                ),
+            ],
+            outputs=[Perceptual.Output(display_name="perceptual", tooltip="For E-LatentLPIPS, or a trainer's loss.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, weights, transforms, draws, l1) -> io.NodeOutput:
+        files = weight_files()
+        if weights != SHIPPED and weights not in files:
+            raise ValueError(f"{weights} is no longer in models/perceptual; choose another file")
+        # A trainer differentiates through it, which tensors made in the host's inference mode do not allow.
+        with torch.inference_mode(False):
+            metric = load_metric(files.get(weights), preset=transforms, draws=draws, l1=l1)
+            return io.NodeOutput(metric.to(comfy.model_management.get_torch_device()))
+
+
+class CompareLatents(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurboDistillPerceptualDistance",
+            display_name="E-LatentLPIPS",
+            category=CATEGORY,
+            description="How different two latents look, item by item, and where. 0 means equal.",
+            search_aliases=["lpips", "compare latents", "difference"],
+            is_output_node=True,
+            inputs=[
+                Perceptual.Input("perceptual", tooltip="From Load E-LatentLPIPS."),
+                io.Latent.Input("samples", tooltip="Latents to judge."),
+                io.Latent.Input("reference", tooltip="What they are compared with: as many, or a single one."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=False,
+                    tooltip="Of the random transforms; item i draws from (seed, i).",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="distance", is_output_list=True, tooltip="One number for each item."),
+                io.Image.Output(
+                    display_name="heat map",
+                    tooltip="Where they differ, without transforms: black is equal, white the batch's largest.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, perceptual: ELatentLPIPS, samples, reference, seed) -> io.NodeOutput:
+        device = perceptual.head0.device
+        a, b = (perceptual.from_autoencoder(x["samples"].float().to(device)) for x in (samples, reference))
+        if len(b) == 1:
+            b = b.expand_as(a) if b.shape[1:] == a.shape[1:] else b
+        with torch.no_grad():
+            distances = perceptual(a, b, ItemNoise(seed, range(len(a)))).tolist()
+            heat = colours(perceptual.heat_map(a, b)).cpu()
+        text = "\n".join(f"{i}: {value:.5f}" for i, value in enumerate(distances))
+        return io.NodeOutput(distances, heat, ui=ui.PreviewText(text))
+
+
+def colours(heat: Tensor) -> Tensor:
+    """[B, 1, H, W] -> images [B, 8 H, 8 W, 3]: black, red, yellow, white up to the batch's largest value."""
+    heat = heat / heat.amax().clamp(min=1e-12)
+    red, green, blue = ((3 * heat - i).clamp(0, 1) for i in range(3))
+    image = torch.cat([red, green, blue], 1)
+    return torch.nn.functional.interpolate(image, scale_factor=PIXELS, mode="nearest").movedim(1, -1)
+
+
+NODES = [LoadELatentLPIPS, CompareLatents]
