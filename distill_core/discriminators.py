@@ -67,7 +67,12 @@ class LatentDiscriminator(nn.Module):
 
 def text_embedding(cond: Cond) -> Tensor:
     """One vector [B, P] a prompt: the pooled text where the model has one, else the mean of its tokens."""
-    return cond.context.mean(1) if cond.pooled is None else cond.pooled
+    if cond.pooled is not None:
+        return cond.pooled
+    if cond.mask is None:
+        return cond.context.mean(1)
+    mask = cond.mask.unsqueeze(2)
+    return (cond.context * mask).sum(1) / mask.sum(1)
 
 
 class PixelDiscriminator(nn.Module):
