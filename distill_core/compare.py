@@ -261,9 +261,10 @@ def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Markdown: medians over seeds with the range, an entry and step count a row."""
-    lines = ["| entry | steps | seeds | fd | fd pixels | accuracy | diversity | drift | cpu s | forwards |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    """Markdown: medians over seeds with the range, an entry and step count a row; forwards are items through networks
+    in training, backbone, copies and vision network together."""
+    lines = ["| entry | steps | seeds | fd | fd pixels | accuracy | diversity | drift | cpu s | wall s | forwards |"]
+    lines.append("|---" * 11 + "|")
     for name, runs in results.items():
         for steps in runs[0]["scores"]:
             scores = [run["scores"][steps] for run in runs]
@@ -272,8 +273,8 @@ def table(results: dict[str, list[dict]]) -> str:
             cells += [spread([s["diversity"] for s in scores])]
             cells += [spread([s["drift"] for s in scores]) if "drift" in scores[0] else ""]
             first = steps == next(iter(runs[0]["scores"])) and "cpu_s" in runs[0]
-            cells += [f"{median(run['cpu_s'] for run in runs):.0f}" if first else ""]
-            cells += [f"{sum(runs[0]['forwards'].values())}" if first else ""]
+            cells += [f"{median(run[key] for run in runs):.0f}" if first else "" for key in ("cpu_s", "wall_s")]
+            cells += [str(sum(runs[0]["forwards"].values())) if first else ""]
             lines.append(f"| {name} | {steps} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
