@@ -61,8 +61,8 @@ def test_unknown_entries_are_refused(tmp_path, capsys):
 
 def test_the_table_gives_medians_and_ranges():
     def run(fd):
-        return {"scores": {"1": {"fd": fd, "fd_pixels": 1.0, "accuracy": 0.9, "diversity": 0.5}}, "cpu_s": 40.0, "wall_s": 90.0,
-                "forwards": {"backbone": 7, "vision": 2}}  # fmt: skip
+        scores = {"fd": fd, "fd_pixels": 1.0, "accuracy": 0.9, "diversity": 0.5}
+        return {"scores": {"1": scores}, "cpu_s": 40.0, "wall_s": 90.0, "forwards": {"backbone": 7, "vision": 2}}
 
     lines = compare.table({"ADD": [run(3.0), run(1.0), run(2.0)]}).splitlines()
     assert "| ADD | 1 | 3 | 2.00 (1.00-3.00) | 1.00 (1.00-1.00) | 90.0 (90.0-90.0) |" in lines[2]
