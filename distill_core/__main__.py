@@ -1,4 +1,4 @@
-"""``python -m distill_core COMMAND``: demo, cache, train, sample, evaluate, presets, perceptual."""
+"""``python -m distill_core COMMAND``: demo, compare, cache, train, sample, evaluate, presets, perceptual."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import plots
+from .build import Parts, new_method
 from .checkpoint import fingerprint, read_lora, save_json, save_lora
+from .compare import add_compare_command
 from .config import Config, describe_keys, load_config
-from .data import LatentDataset, cache_latents
+from .data import LatentDataset, cache_latents, check_pairs
 from .demo import demo
 from .denoiser import Cond, Denoiser, Guided
-from .discriminators import LatentDiscriminator
 from .health import Condition, watched
-from .methods.ladd import LADD
+from .perceptual import ELatentLPIPS, load_metric
 from .perceptual.command import add_perceptual_command
 from .pipelines import open_source, read_prompts
 from .preflight import preflight
@@ -77,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     add("cache", run_cache, "Sample teacher latents for training; a stopped run goes on where it was.")
-    sub = add("train", run_train, "Distil with LADD from cached latents into a LoRA; resumes from its checkpoint.")
+    sub = add("train", run_train, "Distil with LADD, ADD or Diffusion2GAN from cached latents; resumable.")
     sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`")
     sub.add_argument("--no-preflight", action="store_true", help="start without the checks for known mistakes")
     sub = add("sample", run_sample, "Draw images from a distilled LoRA, or from the guided teacher without one.")
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=Path, required=True, help="folder written by `cache`, the reference")
     sub.add_argument("--count", type=int, default=1000, help="samples for each number of steps (default 1000)")
     sub.add_argument("--seed", type=int, default=0)
+    add_compare_command(commands)
     add_presets_command(commands)
     add_perceptual_command(commands)
     return top
@@ -115,22 +117,35 @@ def run_cache(args: argparse.Namespace) -> None:
 
 
 def build_run(config: Config, data: Path, out: Path | None, processes=None) -> Run:
-    """A `Run` of LADD with a LoRA student from a config file's sections."""
-    backend = open_source(config.model).backend
-    dataset = LatentDataset(data)
+    """A `Run` of the chosen method from a config file's sections."""
+    source, dataset, settings = open_source(config.model), LatentDataset(data), config.method_config
+    backend = source.backend
     if processes:
         backend.network.to(processes.device)
     device = next(backend.network.parameters()).device
+    guidance, uncond = dataset.manifest()["guidance"], dataset.uncond().to(device)
+    if config.method == "diffusion2gan":
+        check_pairs(dataset, Guided(Denoiser(backend), uncond, guidance))
     torch.manual_seed(config.train.seed)
-    teacher = Denoiser(backend)
-    student = Denoiser(backend, backend.new_path(config.model.lora_rank, config.model.lora_targets or None))
-    taps = list(config.model.taps) or backend.default_taps()
     example = dataset.batch(0, config.train.batch_size, config.train.seed).to(device)
-    discriminator = LatentDiscriminator.for_teacher(teacher, taps, example, **asdict(config.discriminator))
-    guidance = json.loads((data / "dataset.json").read_text())["guidance"]
-    method = LADD(student, teacher, discriminator, taps, config.ladd, dataset.uncond().to(device), guidance)
-    description = {"ladd": asdict(config.ladd), "model": asdict(config.model), "base": fingerprint(backend.network)}
+    parts = Parts(backend, source.decode_with_gradient, source.encoder)
+    distance = perceptual_distance(config.model.perceptual, source.channels, device)
+    method = new_method(
+        settings, parts, example, config.model.lora_rank, uncond, guidance, config.model.lora_targets,
+        config.model.taps, config.discriminator, config.vision, distance,
+    )  # fmt: skip
+    description = {config.method: asdict(settings), "model": asdict(config.model), "base": fingerprint(backend.network)}
     return Run(method, dataset, config.train, out, description, processes)
+
+
+def perceptual_distance(name: str, channels: int, device) -> ELatentLPIPS | None:
+    """The metric that ``[model] perceptual`` names. Raises ValueError for one of another latent space."""
+    if not name:
+        return None
+    metric = load_metric(None if name == "mini" else name)
+    if metric.channels != channels:
+        raise ValueError(f"[model] perceptual: {name} is for latents of {metric.channels} channels, not {channels}")
+    return metric.to(device)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -154,7 +169,7 @@ def run_train(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt if asked[0] == signal.SIGINT else SystemExit(128 + asked[0])
     logs = [json.loads(line) for line in (args.out / "log.jsonl").read_text().splitlines()]
     if run.is_main and logs:
-        plots.training_curves({"LADD": logs}, args.out / "curves.png")
+        plots.training_curves({config.method: logs}, args.out / "curves.png")
 
 
 @contextmanager
@@ -189,7 +204,7 @@ def several_processes():
 
 def show(event: Event, condition: Condition, bar: tqdm, log) -> None:
     bar.update(event.step - bar.n)
-    names = ("adversarial", "pairs", "consistency", "discriminator", "accuracy", "logit_gap")
+    names = ("adversarial", "distillation", "pairs", "consistency", "discriminator", "accuracy", "logit_gap")
     figures = {name: f"{event.logs[name]:.3f}" for name in names if name in event.logs}
     bar.set_postfix({**figures, "health": condition.word})
     log.write(json.dumps({"step": event.step, **event.logs, "health": condition.word}) + "\n")
@@ -197,20 +212,25 @@ def show(event: Event, condition: Condition, bar: tqdm, log) -> None:
 
 
 def save_student(run: Run, config: Config, out: Path) -> None:
-    """The averaged student as a LoRA that says how it wants to be sampled."""
-    backend, path = run.method.student.backend, run.method.student.path
+    """The averaged student, a LoRA or a whole network, as a file that says how it wants to be sampled."""
+    student, backend = run.method.student, run.method.teacher.backend
     with run.ema_weights():
-        state = path.export(backend.family.lora_prefix)
+        if student.path:
+            weights, state = "lora", student.path.export(backend.family.lora_prefix)
+        else:
+            weights, state = "full", {k: v.clone() for k, v in student.backend.network.state_dict().items()}
     description = {
-        "method": "ladd", "sigmas": list(config.ladd.student_sigmas), "sampler": config.model.sampler, "cfg": 1.0,
-        **backend.description(), "steps": run.step,
-        "config": {"ladd": asdict(config.ladd), "train": asdict(config.train), "model": asdict(config.model)},
+        "method": config.method, "weights": weights, "sigmas": list(run.method.levels),
+        "sampler": config.model.sampler, "cfg": 1.0, **backend.description(), "steps": run.step,
+        "config": {
+            config.method: asdict(config.method_config), "train": asdict(config.train), "model": asdict(config.model),
+        },
     }  # fmt: skip
     save_lora(out / "student.safetensors", state, description)
 
 
 def load_student(config: Config, lora: Path):
-    """(source, student, description) of a LoRA. Raises ValueError when it was made for another base model."""
+    """(source, student, description) of a student's file. Raises ValueError when it is of another base model."""
     source = open_source(config.model)
     state, description = read_lora(lora)
     base = fingerprint(source.backend.network)
@@ -218,6 +238,9 @@ def load_student(config: Config, lora: Path):
         raise ValueError(f"{lora} was distilled from another model (base {description['base']}, this one is {base})")
     if description.get("sampler") not in SAMPLERS:
         raise ValueError(f"{lora} asks for the sampler {description.get('sampler')!r}; known: {list(SAMPLERS)}")
+    if description.get("weights") == "full":
+        source.backend.network.load_state_dict(state)
+        return source, Denoiser(source.backend), description
     prefix = source.backend.family.lora_prefix
     targets = [
         k.removeprefix(f"{prefix}.").removesuffix(".lora_A.weight") for k in state if k.endswith(".lora_A.weight")

@@ -7,8 +7,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
+from .build import METHODS, DiscriminatorConfig, VisionConfig
 from .data import DTYPES, CacheConfig
+from .methods.add import ADDConfig
+from .methods.diffusion2gan import Diffusion2GANConfig
 from .methods.ladd import LADDConfig
+from .methods.student import StudentConfig
 from .samplers import SAMPLERS
 from .train import TrainConfig
 
@@ -18,8 +22,11 @@ class ModelConfig:
     """The network to distil.
 
     path: a diffusers pipeline folder on disk, or "mini" for the shipped model.  dtype: of the frozen weights.
-    lora_rank: of the student.  lora_targets: linear layers it trains, default all in the blocks.
+    lora_rank: of the student; 0 trains all weights of a second copy instead.
+    lora_targets: linear layers that the LoRA trains, default all in the blocks.
     sampler: what the student is meant to be sampled with: renoise (LADD's), ancestral or euler; it goes into the file.
+    perceptual: a file of E-LatentLPIPS weights (`perceptual` command), or "mini" for those of the mini model's latents;
+    it replaces the method's ``regression``. Empty: none.
     taps: teacher blocks the discriminator reads, default about six, spread over the first three quarters.
     """
 
@@ -30,21 +37,13 @@ class ModelConfig:
     lora_targets: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
     sampler: str = "renoise"
+    perceptual: str = ""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {list(SAMPLERS)}, not {self.sampler!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, not {self.dtype!r}")
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """Size of each head: channels, residual blocks, convolution kernel."""
-
-    width: int = 64
-    blocks: int = 2
-    kernel: int = 3
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,33 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All sections of the file; a missing one takes its defaults."""
+    """All sections of the file; a missing one takes its defaults.
 
+    method: "ladd", "add" or "diffusion2gan"; its section is the one that counts.
+    """
+
+    method: str = "ladd"
     model: ModelConfig = field(default_factory=ModelConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     ladd: LADDConfig = field(default_factory=LADDConfig)
+    add: ADDConfig = field(default_factory=ADDConfig)
+    diffusion2gan: Diffusion2GANConfig = field(default_factory=Diffusion2GANConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {list(METHODS)}, not {self.method!r}")
+
+    @property
+    def method_config(self) -> StudentConfig:
+        """The section of the chosen method."""
+        return getattr(self, self.method)
 
 
-SECTIONS = {f.name: f.default_factory for f in fields(Config)}
+SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "method"}
 
 
 def load_config(path: str | Path) -> Config:
@@ -78,10 +93,11 @@ def load_config(path: str | Path) -> Config:
         raise ValueError(f"there is no config file {path}") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
+    method = _value(str, content.pop("method", Config.method), "method")
     unknown = {name for name, table in content.items() if name not in SECTIONS or not isinstance(table, dict)}
     if unknown:
         raise ValueError(f"{path}: unknown section {sorted(unknown)}; known: {list(SECTIONS)}")
-    return Config(**{name: _section(cls, content.get(name, {}), name) for name, cls in SECTIONS.items()})
+    return Config(method, **{name: _section(cls, content.get(name, {}), name) for name, cls in SECTIONS.items()})
 
 
 def _section(cls, table: dict, name: str):
@@ -117,7 +133,7 @@ def _value(kind, value, where: str):
 
 def describe_keys() -> str:
     """Every section and key with its default, as a TOML file that could be used as it is."""
-    lines = []
+    lines = [f"method = {_toml(Config.method)}", ""]
     for section, cls in SECTIONS.items():
         lines.append(f"[{section}]")
         for f in fields(cls):

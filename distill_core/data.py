@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -210,8 +210,11 @@ class LatentDataset:
         return list(dict.fromkeys(bucket[:3] for bucket in self.buckets))
 
     def manifest(self) -> dict:
-        """What `dataset.json` says of how the latents were made."""
-        return json.loads((self.folder / "dataset.json").read_text())
+        """How the latents were made (``dataset.json``)."""
+        path = self.folder / "dataset.json"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: it says how the latents were made; cache the dataset again")
+        return json.loads(path.read_text())
 
     def uncond(self) -> Cond:
         """The empty conditioning (one row) that the teacher was guided away from."""
@@ -277,3 +280,33 @@ def _open_shard(path: Path):
     if len(set(counts.values())) > 1:
         raise ValueError(f"{path}: latents and conditioning differ in count: {counts}; cache the dataset again")
     return file
+
+
+@torch.no_grad()
+def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05) -> float:
+    """Re-run the path of the first item from its stored noise; returns the relative RMS error of the latent.
+
+    Raises ValueError when no noise is stored, or when the stored latent is not where the teacher's deterministic solver
+    ends (another teacher, guidance or number of steps, or a sampler that adds noise): such pairs cannot be learnt.
+    """
+    process = teacher.process
+    config = CacheConfig(**{k: v for k, v in dataset.manifest()["config"].items() if k in CacheConfig.__annotations__})
+    config = replace(config, state_sigmas=dataset.state_sigmas)
+    top = teacher_grid(process, config)[0].item()
+    if not dataset.state_sigmas or abs(max(dataset.state_sigmas) - top) > 1e-4 * top:
+        raise ValueError(
+            f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas "
+            f"with the highest level, {top:.6g}; set it under [cache] and `cache` again"
+        )
+    places = next(iter(dataset.buckets.values()))[:1]
+    one = dataset.read(places).to(teacher.uncond.device)
+    x = one.states[:, dataset.state_sigmas.index(max(dataset.state_sigmas))]
+    again = SAMPLERS["euler"](teacher, x, teacher_grid(process, config), {"cond": one.cond}, disable=True)
+    error = ((again - one.latents).square().mean() / one.latents.square().mean()).sqrt().item()
+    if not error <= tolerance:
+        raise ValueError(
+            f"the stored noise does not lead to the stored latent (relative error {error:.2f}): the dataset in "
+            f"{dataset.folder} was made by a sampler that adds noise, or by another teacher, guidance or step count; "
+            "`cache` again with this model"
+        )
+    return error

@@ -125,10 +125,13 @@ class Denoiser:
             output = self.backend.forward(model_input, timestep, cond)
         return self.process.calculate_denoised(sigma, output.to(x.dtype), x)
 
-    def features(self, x: Tensor, sigma: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
-        """Outputs of the blocks ``taps`` as maps [B, C, H, W]; the forward stops after the last one."""
+    def features(self, x: Tensor, sigma: Tensor, cond: Cond, taps: Sequence[str], inputs=None) -> list[Tensor]:
+        """Outputs of the blocks ``taps`` as maps [B, C, H, W]; the forward stops after the last one.
+
+        inputs: carried by the switch to whoever hooked the blocks (`discriminators.NetworkDiscriminator`).
+        """
         model_input, timestep = self._network_input(x, sigma, cond)
-        with self.backend.switch.on(self.path):
+        with self.backend.switch.on(self.path, inputs):
             return self.backend.maps(model_input, timestep, cond, taps)
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 def time_embedding(flow_time: Tensor, dim: int = 64) -> Tensor:
@@ -75,3 +76,44 @@ class MapHead(nn.Module):
         x = F.leaky_relu(self.blocks(self.inlet(self.norm(features))), 0.2)
         projected = torch.einsum("bchw,bc->bhw", x, self.projection(cond)).unsqueeze(1)
         return self.logit(x) + projected / math.sqrt(x.shape[1])
+
+
+def spectral_conv1d(channels: int, out: int, kernel: int) -> nn.Module:
+    """1-D convolution with circular padding and spectral normalisation (Miyato et al. 2018), one power iteration."""
+    conv = nn.Conv1d(channels, out, kernel, padding=kernel // 2, padding_mode="circular")
+    return spectral_norm(conv, eps=1e-12)
+
+
+class TokenBlock(nn.Module):
+    """act(conv(x)) with a spectrally normalised convolution over the sequence of tokens."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = spectral_conv1d(channels, channels, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.conv(x), 0.2)
+
+
+class TokenHead(nn.Module):
+    """Tokens [B, C, N] and conditioning [B, cond_dim] -> logits [B, N].
+
+    The head that ADD takes from StyleGAN-T (Sauer et al. 2023, section 3.2): a block over single tokens, a residual
+    block over nine neighbours, and a projection of ``width`` channels on the conditioning. Instead of batch statistics,
+    which would let the items of a batch influence each other, tokens are standardised once and for all by ``mean`` and
+    ``std`` [C], those of real images.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, cond_dim: int, width: int = 64) -> None:
+        super().__init__()
+        channels = len(mean)
+        self.register_buffer("mean", mean.view(1, -1, 1).clone())
+        self.register_buffer("std", std.view(1, -1, 1).clone())
+        self.single, self.neighbours = TokenBlock(channels, 1), TokenBlock(channels, 9)
+        self.logit = spectral_conv1d(channels, width, 1)
+        self.projection = nn.Linear(cond_dim, width)
+
+    def forward(self, tokens: Tensor, cond: Tensor) -> Tensor:
+        x = self.single((tokens - self.mean) / self.std)
+        x = self.logit((self.neighbours(x) + x) / math.sqrt(2))
+        return torch.einsum("bcn,bc->bn", x, self.projection(cond)) / math.sqrt(x.shape[1])

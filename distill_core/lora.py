@@ -22,23 +22,24 @@ class PathSwitch:
 
     def __init__(self) -> None:
         self.active: LowRankPath | None = None
+        self.inputs: object = None  # what a trainable discriminator feeds to the blocks (`discriminators`)
         self.inside_checkpoint = False
         self.after_checkpoint: Callable[[], None] | None = None  # called when a checkpointed block has returned
 
     @contextmanager
-    def on(self, path: LowRankPath | None) -> Iterator[None]:
-        previous, self.active = self.active, path
+    def on(self, path: LowRankPath | None, inputs: object = None) -> Iterator[None]:
+        previous, (self.active, self.inputs) = (self.active, self.inputs), (path, inputs)
         try:
             yield
         finally:
-            self.active = previous
+            self.active, self.inputs = previous
 
     def checkpoint(self, block: Callable, *args):
         """Run ``block(*args)`` under gradient checkpointing; the recompute sees the path that is on now."""
-        path = self.active
+        view = self.active, self.inputs
 
         def contexts():
-            return nullcontext(), self.on(path)
+            return nullcontext(), self.on(*view)
 
         self.inside_checkpoint = True
         try:

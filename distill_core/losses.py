@@ -77,4 +77,31 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).float().flatten(1).square().mean(1)
 
 
+def signal_and_noise(process, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) [B] of the network's input alpha x0 + sigma noise at a level of any process."""
+    one, zero = torch.ones_like(sigma), torch.zeros_like(sigma)
+    alpha = process.calculate_input(sigma, process.noise_scaling(sigma, zero, one))
+    return alpha, process.calculate_input(sigma, process.noise_scaling(sigma, one, zero))
+
+
+def sds_weight(sigma: Tensor) -> Tensor:
+    """w(t) = sigma_t^2 (DreamFusion, Poole et al. 2022, section 3); ADD leaves it open."""
+    return sigma.square()
+
+
+def exponential(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """c(t) = alpha_t (ADD section 3.3): noisier levels count less."""
+    return alpha
+
+
+def score_distillation(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """c(t) = alpha_t w(t) / (2 sigma_t) (ADD appendix A): the gradient of c ||x - target||^2 by x is then
+    w(t) (eps_hat - eps), that of score distillation sampling."""
+    return alpha * sds_weight(sigma) / (2 * sigma)
+
+
+DISTILLATION_WEIGHTS = {"exponential": exponential, "sds": score_distillation, "nfsd": score_distillation}
+REDUCTIONS = ("mean", "sum")
+
+
 REGRESSIONS = {"huber": pseudo_huber, "mse": squared_error}

@@ -33,7 +33,8 @@ class MiniEvaluator:
     """Fréchet distance and class accuracy of mini-model latents, on the latents and on the decoded pixels.
 
     The references are the 10,000 real test images. ``__call__(latents [N, 16, 8, 8], labels [N])`` gives fd, accuracy,
-    fd_pixels, accuracy_pixels and diversity, the mean within-class standard deviation of the latent features.
+    fd_pixels, accuracy_pixels (unless ``pixels`` is False, since decoding is the slow part) and diversity, the mean
+    within-class standard deviation of the latent features.
     """
 
     def __init__(self) -> None:
@@ -46,9 +47,11 @@ class MiniEvaluator:
         parts = (latents[i : i + size] for i in range(0, len(latents), size))
         return torch.cat([self.decoder(p.contiguous(memory_format=torch.channels_last)).clamp(-1, 1) for p in parts])
 
-    def __call__(self, latents: Tensor, labels: Tensor) -> dict[str, float]:
-        result = {}
-        for space, x, suffix in (("latent", latents, ""), ("pixel", self.decode(latents), "_pixels")):
+    def __call__(self, latents: Tensor, labels: Tensor, pixels: bool = True) -> dict[str, float]:
+        result, spaces = {}, [("latent", latents, "")]
+        if pixels:
+            spaces.append(("pixel", self.decode(latents), "_pixels"))
+        for space, x, suffix in spaces:
             net, reference = self.evaluators[space]
             features, accuracy = features_and_accuracy(net, mini.classifier_input(space, x), labels)
             mean, cov = features.double().mean(0), features.double().T.cov()

@@ -26,7 +26,8 @@ class MiniSource:
     def __init__(self, config: ModelConfig) -> None:
         self.backend = mini_backend(config.gradient_checkpointing)
         self.channels = mini.LATENT_SHAPE[0]
-        self.decoder = mini.load_autoencoder().decoder
+        autoencoder = mini.load_autoencoder()
+        self.encoder, self.decoder = autoencoder.encoder, autoencoder.decoder
 
     def default_prompts(self) -> list[str]:
         return list(mini.CLASS_NAMES)
@@ -39,10 +40,14 @@ class MiniSource:
         classes, empty = mini_conditioning()
         return classes[[mini.CLASS_NAMES.index(p) for p in prompts]], empty
 
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
+        """[B, 16, H, W] -> images [B, 3, 8 H, 8 W], in [-1, 1] but for overshoot."""
+        return self.decoder(latents.contiguous(memory_format=torch.channels_last))
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """[B, 16, H, W] -> images [B, 3, 8 H, 8 W] in [-1, 1]."""
-        return self.decoder(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
+        return self.decode_with_gradient(latents).clamp(-1, 1)
 
 
 class PipelineSource:
@@ -68,7 +73,9 @@ class PipelineSource:
             config.path, torch_dtype=dtype, local_files_only=True, **parts
         ).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.vae.requires_grad_(False)
         self.channels = self.pipeline.vae.config.latent_channels
+        self.encoder = self.pipeline.vae.encoder if type(self.pipeline.vae).__name__ == "AutoencoderTiny" else None
 
     def default_prompts(self) -> list[str]:
         raise ValueError("[prompts] prompts must name a text file with one prompt a line")
@@ -99,12 +106,17 @@ class PipelineSource:
             return context, None
         raise ValueError(f"prompts of a {kind} cannot be encoded; known: Stable Diffusion 1, 2, XL, 3 and FLUX.1")
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Model latents -> images [B, 3, H, W] in [-1, 1], undoing the autoencoder's scale and shift."""
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
+        """Model latents -> images [B, 3, H, W], in [-1, 1] but for overshoot, undoing the autoencoder's scale and
+        shift."""
         vae = self.pipeline.vae
         raw = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        return vae.decode(raw.to(vae.dtype)).sample.float().clamp(-1, 1)
+        return vae.decode(raw.to(vae.dtype)).sample.float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Model latents -> images [B, 3, H, W] in [-1, 1]."""
+        return self.decode_with_gradient(latents).clamp(-1, 1)
 
 
 def open_source(config: ModelConfig) -> MiniSource | PipelineSource:

@@ -42,7 +42,7 @@ def smooth(values: Sequence[float], decay: float = 0.95) -> list[float]:
 
 
 CURVES = (
-    ("losses", ("adversarial", "pairs", "consistency", "discriminator")),
+    ("losses", ("adversarial", "distillation", "pairs", "consistency", "discriminator")),
     ("discriminator accuracy", ("accuracy",)),
     ("logit gap, real - fake", ("logit_gap",)),
     ("gradient norms", ("generator_grad_norm", "discriminator_grad_norm")),
@@ -69,3 +69,24 @@ def training_curves(runs: dict[str, list[dict[str, float]]], path: str | Path) -
         axis_row[1].axhline(0.5, color="grey", lw=0.7, ls=":")
         axis_row[1].set_ylim(0, 1)
     figure.savefig(path, dpi=90)
+
+
+def comparison(scores: dict[str, dict[str, list[float]]], path: str | Path) -> None:
+    """Fréchet distance of each entry at each step count: the median over seeds as a bar, the seeds as dots.
+
+    scores: entry -> steps -> one value a seed; logarithmic scale, since the teacher's few-step values are far away.
+    """
+    counts = sorted({steps for by_steps in scores.values() for steps in by_steps}, key=int)
+    figure, axes = _figure(1.2 + 3.1 * len(counts), 1.2 + 0.28 * len(scores), 1, len(counts))
+    names = list(scores)[::-1]
+    for axis, steps in zip(axes[0], counts, strict=True):
+        for row, name in enumerate(names):
+            values = sorted(scores[name].get(steps, []))
+            if values:
+                axis.barh(row, values[len(values) // 2], color="C1" if name == "teacher" else "C0", alpha=0.6)
+                axis.plot(values, [row] * len(values), "k.", ms=4)
+        first = axis is axes[0][0]
+        axis.set(xscale="log", yticks=range(len(names)), yticklabels=names if first else [""] * len(names))
+        axis.set_title(f"{steps} step{'s' * (steps != '1')}: Fréchet distance", fontsize=9)
+        axis.tick_params(labelsize=8)
+    figure.savefig(path, dpi=100)

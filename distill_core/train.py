@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -69,13 +70,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Phase:
-    """One player: what it minimises, with which parameters and rate, and how often a step."""
+    """One player: what it minimises, with which parameters and rate, and how often a step.
+
+    rate_of: factor on ``lr`` by parameter name.
+    """
 
     name: str
     loss: Callable
     parameters: dict[str, nn.Parameter]
     lr: float
     updates: int = 1
+    rate_of: Callable[[str], float] = lambda name: 1.0
+
+    def groups(self) -> list[dict]:
+        """Optimiser groups in the order of the parameters, one for each run of equal factors."""
+        runs = groupby(self.parameters.items(), key=lambda item: self.rate_of(item[0]))
+        return [{"params": [value for _, value in items], "factor": factor} for factor, items in runs]
 
 
 @dataclass(frozen=True)
@@ -104,10 +114,12 @@ class Run:
         self.phases = phases_of(method, config)
         self.optimizers = {
             phase.name: torch.optim.AdamW(
-                phase.parameters.values(), phase.lr, betas=config.betas, eps=1e-8, weight_decay=config.weight_decay
+                phase.groups(), phase.lr, betas=config.betas, eps=1e-8, weight_decay=config.weight_decay
             )
             for phase in self.phases
         }
+        # Statistics that a discriminator keeps beside its weights, e.g. of spectral norms.
+        self.buffers = dict(method.discriminator.named_buffers()) if method.adversarial else {}
         self.ema = {name: value.detach().clone() for name, value in self.student_parameters.items()}
         self.step = 0
         self.between_steps = True  # False while a step has updated some of the weights and not yet all
@@ -153,6 +165,7 @@ class Run:
         if self.checkpoint is None or not self.is_main:
             return
         tensors = {f"ema.{name}": value for name, value in self.ema.items()}
+        tensors |= {f"buffer.{name}": value for name, value in self.buffers.items()}
         for phase in self.phases:
             tensors |= {f"{phase.name}.{name}": value for name, value in phase.parameters.items()}
             bad = [name for name, value in phase.parameters.items() if not torch.isfinite(value).all()]
@@ -196,6 +209,7 @@ class Run:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         copy_into(self.ema, part("ema."))
+        copy_into(self.buffers, part("buffer."))
         for phase in self.phases:
             copy_into(phase.parameters, part(f"{phase.name}."))
             moments = part(f"optimizer.{phase.name}.")
@@ -214,7 +228,8 @@ def phases_of(method, config: TrainConfig) -> list[Phase]:
     if method.adversarial:
         heads = dict(method.discriminator.named_parameters())
         updates = config.discriminator_updates
-        phases.append(Phase("discriminator", method.discriminator_loss, heads, config.discriminator_lr, updates))
+        rate = config.discriminator_lr
+        phases.append(Phase("discriminator", method.discriminator_loss, heads, rate, updates, method.rate_of))
     return phases
 
 
@@ -319,7 +334,7 @@ def finish_gradient(run: Run, phase: Phase, logs: dict[str, list[float]]) -> Non
 def update(run: Run, phase: Phase) -> None:
     optimizer = run.optimizers[phase.name]
     for group in optimizer.param_groups:
-        group["lr"] = phase.lr * run.config.rate(run.step)
+        group["lr"] = phase.lr * group["factor"] * run.config.rate(run.step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -3,6 +3,9 @@ from dataclasses import asdict
 import pytest
 
 from distill_core.config import Config, describe_keys, load_config
+from distill_core.methods.add import ADDConfig
+from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.ladd import LADDConfig
 
 
 @pytest.fixture
@@ -21,7 +24,17 @@ def test_an_empty_file_gives_the_defaults(load):
 def test_the_printed_defaults_are_a_file_with_the_defaults(load):
     text = describe_keys()
     assert load(text) == Config()
-    assert all(f"\n{key} = " in "\n" + text for section in asdict(Config()).values() for key in section)
+    sections = [section for section in asdict(Config()).values() if isinstance(section, dict)]
+    assert all(f"\n{key} = " in "\n" + text for section in sections for key in section)
+
+
+KINDS = {"ladd": LADDConfig, "add": ADDConfig, "diffusion2gan": Diffusion2GANConfig}
+
+
+@pytest.mark.parametrize("method, kind", KINDS.items())
+def test_the_method_chooses_its_section(load, method, kind):
+    config = load(f'method = "{method}"\n[{method}]\nr1 = 0.5')
+    assert type(config.method_config) is kind and config.method_config.r1 == 0.5
 
 
 def test_values_arrive_in_the_types_of_the_settings(load):

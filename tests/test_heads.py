@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from distill_core.discriminators import LatentDiscriminator
-from distill_core.heads import ConvBlock, FeatureNorm, MapHead, time_embedding
+from distill_core.denoiser import Cond
+from distill_core.discriminators import LatentDiscriminator, PixelDiscriminator, add_small_copy, text_embedding
+from distill_core.heads import ConvBlock, FeatureNorm, MapHead, TokenHead, time_embedding
 
 CHANNELS, POOLED_DIM = (8, 12), 6
 
@@ -143,3 +144,80 @@ def test_float64_heads_compute_in_float64(discriminator, maps):
     assert logits.dtype == torch.float64
     shifted = discriminator([m.double() + 1e-12 for m in maps[:1]] + [maps[1].double()], TIME.double(), POOLED.double())
     assert not torch.equal(shifted, logits)  # float32 on the way would swallow the difference
+
+
+# ADD's heads on tokens
+
+
+def tokens(batch: int = 3, channels: int = 8, count: int = 20) -> torch.Tensor:
+    return 4 + 3 * torch.randn(batch, channels, count, generator=torch.Generator().manual_seed(2))
+
+
+def token_head(channels: int = 8, cond_dim: int = 5) -> TokenHead:
+    return TokenHead(torch.full((channels,), 4.0), torch.full((channels,), 3.0), cond_dim, width=16)
+
+
+def test_a_token_head_gives_one_logit_a_token_and_no_item_touches_another():
+    head, x, cond = token_head().eval(), tokens(), torch.randn(3, 5)
+    logits = head(x, cond)
+    assert logits.shape == (3, 20)
+    torch.testing.assert_close(head(x[1:2], cond[1:2]), logits[1:2])
+
+
+def test_a_token_sees_four_neighbours_a_side_around_the_end():
+    head, x, cond = token_head().eval(), tokens(1), torch.ones(1, 5)
+    before = head(x, cond)
+    x[:, :, 0] += 1.0
+    changed = (head(x, cond) != before)[0].nonzero().flatten().tolist()
+    assert changed == [0, 1, 2, 3, 4, 16, 17, 18, 19]
+
+
+def test_a_token_heads_convolutions_have_spectral_norm_one():
+    head = token_head()
+    for _ in range(100):  # the power iteration settles
+        head(tokens(), torch.randn(3, 5))
+    for conv in (head.single.conv, head.neighbours.conv, head.logit):
+        assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_tokens_are_standardised_by_those_of_real_images():
+    real = [tokens(6), 0.01 * tokens(6, 4)]
+    discriminator = PixelDiscriminator(real, 5, 0, width=16)
+    for head, x in zip(discriminator.heads, real, strict=True):
+        z = (x - head.mean) / head.std
+        assert z.mean().abs() < 1e-2 and z.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_the_projection_is_the_conditioning():
+    discriminator = PixelDiscriminator([tokens()], 5, 2, width=16).eval()
+    text, image = torch.randn(3, 5), torch.randn(3, 2)
+    logits = discriminator([tokens()], text, image)
+    assert not torch.allclose(discriminator([tokens()], text, image + 1), logits)
+    assert PixelDiscriminator([tokens()], 0, 0)([tokens()], text, image).shape == (3, 20)
+
+
+def test_text_is_pooled_or_the_mean_of_its_real_tokens():
+    context, pooled = torch.randn(2, 4, 3), torch.randn(2, 6)
+    assert torch.equal(text_embedding(Cond(context, pooled)), pooled)
+    assert torch.allclose(text_embedding(Cond(context)), context.mean(1))
+    short = Cond(context[:, :2]).padded(4)
+    assert torch.allclose(text_embedding(short), context[:, :2].mean(1))
+
+
+# Smaller latents entering a block
+
+
+def test_a_map_takes_the_latents_at_its_own_size():
+    latents, hidden = torch.randn(1, 2, 8, 4), torch.randn(1, 3, 4, 2)
+    inlet = torch.nn.Conv2d(2, 3, 1, bias=False)
+    expected = hidden + inlet(torch.nn.functional.avg_pool2d(latents, 2))
+    torch.testing.assert_close(add_small_copy(hidden, latents, inlet, 1, 1), expected)
+
+
+def test_tokens_take_a_coarser_copy_and_text_tokens_nothing():
+    latents, hidden = torch.randn(1, 2, 8, 8), torch.randn(1, 3 + 16, 2)
+    out = add_small_copy(hidden, latents, torch.nn.Identity(), 1, 2)
+    assert torch.equal(out[:, :3], hidden[:, :3])
+    added = (out - hidden)[:, 3:].transpose(1, 2).view(1, 2, 4, 4)
+    coarse = torch.nn.functional.avg_pool2d(latents, 4)
+    torch.testing.assert_close(added, coarse.repeat_interleave(2, 2).repeat_interleave(2, 3), atol=1e-6, rtol=1e-5)

@@ -8,7 +8,8 @@ from distill_core.data import Batch
 from distill_core.denoiser import Denoiser
 from distill_core.discriminators import LatentDiscriminator
 from distill_core.losses import pseudo_huber, squared_error
-from distill_core.methods.ladd import LADD, LADDConfig, discriminator_health, diversity
+from distill_core.methods.ladd import LADD, LADDConfig
+from distill_core.methods.student import discriminator_health, diversity
 from distill_core.noise import ItemNoise
 from distill_core.schedules import grid_sigmas
 from distill_core.train import train, training_step

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from distill_core import demo, mini
-from distill_core.__main__ import load_student, main
+from distill_core.__main__ import load_student, main, perceptual_distance
 from distill_core.checkpoint import fingerprint, load_tensors, read_lora, save_lora
 from distill_core.config import describe_keys, load_config
 from distill_core.data import LatentDataset
@@ -114,6 +114,50 @@ def test_the_student_is_the_average_and_the_same_in_diffusers(folder):
     assert (theirs - Denoiser(student.backend)(x, sigma, cond)).abs().max() > 1e-4
 
 
+OTHERS = {
+    "add": "[add]\nr1 = 1e-3\n[vision]\nsize = 32",
+    "diffusion2gan": '[diffusion2gan]\ncritic = "lora"\ncritic_rank = 4',
+}
+
+
+@pytest.mark.parametrize("method, rank", [("add", 0), ("diffusion2gan", 4)])
+def test_the_other_methods_train_and_are_sampled(folder, tmp_path, method, rank):
+    """ADD into a whole network, Diffusion2GAN into a LoRA; both files say how they want to be sampled."""
+    model = f"lora_rank = {rank}" + ('\nperceptual = "mini"' if method == "diffusion2gan" else "")
+    text = CONFIG.replace("lora_rank = 4", model) + f"{OTHERS[method]}\n"
+    (tmp_path / "c.toml").write_text(f'method = "{method}"\n{text}')
+    out = tmp_path / "run"
+    assert main(arguments("train", tmp_path, "--data", folder / "data", "--out", out)) == 0
+    _, description = read_lora(out / "student.safetensors")
+    assert description["method"] == method and description["weights"] == ("lora" if rank else "full")
+    assert description["sigmas"] == ([1.0, 0.75, 0.5, 0.25] if method == "add" else [1.0])
+    _, student, _ = load_student(load_config(tmp_path / "c.toml"), out / "student.safetensors")
+    x = torch.randn(2, *mini.LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    cond = demo.mini_conditioning()[0][:2]
+    with torch.no_grad():
+        change = student(x, torch.ones(2), cond) - Denoiser(demo.mini_backend())(x, torch.ones(2), cond)
+    assert 0 < change.abs().max() < 1
+    log = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    assert {"discriminator", "accuracy", "distillation" if method == "add" else "pairs"} <= log.keys()
+    lora = ["--lora", out / "student.safetensors", "--count", 2]
+    assert main(arguments("sample", tmp_path, "--out", tmp_path / "images", *lora)) == 0
+    assert len(list((tmp_path / "images").glob("*.png"))) == 2
+
+
+def test_a_perceptual_loss_must_fit_the_latents():
+    assert perceptual_distance("", 16, "cpu") is None and perceptual_distance("mini", 16, "cpu").channels == 16
+    with pytest.raises(ValueError, match="16 channels, not 4"):
+        perceptual_distance("mini", 4, "cpu")
+
+
+def test_diffusion2gan_refuses_pairs_without_their_noise(tmp_path, capsys):
+    text = CONFIG.replace("state_sigmas = [1.0, 0.5]", "state_sigmas = [0.5]")
+    (tmp_path / "c.toml").write_text('method = "diffusion2gan"\n' + text)
+    assert main(arguments("cache", tmp_path, "--out", tmp_path / "data")) == 0
+    assert main(arguments("train", tmp_path, "--data", tmp_path / "data", "--out", tmp_path / "run")) == 2
+    assert "does not store the noise" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_sample_draws_pictures_of_student_and_teacher(folder, tmp_path):
     student = ["--lora", folder / "run" / "student.safetensors"]
     for name, lora in (("student", student), ("teacher", [])):
@@ -153,6 +197,7 @@ def one_line(capsys) -> str:
         ('[model]\npath = "/none/such"', "is not a folder"),
         ('[model]\nlora_targets = ["nothing"]', "LoRA targets"),
         ("[train]\nbatch_size = 1", "hinge with a batch of 1"),
+        ('method = "lcm"\n', "method must be one of"),
         ("[ladd]\nterms = { pairs = 1.0 }\nstudent_sigmas = [0.9]\nprobabilities = [1.0]\nwarmup_probabilities = [1.0]",
          "both trained and stored"),
     ],

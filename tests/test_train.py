@@ -277,6 +277,7 @@ def test_each_phase_gives_gradients_to_its_own_parameters_only(dataset, terms):
 
 LOGS = (
     "adversarial",
+    "distillation",
     "pairs",
     "consistency",
     "diversity",

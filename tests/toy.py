@@ -16,12 +16,15 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from distill_core.build import DiscriminatorConfig, Parts, new_method
 from distill_core.data import CacheConfig, LatentDataset, cache_latents
 from distill_core.denoiser import Cond, Denoiser, Guided
-from distill_core.discriminators import LatentDiscriminator
 from distill_core.features import collect_taps, tokens_to_map
 from distill_core.lora import LowRankPath, PathSwitch
-from distill_core.methods.ladd import LADD, LADDConfig
+from distill_core.methods.add import ADDConfig
+from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.ladd import LADDConfig
+from distill_core.methods.student import StudentConfig, StudentMethod
 from distill_core.process import FlowProcess
 from distill_core.train import Run, TrainConfig, train
 
@@ -31,6 +34,9 @@ LEVELS = (1.0, 0.75, 0.5, 0.25)
 TERMS = {
     "hinge": LADDConfig(warmup_steps=2),
     "mixed": LADDConfig({"adversarial": 1.0, "pairs": 1.0, "consistency": 0.5}, gan_loss="relativistic", r1=0.1),
+    "add": ADDConfig(r1=0.1),
+    "diffusion2gan": Diffusion2GANConfig(r1=0.1, r1_every=2),
+    "diffusion2gan-lora": Diffusion2GANConfig(critic="lora", critic_rank=2),
 }
 
 
@@ -80,7 +86,16 @@ class ToyBackend:
         outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch)
         return [tokens_to_map(out, *x.shape[2:]) for out in outputs]
 
-    def new_path(self, rank: int) -> LowRankPath:
+    def trainable_copy(self) -> ToyBackend:
+        backend = ToyBackend()
+        backend.network.load_state_dict(self.network.state_dict())
+        backend.network.requires_grad_(True)
+        return backend
+
+    def scales(self) -> tuple[list[str], list[str]]:
+        return [f"blocks.{i}" for i in range(3)], ["blocks.1", "blocks.2"]
+
+    def new_path(self, rank: int, targets=None) -> LowRankPath:
         targets = [f"blocks.{i}.{name}" for i in range(3) for name in ("inlet", "outlet")]
         return LowRankPath(self.network, targets, rank, self.switch)
 
@@ -102,23 +117,49 @@ def cache_toy(folder, description: dict | None = None, conds: Cond | None = None
     return LatentDataset(folder)
 
 
-def toy_method(dataset: LatentDataset, config: LADDConfig = LADDConfig(), seed: int = 0, rank: int = 2) -> LADD:
-    """LADD on a fresh toy backbone; all weights come from the seed."""
+class ToyEncoder(nn.Module):
+    """A vision network of three convolutions, shaped like the encoder of a tiny autoencoder."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        strides = (2, 1, 2, 1)
+        convs = [nn.Conv2d(3 if i == 0 else width, width, 3, stride, 1) for i, stride in enumerate(strides)]
+        self.layers = nn.Sequential(*convs)
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def toy_parts(seed: int = 0) -> Parts:
+    """A toy backbone with a linear decoder [B, 4, H, W] -> [B, 3, 2 H, 2 W] and an encoder."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backend = ToyBackend()
-        student, teacher = Denoiser(backend, backend.new_path(rank)), Denoiser(backend)
-        heads = LatentDiscriminator.for_teacher(teacher, TAPS, dataset.batch(0, 2, 0), width=8, blocks=1)
-        for up in student.path.up:
+        decoder, encoder = nn.ConvTranspose2d(CHANNELS, 3, 2, 2).requires_grad_(False), ToyEncoder()
+    return Parts(ToyBackend(), lambda latents: torch.tanh(decoder(latents)), encoder)
+
+
+def toy_method(
+    dataset: LatentDataset, config: StudentConfig = LADDConfig(), seed: int = 0, rank: int = 2, parts: Parts = None
+) -> StudentMethod:
+    """Any method on a fresh toy backbone; all weights come from the seed. A rank of 0 trains a copy."""
+    parts, heads = parts or toy_parts(), DiscriminatorConfig(width=8, blocks=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        taps = TAPS if isinstance(config, LADDConfig) else None
+        example = dataset.batch(0, 2, 0)
+        method = new_method(config, parts, example, rank, dataset.uncond(), 2.0, taps=taps, heads=heads)
+        for up in method.student.path.up if rank else ():
             nn.init.normal_(up, std=0.05)
-    return LADD(student, teacher, heads, TAPS, config, dataset.uncond(), 2.0)
+    return method
 
 
-def toy_run(dataset, folder=None, ladd: LADDConfig = LADDConfig(), description=None, processes=None, **changes) -> Run:
+def toy_run(
+    dataset, folder=None, ladd: StudentConfig = LADDConfig(), description=None, processes=None, rank: int = 2, **changes
+) -> Run:
     settings = dict(steps=6, batch_size=4, student_lr=1e-2, discriminator_lr=1e-2, warmup_steps=3, checkpoint_every=100)
     config = TrainConfig(**{**settings, **changes})
     description = {"ladd": asdict(ladd), **(description or {})}
-    return Run(toy_method(dataset, ladd, config.seed), dataset, config, folder, description, processes)
+    return Run(toy_method(dataset, ladd, config.seed, rank), dataset, config, folder, description, processes)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,15 @@ def _transformer_taps(network: nn.Module) -> list[str]:
 
 
 def _unet_taps(network: nn.Module) -> list[str]:
-    down = [f"down_blocks.{i}" for i in range(len(network.down_blocks))]
-    return [*down, "mid_block", *(f"up_blocks.{i}" for i in range(len(network.up_blocks)))]
+    return [*_unet_down(network), *_unet_decoder(network)]
+
+
+def _unet_down(network: nn.Module) -> list[str]:
+    return [f"down_blocks.{i}" for i in range(len(network.down_blocks))]
+
+
+def _unet_decoder(network: nn.Module) -> list[str]:
+    return ["mid_block", *(f"up_blocks.{i}" for i in range(len(network.up_blocks)))]
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ class DiffusersBackend:
         self.network = network.eval().requires_grad_(False)
         self.process = process or self.family.default_process()
         self.switch = PathSwitch()
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             network.enable_gradient_checkpointing(self.switch.checkpoint)
 
@@ -122,6 +130,31 @@ class DiffusersBackend:
     def default_taps(self, count: int = 6) -> list[str]:
         """About ``count`` blocks, evenly spread over the first three quarters of the network."""
         return spread_taps(self.tap_names, count)
+
+    def scales(self, count: int = 3) -> tuple[list[str], list[str]]:
+        """Blocks for a multi-scale discriminator: (read-outs, coarse to fine; blocks that smaller latents enter).
+
+        A UNet is read at its decoder's scales and fed at each lower scale of its encoder. A transformer has one scale:
+        it is read at ``count`` depths and fed before all but the first of those parts.
+        """
+        if self.family_name == "unet":
+            return _unet_decoder(self.network), _unet_down(self.network)[1:]
+        names = self.tap_names
+        ends = [len(names) * (i + 1) // min(count, len(names)) for i in range(min(count, len(names)))]
+        return [names[end - 1] for end in ends], [names[end] for end in ends[:-1]]
+
+    def trainable_copy(self, dtype: torch.dtype = torch.float32) -> DiffusersBackend:
+        """The same network once more, with weights to train; nothing that was hooked onto this one comes along."""
+        with torch.random.fork_rng():
+            network = type(self.network).from_config(self.network.config)
+        network.load_state_dict(self.network.state_dict())
+        example = next(self.network.parameters())
+        network.to(example.device)
+        if dtype != next(network.parameters()).dtype:
+            network.to(dtype)
+        copied = DiffusersBackend(network, self.process, self.gradient_checkpointing)
+        copied.network.requires_grad_(True)
+        return copied
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         if cond.mask is not None:

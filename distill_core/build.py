@@ -1,0 +1,135 @@
+"""From settings to a method: student, teacher and discriminator on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .data import Batch
+from .denoiser import Denoiser
+from .discriminators import LatentDiscriminator, NetworkDiscriminator, PixelDiscriminator, text_embedding
+from .methods.add import ADD, ADDConfig
+from .methods.diffusion2gan import Diffusion2GAN, Diffusion2GANConfig
+from .methods.ladd import LADD, LADDConfig
+from .methods.student import Distance, StudentConfig, StudentMethod
+from .vision import VisionNetwork, encoder_vision, image_embedding, transformers_vision
+
+METHODS = {"ladd": LADDConfig, "add": ADDConfig, "diffusion2gan": Diffusion2GANConfig}
+ENCODER = "encoder"
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Size of each head on feature maps (LADD, Diffusion2GAN): channels, residual blocks, convolution kernel."""
+
+    width: int = 64
+    blocks: int = 2
+    kernel: int = 3
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """What ADD needs beside the model.
+
+    network: the folder of a DINOv2 of transformers, or "encoder" for the encoder of the model's tiny autoencoder.
+    size: side of its square input, 0 for 224 (DINOv2) or the images' own size (encoder).  blocks: how many it is tapped
+    at (DINOv2).  decoder: the folder of a diffusers AutoencoderTiny (TAESD) that decodes in place of the model's own
+    autoencoder, at a fraction of the cost.
+    """
+
+    network: str = ENCODER
+    size: int = 0
+    blocks: int = 4
+    decoder: str = ""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model as the methods need it.
+
+    backend: `backends.diffusers.DiffusersBackend` or one like it.  decode: latents -> images in [-1, 1] with gradients,
+    or None.  encoder: that of a tiny autoencoder, or None.
+    """
+
+    backend: object
+    decode: Callable[[Tensor], Tensor] | None = None
+    encoder: object = None
+
+
+def tiny_decoder(folder: str | Path) -> Parts:
+    """Decoder and encoder of the diffusers ``AutoencoderTiny`` in a folder. Raises ValueError when there is none."""
+    from diffusers import AutoencoderTiny
+
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"[vision] decoder: {folder} is not the folder of a diffusers AutoencoderTiny (TAESD)")
+    tiny = AutoencoderTiny.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+    return Parts(None, lambda latents: tiny.decode(latents).sample, tiny.encoder)
+
+
+def open_vision(config: VisionConfig, parts: Parts) -> VisionNetwork:
+    """The vision network that ``config`` names. Raises ValueError when it is not there."""
+    if config.network != ENCODER:
+        return transformers_vision(config.network, config.blocks, config.size or 224)
+    if parts.encoder is None:
+        raise ValueError(
+            "ADD needs a frozen vision network: set [vision] network to the folder of a DINOv2, or [vision] decoder to "
+            "that of a tiny autoencoder (TAESD), whose encoder can serve"
+        )
+    return encoder_vision(parts.encoder, (config.size, config.size) if config.size else None)
+
+
+def trainable_view(parts: Parts, rank: int, targets=None) -> Denoiser:
+    """A low-rank path on the shared backbone or, with rank 0, a trainable copy of it."""
+    if rank:
+        return Denoiser(parts.backend, parts.backend.new_path(rank, targets or None))
+    return Denoiser(parts.backend.trainable_copy())
+
+
+def new_method(
+    config: StudentConfig, parts: Parts, example: Batch, rank: int, uncond=None, guidance: float = 1.0, targets=None,
+    taps=None, heads: DiscriminatorConfig = DiscriminatorConfig(), vision: VisionConfig = VisionConfig(),
+    distance: Distance | None = None,
+) -> StudentMethod:  # fmt: skip
+    """The method that ``config`` is of, with fresh weights from torch's global generator.
+
+    example: a batch whose shapes the discriminator must fit.  rank: of the student, 0 for full fine-tuning.
+    taps: blocks that LADD's and Diffusion2GAN's heads read.  Raises ValueError for parts that are missing.
+    """
+    backend = parts.backend
+    student, teacher = trainable_view(parts, rank, targets), Denoiser(backend)
+    adversarial, last = config.weight("adversarial") > 0, (config, uncond, guidance, distance)
+    if isinstance(config, LADDConfig):
+        taps = list(taps or backend.default_taps())
+        discriminator = LatentDiscriminator.for_teacher(teacher, taps, example, **asdict(heads))
+        return LADD(student, teacher, discriminator, taps, *last)
+    if isinstance(config, ADDConfig):
+        if vision.decoder:
+            tiny = tiny_decoder(vision.decoder)
+            parts = Parts(backend, tiny.decode, tiny.encoder)
+        network = open_vision(vision, parts) if adversarial else None
+        discriminator = pixel_discriminator(config, network, parts, example) if adversarial else None
+        return ADD(student, teacher, discriminator, network, parts.decode, *last)
+    discriminator = None
+    if adversarial:
+        critic = trainable_view(parts, config.critic_rank if config.critic == "lora" else 0)
+        reads, entries = backend.scales()
+        discriminator = NetworkDiscriminator.for_critic(
+            critic, taps or reads, entries, example, config.multi_scale, config.noise_condition, config.critic_time,
+            **asdict(heads),
+        )  # fmt: skip
+    return Diffusion2GAN(student, teacher, discriminator, *last)
+
+
+def pixel_discriminator(config: ADDConfig, vision: VisionNetwork, parts: Parts, example: Batch) -> PixelDiscriminator:
+    """Heads that fit the vision network's taps on the example's images."""
+    if parts.decode is None:
+        raise ValueError("ADD works on decoded images, and this model has no autoencoder")
+    with torch.no_grad():
+        tokens = vision(parts.decode(example.latents))
+    text = text_embedding(example.cond).shape[1] if config.text_condition else 0
+    image = image_embedding(tokens).shape[1] if config.image_condition else 0
+    return PixelDiscriminator(tokens, text, image).to(example.latents.device)

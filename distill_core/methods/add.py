@@ -1,0 +1,222 @@
+"""ADD, adversarial diffusion distillation (Sauer et al. 2023, arXiv 2311.17042): SD-Turbo and SDXL-Turbo.
+
+The student turns a noised image into a clean one in one call, at one of four levels, the highest being pure noise. Its
+result is decoded; heads on a frozen vision network judge the pixels (hinge, R1 on the heads' inputs), and the
+distillation term asks for what the teacher makes of that result, noised again. The other terms are those of `student`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..data import Batch
+from ..denoiser import Cond, Denoiser
+from ..discriminators import PixelDiscriminator, text_embedding
+from ..noise import ItemNoise
+from ..vision import VisionNetwork, image_embedding
+from .student import Distance, StudentConfig, StudentMethod, StudentStep, discriminator_health
+
+SPACES = ("pixel", "latent")
+
+
+@dataclass(frozen=True)
+class ADDConfig(StudentConfig):
+    """The fields of `StudentConfig` (four evenly spaced levels, drawn equally), and
+
+    weighting: c(t) of the distillation term, `losses.DISTILLATION_WEIGHTS` (ADD section 3.3); "nfsd" also replaces the
+    teacher's direction.  space: where its distance is taken, "pixel" (ADD) or "latent".
+    reduction: squared error summed over an item or its mean.  teacher_steps: Euler steps of the teacher from t (ADD 1).
+    time_range: flow times t of its noise, drawn evenly.  nfsd_scale: weight of its classifier-free part.
+    r1: weight of the penalty on the heads' inputs.  text_condition, image_condition: what the heads are projected on;
+    the image's embedding is 0 where the student starts from pure noise and cannot know the image.
+    """
+
+    terms: dict[str, float] = field(default_factory=lambda: {"adversarial": 1.0, "distillation": 2.5})
+    weighting: str = "exponential"
+    space: str = "pixel"
+    reduction: str = "mean"
+    teacher_steps: int = 1
+    time_range: tuple[float, float] = (0.02, 0.98)
+    nfsd_scale: float = 7.5
+    r1: float = 1e-5
+    text_condition: bool = True
+    image_condition: bool = True
+
+    known_terms = ("adversarial", "distillation", "pairs", "consistency")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (
+            ("weighting", losses.DISTILLATION_WEIGHTS), ("space", SPACES), ("reduction", losses.REDUCTIONS)
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {list(known)}, not {getattr(self, name)!r}")
+        low, high = self.time_range
+        if not 0 < low <= high < 1 or self.teacher_steps < 1:
+            raise ValueError("time_range must lie inside (0, 1) and teacher_steps be at least 1")
+
+
+class ADD(StudentMethod):
+    """`StudentMethod` with ADD's discriminator and distillation term.
+
+    vision: the frozen network under the heads.  decode: latents [B, C, H, W] -> images [B, 3, 8 H, 8 W] in [-1, 1] with
+    gradients, e.g. a TAESD decoder.  Both may be None where no term needs them.
+    negative: NFSD's conditioning (one row) of a bad image; None for uncond.
+    """
+
+    def __init__(
+        self, student: Denoiser, teacher: Denoiser, discriminator: PixelDiscriminator | None,
+        vision: VisionNetwork | None, decode: Callable[[Tensor], Tensor] | None, config: ADDConfig = ADDConfig(),
+        uncond: Cond | None = None, guidance: float = 1.0, distance: Distance | None = None,
+        negative: Cond | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(student, teacher, config, uncond, guidance, distance)
+        if config.weight("distillation") and uncond is None and (guidance != 1.0 or config.weighting == "nfsd"):
+            raise ValueError("the distillation term with guidance, or NFSD, needs the empty conditioning (uncond)")
+        if self.adversarial and (vision is None or discriminator is None):
+            raise ValueError("ADD's adversarial term needs a vision network (`vision`) and heads on it")
+        in_pixels = config.weight("distillation") and config.space == "pixel"
+        if decode is None and (self.adversarial or in_pixels):
+            raise ValueError('ADD works on decoded images and needs a decoder; only space = "latent" does without')
+        self.discriminator, self.vision, self.decode = discriminator, vision, decode
+        self.negative = uncond if negative is None else negative
+
+    def check(self, batch: Batch, micro_batch: int) -> None:
+        """Refuse what would waste a run: also a decoder that cuts the gradient. Raises ValueError."""
+        super().check(batch, micro_batch)
+        if self.decode is not None:
+            images = self.decode(batch.latents[:1].detach().requires_grad_())
+            if not images.requires_grad:
+                raise ValueError(
+                    "the autoencoder gives no gradients (it runs under no_grad or inference mode): the student would "
+                    "learn nothing from decoded images; use a decoder that does, such as a tiny autoencoder"
+                )
+
+    def start(self, batch: Batch, random: ItemNoise, step: int) -> ADDStep:
+        """Draw noise levels and run the student once."""
+        return ADDStep(self, batch, random, step)
+
+    def _logits(self, tokens: list[Tensor], step: ADDStep) -> Tensor:
+        return self.discriminator(tokens, step.text, step.image)
+
+    def _adversarial(self, step: ADDStep) -> Tensor:
+        return self.gan_generator(self._logits(step.fake_tokens, step), step.real_logits)
+
+    def _distillation(self, step: ADDStep) -> Tensor:
+        """c(t) d(x, teacher's answer to x noised at t), gradient by x only (ADD eq. 4)."""
+        alpha, sigma = losses.signal_and_noise(self.teacher.process, step.teacher_sigma)
+        target = self.nfsd_target(step) if self.config.weighting == "nfsd" else step.teacher_answer
+        prediction = step.fake
+        if self.config.space == "pixel":
+            with torch.no_grad():
+                target = self.decode(target)
+            prediction = step.fake_images
+        square = (prediction - target).square().flatten(1)
+        per_item = square.mean(1) if self.config.reduction == "mean" else square.sum(1)
+        return (losses.DISTILLATION_WEIGHTS[self.config.weighting](alpha, sigma) * per_item).mean()
+
+    @torch.no_grad()
+    def nfsd_target(self, step: ADDStep) -> Tensor:
+        """The target whose score-distillation gradient is w(t) (delta_D + s delta_C).
+
+        Noise-free score distillation (Katzir et al. 2023, arXiv 2310.17590, eq. 8-9): delta_C = eps(cond) -
+        eps(uncond); delta_D = eps(uncond) below t = 0.2, else eps(uncond) - eps(negative).
+        """
+        noised, level = step.teacher_noised, step.teacher_sigma
+        alpha, sigma = (v.view(-1, 1, 1, 1) for v in losses.signal_and_noise(self.teacher.process, level))
+        model_input = self.teacher.process.calculate_input(level, noised)
+
+        def eps(cond: Cond) -> Tensor:
+            rows = cond.map(lambda v: v.expand(len(noised), *v.shape[1:]))
+            return (model_input - alpha * self.teacher(noised, level, rows)) / sigma
+
+        without = eps(self.guided_teacher.uncond)
+        low = (step.teacher_time < 0.2).view(-1, 1, 1, 1)
+        denoising = torch.where(low, without, without - eps(self.negative))
+        direction = denoising + self.config.nfsd_scale * (eps(step.batch.cond) - without)
+        return step.fake - sigma / alpha * direction
+
+    def discriminator_loss(self, step: ADDStep) -> tuple[Tensor, dict[str, float]]:
+        """GAN loss on detached tokens plus R1 on those of real images (ADD eq. 3); heads only."""
+        fake = self._logits([t.detach() for t in step.fake_tokens], step)
+        tokens = [t.detach().requires_grad_(self.config.r1 > 0) for t in step.real_tokens]
+        real = self._logits(tokens, step)
+        loss = self.gan_discriminator(fake, real)
+        logs = {"discriminator": loss.item(), **discriminator_health(fake, real)}
+        if self.config.r1:
+            penalty = losses.r1_on_head_inputs(real, tokens)
+            loss, logs["r1"] = loss + self.config.r1 * penalty, penalty.item()
+        return loss, logs
+
+
+class ADDStep(StudentStep):
+    """A student step with its decoded images, their tokens, and the teacher's answer."""
+
+    @cached_property
+    def fake_images(self) -> Tensor:
+        return self.method.decode(self.fake)
+
+    @cached_property
+    def fake_tokens(self) -> list[Tensor]:
+        """Tokens of the decoded student output, with the graph alive down to the student."""
+        return self.method.vision(self.fake_images)
+
+    @cached_property
+    @torch.no_grad()
+    def real_tokens(self) -> list[Tensor]:
+        return self.method.vision(self.method.decode(self.batch.latents))
+
+    @cached_property
+    def text(self) -> Tensor:
+        return text_embedding(self.batch.cond)
+
+    @cached_property
+    @torch.no_grad()
+    def image(self) -> Tensor:
+        """Embedding of the real image; 0 where the student starts from pure noise."""
+        if not self.method.config.image_condition:
+            return self.fake.new_zeros(len(self.fake), 0)
+        return torch.where(self.at_top.unsqueeze(1), 0.0, image_embedding(self.real_tokens))
+
+    @cached_property
+    @torch.no_grad()
+    def real_logits(self) -> Tensor | None:
+        """Only the relativistic generator compares with real examples."""
+        if self.method.config.gan_loss != "relativistic":
+            return None
+        return self.method._logits(self.real_tokens, self)
+
+    @cached_property
+    def teacher_time(self) -> Tensor:
+        """Flow time of the noise that the teacher removes, evenly drawn."""
+        low, high = self.method.config.time_range
+        return (low + (high - low) * self.random.uniform()).to(self.fake)
+
+    @cached_property
+    def teacher_sigma(self) -> Tensor:
+        return self.method.teacher.process.sigma_at_flow_time(self.teacher_time)
+
+    @cached_property
+    def teacher_noised(self) -> Tensor:
+        noise = self.random.normal_like(self.fake)
+        return self.method.teacher.process.noise_scaling(self.teacher_sigma, noise, self.fake.detach())
+
+    @cached_property
+    @torch.no_grad()
+    def teacher_answer(self) -> Tensor:
+        """The guided teacher's x0 after ``teacher_steps`` Euler steps, evenly spaced in flow time."""
+        method, x, sigma = self.method, self.teacher_noised, self.teacher_sigma
+        steps = method.config.teacher_steps
+        for left in range(steps - 1, -1, -1):
+            denoised = method.guided_teacher(x, sigma, self.batch.cond)
+            if not left:
+                return denoised
+            lower = method.teacher.process.sigma_at_flow_time(self.teacher_time * left / steps)
+            x = x + (x - denoised) * ((lower - sigma) / sigma).view(-1, 1, 1, 1)
+            sigma = lower

@@ -1,0 +1,132 @@
+"""Diffusion2GAN (Kang et al. 2024, arXiv 2405.05967): one step, as a paired translation from noise to latent.
+
+The dataset stores the noise in which each teacher path began. The student's answer to that noise is compared with the
+end of the path by a regression loss (E-LatentLPIPS in the paper), and judged by a trainable network initialised from
+the teacher, which sees the noise and the text as well. The other terms are those of `student`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .. import losses
+from ..data import Batch
+from ..denoiser import Denoiser
+from ..discriminators import NetworkDiscriminator
+from ..noise import ItemNoise
+from .student import Distance, StudentConfig, StudentMethod, StudentStep, discriminator_health
+
+
+@dataclass(frozen=True)
+class Diffusion2GANConfig(StudentConfig):
+    """The fields of `StudentConfig` (one level, the highest; non-saturating loss), and
+
+    mix_share: part of the items that show the discriminator a target of another noise and text as one more fake
+    (mix-and-match).  r1: weight of the penalty on the discriminator's input, 0 for none; taken on one real item every
+    ``r1_every`` steps and counted r1_every times (lazy, StyleGAN2).
+    critic: "copy", a second network; or "lora", low-rank paths of rank critic_rank on the shared backbone.
+    critic_rate: learning rate of that network relative to the heads'.  critic_time: the flow time it is told.
+    noise_condition, multi_scale: whether it sees the noise, and latents and read-outs at several scales.
+    """
+
+    terms: dict[str, float] = field(default_factory=lambda: {"pairs": 1.0, "adversarial": 0.1})
+    gan_loss: str = "nonsaturating"
+    mix_share: float = 0.25
+    r1: float = 1e-3
+    r1_every: int = 16
+    critic: str = "copy"
+    critic_rank: int = 32
+    critic_rate: float = 0.1
+    critic_time: float = 0.0
+    noise_condition: bool = True
+    multi_scale: bool = True
+
+    default_levels = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic not in ("copy", "lora"):
+            raise ValueError(f'critic must be "copy" or "lora", not {self.critic!r}')
+        if not 0 <= self.mix_share < 1 or not 0 <= self.critic_time < 1 or self.r1_every < 1:
+            raise ValueError("mix_share and critic_time must be in [0, 1) and r1_every at least 1")
+
+
+class Diffusion2GAN(StudentMethod):
+    """`StudentMethod` with a trainable network as its discriminator (None where no term is adversarial)."""
+
+    def __init__(
+        self, student: Denoiser, teacher: Denoiser, discriminator: NetworkDiscriminator | None,
+        config: Diffusion2GANConfig = Diffusion2GANConfig(), uncond=None, guidance: float = 1.0,
+        distance: Distance | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(student, teacher, config, uncond, guidance, distance)
+        if self.adversarial and discriminator is None:
+            raise ValueError("the adversarial term needs a discriminator")
+        self.discriminator = discriminator
+
+    def rate_of(self, name: str) -> float:
+        return self.config.critic_rate if name.startswith("trunk.") else 1.0
+
+    def check(self, batch: Batch, micro_batch: int) -> None:
+        """Refuse what would waste a run. Raises ValueError."""
+        super().check(batch, micro_batch)
+        if self.adversarial and self.config.mix_share and micro_batch < 2:
+            raise ValueError("mix-and-match takes its targets from the rest of the batch; use batch_size of at least 2")
+
+    def start(self, batch: Batch, random: ItemNoise, step: int) -> Diffusion2GANStep:
+        """Draw noise levels and run the student once."""
+        return Diffusion2GANStep(self, batch, random, step)
+
+    def _logits(self, latents: Tensor, step: Diffusion2GANStep) -> Tensor:
+        return self.discriminator(latents, step.unit_noise, step.batch.cond)
+
+    def _adversarial(self, step: Diffusion2GANStep) -> Tensor:
+        return self.gan_generator(self._logits(step.fake, step), step.real_logits)
+
+    def discriminator_loss(self, step: Diffusion2GANStep) -> tuple[Tensor, dict[str, float]]:
+        """GAN loss with mismatched targets among the fakes, and the lazy penalty; the discriminator only."""
+        fake, real = self._logits(step.mixed, step), self._logits(step.batch.latents, step)
+        loss = self.gan_discriminator(fake, real)
+        logs = {"discriminator": loss.item(), **discriminator_health(fake, real)}
+        if self.config.r1 and step.number % self.config.r1_every == 0:
+            penalty = self.single_sample_r1(step)
+            loss, logs["r1"] = loss + self.config.r1_every * self.config.r1 * penalty, penalty.item()
+        return loss, logs
+
+    def single_sample_r1(self, step: Diffusion2GANStep) -> Tensor:
+        """R1 of the batch's first real item. Double backward needs plain attention and full precision."""
+        real = step.batch.latents[:1].detach().float().requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast(real.device.type, enabled=False):
+            logits = self.discriminator(real, step.unit_noise[:1].float(), step.batch.cond[:1])
+            return losses.r1_on_head_inputs(logits, [real])
+
+
+class Diffusion2GANStep(StudentStep):
+    """A student step with what the discriminator is shown beside the fake."""
+
+    renewed = ("mixed", "real_logits")
+
+    @cached_property
+    def unit_noise(self) -> Tensor:
+        """What the student started from, at unit variance: the stored noise of the teacher's path."""
+        return self.method.student.process.calculate_input(self.sigma, self.x)
+
+    @cached_property
+    def mixed(self) -> Tensor:
+        """The student's results, some replaced by the target of the next item; noise and text stay as they are."""
+        swap = (self.random.uniform() < self.method.config.mix_share).to(self.fake.device)
+        other = self.batch.latents.roll(1, 0)
+        return torch.where(swap.view(-1, 1, 1, 1), other, self.fake.detach())
+
+    @cached_property
+    @torch.no_grad()
+    def real_logits(self) -> Tensor | None:
+        """Only the relativistic generator compares with real examples."""
+        if self.method.config.gan_loss != "relativistic":
+            return None
+        return self.method._logits(self.batch.latents, self)

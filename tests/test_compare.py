@@ -1,0 +1,85 @@
+"""The comparison: results are written run by run, kept, and summarised with their spread."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distill_core import compare
+from distill_core.__main__ import main
+from distill_core.methods.add import ADDConfig
+from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.ladd import LADDConfig
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two entries of two steps, 20 images, a dataset of 16."""
+    names = ("Diffusion2GAN", "consistency only")
+    short = {
+        name: replace(compare.ENTRIES[name], train=replace(compare.ENTRIES[name].train, steps=2, batch_size=4))
+        for name in names
+    }
+    monkeypatch.setattr(compare, "ENTRIES", short)
+    monkeypatch.setattr(compare, "IMAGES", 20)
+    monkeypatch.setattr(compare, "DRIFT_IMAGES", 10)
+    monkeypatch.setattr(compare, "TEACHER_STEPS", (1,))
+    monkeypatch.setattr(compare, "CACHE", replace(compare.CACHE, count=32, steps=4, batch_size=32))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    return names
+
+
+def test_a_comparison_goes_on_where_it_was(small, tmp_path, monkeypatch):
+    first, second = small
+    trained = []
+    train_entry = compare.train_entry
+
+    def watch(entry, dataset, seed):
+        trained.append((entry, seed))
+        return train_entry(entry, dataset, seed)
+
+    monkeypatch.setattr(compare, "train_entry", watch)
+    arguments = ["compare", "--out", str(tmp_path), "--seeds", "7"]
+    assert main([*arguments, "--entries", first]) == 0
+    assert main([*arguments, "--entries", first, second]) == 0
+    assert [entry for entry, _ in trained] == [compare.ENTRIES[name] for name in small]
+    result = json.loads(compare.result_path(tmp_path, first, 7).read_text())
+    assert result["entry"] == first and result["steps"] == 2 and result["cpu_s"] > 0 and list(result["scores"]) == ["1"]
+    assert {"fd", "fd_pixels", "accuracy", "diversity", "drift"} <= result["scores"]["1"].keys()
+    # 16 real latents calibrate the heads; a step passes 4 fakes twice and 4 reals once, the first R1's one item on top
+    assert result["forwards"]["discriminator copy"] == 16 + 2 * (4 + 4 + 4) + 1 - 16
+    table = (tmp_path / "table.md").read_text()
+    assert (tmp_path / "compare.png").stat().st_size > 5000
+    assert all(name in table for name in ("teacher", first, second)) and table.count("| consistency only |") == 3
+
+
+def test_unknown_entries_are_refused(tmp_path, capsys):
+    assert main(["compare", "--out", str(tmp_path), "--entries", "LCM"]) == 2
+    assert "no entry ['LCM']" in capsys.readouterr().err
+
+
+def test_the_table_gives_medians_and_ranges():
+    def run(fd):
+        scores = {"fd": fd, "fd_pixels": 1.0, "accuracy": 0.9, "diversity": 0.5}
+        return {"scores": {"1": scores}, "cpu_s": 40.0, "wall_s": 90.0, "forwards": {"backbone": 7, "vision": 2}}
+
+    lines = compare.table({"ADD": [run(3.0), run(1.0), run(2.0)]}).splitlines()
+    assert "| ADD | 1 | 3 | 2.00 (1.00-3.00) | 1.00 (1.00-1.00) | 90.0 (90.0-90.0) |" in lines[2]
+    assert lines[2].endswith("| 40 | 90 | 9 |")
+
+
+def test_every_method_is_compared_and_no_seed_was_tuned_on():
+    kinds = {type(entry.method) for entry in compare.ENTRIES.values()}
+    assert kinds == {LADDConfig, ADDConfig, Diffusion2GANConfig}
+    assert len(compare.ENTRIES) >= 6
+
+
+def test_a_random_student_shares_nothing_with_the_teacher(tmp_path):
+    compare.cache_dataset(compare.mini_backend(), replace(compare.CACHE, count=16, steps=2, batch_size=16), tmp_path)
+    entry = replace(compare.ENTRIES["pairs only"], pretrained=False)
+    method = compare.prepare(entry, compare.LatentDataset(tmp_path), 0).method
+    student, teacher = method.student.backend.network, method.teacher.backend.network
+    pairs = zip(student.named_parameters(), teacher.parameters(), strict=True)
+    same = [name for (name, a), b in pairs if a.ndim > 1 and torch.equal(a, b)]
+    assert same == [] and all(p.requires_grad for p in student.parameters())
