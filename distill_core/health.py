@@ -17,7 +17,7 @@ from torch import Tensor
 from .train import Event, Run, copy_into, train
 
 BLIND_BELOW, OVERPOWERING_ABOVE, NO_DIFFERENCE = -0.5, 2.0, 0.03  # separation, and |separation|
-LOST_SEPARATION, LOST_DIVERSITY = (-2.0, 3.0), (0.25, 4.0)  # no run outside these for long has recovered
+LOST_SEPARATION, LOST_DIVERSITY = (-2.0, 3.0), (0.25, 4.0)  # docs/health.md: no run that stayed outside recovered
 ADVICE = {
     "starting": "too few steps to tell",
     "healthy": "the discriminator sees a difference and the student follows",
@@ -107,14 +107,16 @@ def watched(run: Run, health: Health | None = None) -> Iterator[tuple[Event, Con
     """`train.train` with the condition after each step; ends by itself when the student has collapsed.
 
     Then, and when a loss is no longer finite, the run and its checkpoint hold the last good weights: those before the
-    student began to look lost. They are remembered once a window, on the CPU. Raises Collapse, and what `train` raises.
+    student began to look lost. They are remembered once a window, on the CPU. Several processes see different parts of
+    a batch and would not stop together, so they only say it. Raises Collapse, and what `train` raises.
     """
     health = health or Health()
     good, events = Remembered(run), train(run)
+    alone = run.processes is None or run.processes.num_processes == 1
     try:
         for event in events:
             condition = health.update(event.logs)
-            if condition.word == "collapsed":
+            if condition.word == "collapsed" and alone:
                 good.put_back()
                 raise Collapse(
                     f"stopped at step {event.step}: {condition.advice} (diversity {condition.diversity:.2f}, "

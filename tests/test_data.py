@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import CHANNELS, LEVELS, ToyBackend, cache_toy, toy_conds
 
-from distill_core.data import CacheConfig, LatentDataset, group_of, groups_by_length, teacher_grid
+from distill_core.data import (
+    CacheConfig,
+    LatentDataset,
+    cache_latents,
+    group_of,
+    groups_by_length,
+    teacher_grid,
+)
 from distill_core.denoiser import Cond, Denoiser, Guided
 from distill_core.noise import ItemNoise
 from distill_core.process import DiscreteProcess, FlowProcess, cumulative_alphas
@@ -74,6 +81,21 @@ def test_the_teacher_grid_holds_every_stored_level_once(process):
     grid = teacher_grid(process, CacheConfig(steps=10, state_sigmas=wanted)).tolist()
     assert all(sum(abs(s - w) <= 1e-4 * w for s in grid) == 1 for w in wanted)
     assert len(grid) == 13 and grid == sorted(grid, reverse=True) and grid[-1] == 0
+
+
+def test_masks_and_extra_tensors_of_a_conditioning_are_stored(tmp_path):
+    plain = toy_conds()[0]
+    mask = torch.ones(plain.context.shape[:2])
+    mask[0, 1:] = 0
+    cond = Cond(plain.context, plain.pooled, mask=mask, extra={"size": torch.tensor([8.0, 9.0, 10.0])})
+    empty = Cond(plain.context[:1], plain.pooled[:1], mask=mask[:1], extra={"size": torch.tensor([7.0])})
+    teacher = Guided(Denoiser(ToyBackend()), empty, 2.0)
+    for _ in cache_latents(teacher, cond, 4, CacheConfig(count=3, steps=2, sizes=((4, 6),)), tmp_path):
+        pass
+    dataset = LatentDataset(tmp_path)
+    found = dataset.read(dataset.buckets[(4, 4, 6)]).cond
+    assert torch.equal(found.mask, mask) and found.extra["size"].tolist() == [8, 9, 10]
+    assert dataset.uncond().extra["size"].tolist() == [7]
 
 
 def test_a_stopped_run_goes_on(folder, tmp_path):

@@ -69,6 +69,33 @@ def test_conditioning_rows_moves_and_joins(make_cond):
     assert len(bare) == 6 and bare.pooled is None and bare.guidance is None
 
 
+def test_texts_of_different_lengths_join_with_a_mask(make_cond):
+    short, long = make_cond(2), make_cond(1)
+    short = Cond(short.context[:, :3], short.pooled)
+    both = cat_conds([short, long])
+    tokens = long.context.shape[1]
+    assert both.context.shape[:2] == (3, tokens) and both.mask.sum(1).tolist() == [3, 3, tokens]
+    assert torch.equal(both.context[:2, :3], short.context) and not both.context[:2, 3:].any()
+    again = cat_conds([both, long])
+    assert again.mask.sum(1).tolist() == [3, 3, tokens, tokens] and cat_conds([long, long]).mask is None
+
+
+def test_extra_tensors_travel_with_their_rows(make_cond):
+    plain = make_cond(2)
+    cond = Cond(plain.context, plain.pooled, extra={"reference": torch.arange(2.0)})
+    assert Cond.from_tensors(cond.tensors()).extra["reference"].tolist() == [0, 1]
+    assert cat_conds([cond[1:], cond]).extra["reference"].tolist() == [1, 0, 1]
+    assert cond.to(torch.float64).extra["reference"].dtype == torch.float64
+    with pytest.raises(ValueError, match="only some of them have extra.reference"):
+        cat_conds([cond, plain])
+
+
+def test_a_network_of_diffusers_refuses_padded_texts(make_backend, batch):
+    x, sigma, cond = batch
+    with pytest.raises(ValueError, match="encode all, the empty one too, to one length"):
+        Denoiser(make_backend("sd3"))(x, sigma, cond.padded(cond.context.shape[1] + 2))
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0, 4.5])
 def test_guidance_extrapolates_from_the_unconditional_output(make_backend, make_cond, batch, scale):
     denoiser = Denoiser(make_backend("sd3"))

@@ -1,230 +1,46 @@
-"""Runs inside the host's Python: models of the host as backends to train on, results as JSON.
+"""Runs inside the host's Python: models of the host as backends to train on.  probe_training.py FOLDER
 
-    probe_training.py FOLDER
-
-Each function below measures one thing and returns what JSON can hold; test_comfy_denoiser.py says what it must be.
-FOLDER receives results.json and LoRAs with the student's output, for diffusers.
+Each function measures one thing and returns what JSON can hold; test_comfy_denoiser.py says what it must be. FOLDER
+receives LoRAs with the student's output, too, for diffusers.
 """
 
+from host_tools import (
+    DIRECT,
+    OneBatch,
+    a_lora,
+    a_run,
+    excite,
+    folder,
+    host_denoised,
+    latents,
+    load,
+    relative,
+    write,
+)
+
+# isort: split
 import gc
-import json
 import logging
-import os
-import sys
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-from launch import ImportHooks, load_pack  # noqa: E402
-
-sys.meta_path.insert(0, ImportHooks())
-sys.path[0] = str(Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser())
-sys.path.append(str(HERE))
-folder = Path(sys.argv[1])
-sys.argv[1:] = ["--cpu"]
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.model_management  # noqa: E402
-import comfy.samplers  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
-import comfy_api.latest  # noqa: E402, F401
-import comfy_extras.nodes_model_advanced as core_models  # noqa: E402
-import comfy_extras.nodes_train as core_train  # noqa: E402
-import tiny_models  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-
-load_pack("pack")
-from pack.distill_core.data import Batch  # noqa: E402
-from pack.distill_core.denoiser import Denoiser, cat_conds  # noqa: E402
-from pack.distill_core.discriminators import LatentDiscriminator  # noqa: E402
-from pack.distill_core.lora import LowRankPath, PathSwitch  # noqa: E402
-from pack.distill_core.methods.ladd import LADD, LADDConfig  # noqa: E402
-from pack.distill_core.schedules import grid_sigmas  # noqa: E402
-from pack.distill_core.train import Run, TrainConfig, training_step  # noqa: E402
-from pack.nodes import mini  # noqa: E402
-from pack.nodes.comfy_denoiser import training_backend  # noqa: E402
-from pack.nodes.comfy_families import training_family  # noqa: E402
-
-torch.set_num_threads(1)
-PATHS = {family: tiny_models.write(family, folder) for family in tiny_models.BUILDERS}
-DIRECT = list(tiny_models.CONFIGS)  # families whose files cannot be tiny: made without a loader
-
-
-def load(family: str):
-    """A MODEL as nodes get it: loaded under inference mode."""
-    with torch.inference_mode():
-        if family in DIRECT:
-            return tiny_models.model(family)
-        return comfy.sd.load_diffusion_model(PATHS[family])
-
-
-def latents(family: str, batch: int = 2, seed: int = 0) -> torch.Tensor:
-    """Latents [B, C, H, W] in model space, not square."""
-    channels = tiny_models.empty_latent(family).shape[1]
-    size = (4, 6) if family == "flux2" else (8, 12)
-    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def excite(path, seed: int = 5) -> None:
-    """Give the path an effect that depends only on the seed."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for down, up in zip(path.down, path.up, strict=True):
-            down.copy_(torch.randn(down.shape, generator=generator) / down.shape[1] ** 0.5)
-            up.copy_(0.1 * torch.randn(up.shape, generator=generator))
-
-
-class Sums:
-    """Fixed random weights for outputs, so that a scalar depends on all of them and no output outweighs the others."""
-
-    def __init__(self) -> None:
-        self.generator, self.weights = torch.Generator().manual_seed(9), {}
-
-    def __call__(self, outputs) -> torch.Tensor:
-        total = 0.0
-        for i, out in enumerate(outputs):
-            if i not in self.weights:
-                weights = torch.randn(out.shape, generator=self.generator, dtype=torch.float64)
-                self.weights[i] = weights / out.detach().double().square().mean().sqrt()
-            total = total + (out.double() * self.weights[i]).sum()
-        return total
-
-
-def derivative_error(loss, parameters: list[torch.Tensor], step: float = 2e-2) -> float:
-    """Backward's derivative along two random directions against five-point differences: the larger relative error."""
-    return max(_derivative_error(loss, parameters, step, seed) for seed in (2, 3))
-
-
-def _derivative_error(loss, parameters: list[torch.Tensor], step: float, seed: int) -> float:
-    generator = torch.Generator().manual_seed(seed)
-    direction = [torch.randn(p.shape, generator=generator).to(p) * p.std().clamp(0.01) for p in parameters]
-    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
-    ours = sum((g.double() * d.double()).sum() for g, d in zip(gradients, direction, strict=True) if g is not None)
-    values = {}
-    start = [p.detach().clone() for p in parameters]
-    with torch.no_grad():
-        for k in (-2, -1, 1, 2):
-            for p, s, d in zip(parameters, start, direction, strict=True):
-                p.copy_(s + k * step * d)
-            values[k] = loss().double()
-        for p, s in zip(parameters, start, strict=True):
-            p.copy_(s)
-    true = (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * step)
-    return ((ours - true).abs() / true.abs()).item()
-
-
-def in_double(network) -> None:
-    """The whole network in float64; Wan's patch embedding insists on float32 input."""
-    network.double()
-    network.dtype = torch.float64
-    if hasattr(network, "patch_embedding"):
-        embed = network.patch_embedding
-        embed.forward = lambda x: type(embed).forward(embed, x.double())
-
-
-def gradients() -> dict:
-    """Family -> error of the path's gradient through student, re-noising and teacher features: LADD's student loss."""
-    result = {}
-    for family in [*tiny_models.BUILDERS, *DIRECT]:
-        model = load(family)
-        for checkpointing in (False, True):
-            with training_backend(model, checkpointing) as backend:
-                in_double(backend.network)
-                path = backend.new_path(2).double()
-                excite(path)
-                student, teacher = Denoiser(backend, path), Denoiser(backend)
-                cond = backend.cond(tiny_models.conditioning(family) + tiny_models.conditioning(family, 2)).to(
-                    torch.float64
-                )
-                x, noise = latents(family).double(), latents(family, seed=1).double()
-                sigma, sums = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.6]).double()), Sums()
-
-                def loss(student=student, teacher=teacher, x=x, noise=noise, cond=cond, sigma=sigma, sums=sums):
-                    fake = student(x, sigma, cond)
-                    renoised = teacher.process.noise_scaling(sigma * 0.7, noise, fake)
-                    return sums([fake, *teacher.features(renoised, sigma * 0.7, cond, teacher.backend.tap_names)])
-
-                name = f"{family} {'checkpointed' if checkpointing else 'plain'}"
-                result[name] = derivative_error(loss, list(path.parameters()))
-    return result
-
-
-def gradients_of_core() -> dict:
-    """The same measure on core's way: its own checkpointing at the default depth, and without it."""
-    result = {}
-    for family in ("sd3", "flux", "flux2"):
-        for checkpointing in (True, False):
-            with torch.inference_mode(False):
-                patcher = load(family).clone(force_deepcopy=True)
-                inner = patcher.model.requires_grad_(False).train()
-                network = inner.diffusion_model
-                in_double(network)
-                switch = PathSwitch()
-                targets = training_family(network).lora_targets(network)
-                path = LowRankPath(network, targets, 2, switch).double()
-                excite(path)
-                switch.active = path
-                if checkpointing:
-                    for module in core_train.find_modules_at_depth(network, depth=1):
-                        core_train.patch(module)
-                positive = tiny_models.conditioning(family)[0]
-                extra = {"guidance": torch.tensor([3.5])} if family.startswith("flux") else {}
-                x, sums = latents(family, 1), Sums()
-
-                def loss(inner=inner, x=x, sums=sums, positive=positive, extra=extra):
-                    pooled = positive[1]["pooled_output"]
-                    return sums([inner.apply_model(x, torch.tensor([0.8]), c_crossattn=positive[0], y=pooled, **extra)])
-
-                name = f"{family} {'default depth' if checkpointing else 'no checkpointing'}"
-                comfy.model_management.in_training = True
-                try:
-                    result[name] = derivative_error(loss, list(path.parameters()))
-                except RuntimeError as error:
-                    result[name] = str(error)[:200]
-                finally:
-                    comfy.model_management.in_training = False
-    return result
-
-
-def host_denoised(model, positive: list, x: torch.Tensor, sigma: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """What a sampler of the host gets from MODEL at cfg 1 for latents in model space, rows one by one."""
-    guider = comfy.samplers.CFGGuider(model)
-    seen = []
-
-    def sampler_function(inner, x_host, sigmas, extra_args=None, callback=None, disable=None):
-        layout = x_host.ndim
-        for row in range(len(x)):
-            one = x[row : row + 1].unsqueeze(2) if layout == 5 else x[row : row + 1]
-            seen.append(inner(one, sigma[row : row + 1], **extra_args))
-        return x_host
-
-    empty = torch.zeros(1, *x.shape[1:])
-    if model.get_model_object("latent_format").latent_dimensions == 3:
-        empty = empty.unsqueeze(2)
-    guider.set_conds(positive, positive)
-    guider.set_cfg(1.0)
-    sampler = comfy.samplers.KSAMPLER(sampler_function)
-    guider.sample(empty, empty, sampler, torch.tensor([sigma.max().item(), 0.0]), seed=seed)
-    return torch.cat(seen).squeeze(2) if seen[0].ndim == 5 else torch.cat(seen)
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def a_lora(family: str, model, seed: int = 3) -> dict:
-    with training_backend(model) as backend:
-        path = backend.new_path(2)
-        excite(path, seed)
-        return backend.export(path)
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import comfy_extras.nodes_model_advanced as core_models
+import comfy_extras.nodes_train as core_train
+import tiny_models
+import torch
+from pack.distill_core.data import Batch
+from pack.distill_core.denoiser import Denoiser, cat_conds
+from pack.distill_core.discriminators import LatentDiscriminator
+from pack.distill_core.methods.ladd import LADD
+from pack.distill_core.schedules import grid_sigmas
+from pack.distill_core.train import Run, TrainConfig, training_step
+from pack.nodes import mini
+from pack.nodes.comfy_denoiser import training_backend
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def patched(family: str):
@@ -333,38 +149,6 @@ def features_are_the_image() -> dict:
                 "shape": list(before.shape), "corner": [place // moved.shape[1], place % moved.shape[1]],
             }  # fmt: skip
     return result
-
-
-def separate_taps() -> dict:
-    """In-place blocks make all taps one buffer; with the guard each keeps its own."""
-    result = {}
-    for family in ("flux", "flux2"):
-        with training_backend(load(family), checkpointing=False) as backend, torch.no_grad():
-            teacher, cond, x = Denoiser(backend), backend.cond(tiny_models.conditioning(family)), latents(family, 1)
-            sigma = torch.tensor([0.5])
-            maps = teacher.features(x, sigma, cond, ["single_blocks.0", "single_blocks.1"])
-            backend.release()
-            bare = teacher.features(x, sigma, cond, ["single_blocks.0", "single_blocks.1"])
-        result[family] = {"guarded": torch.equal(*maps), "bare": torch.equal(*bare)}
-    return result
-
-
-class OneBatch:
-    """A dataset of one batch, enough for a step."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.content = batch
-
-    def batch(self, *args) -> Batch:
-        return self.content
-
-
-def a_run(backend, positive: list, x: torch.Tensor, **settings) -> Run:
-    teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(4))
-    dataset = OneBatch(Batch(x, backend.cond(positive * len(x))))
-    heads = LatentDiscriminator.for_teacher(teacher, backend.taps, dataset.content, width=8, blocks=1)
-    method = LADD(student, teacher, heads, backend.taps, LADDConfig(warmup_steps=0))
-    return Run(method, dataset, TrainConfig(batch_size=len(x), steps=4, **settings))
 
 
 def counted(forward, calls: dict, name: str):
@@ -645,15 +429,11 @@ def mistakes() -> dict:
     return result
 
 
-def measures() -> list:
-    return [
-        gradients, gradients_of_core, same_as_sampling, shift_of_the_teacher, mixed_texts, features_are_the_image,
-        separate_taps, forwards_of_a_step, flops_of_a_step, one_copy, nothing_leaks, without_a_loader, exported_loras,
-        latent_spaces, mistakes,
-    ]  # fmt: skip
-
-
 if __name__ == "__main__":
-    wanted = os.environ.get("MEASURES", "").split(",") if os.environ.get("MEASURES") else None
-    results = {f.__name__: f() for f in measures() if not wanted or f.__name__ in wanted}
-    (folder / "results.json").write_text(json.dumps(results))
+    write(
+        "training",
+        [
+            same_as_sampling, shift_of_the_teacher, mixed_texts, features_are_the_image, forwards_of_a_step,
+            flops_of_a_step, one_copy, nothing_leaks, without_a_loader, exported_loras, latent_spaces, mistakes,
+        ],
+    )  # fmt: skip

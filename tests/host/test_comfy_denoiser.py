@@ -1,4 +1,4 @@
-"""Models of the host as backends to train on, in the host's own Python (probe_training.py)."""
+"""Models of the host as backends to train on, in the host's own Python (probe_gradients.py, probe_training.py)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from distill_core.backends.diffusers import DiffusersBackend
 from distill_core.denoiser import Cond, Denoiser
 from distill_core.process import DiscreteProcess, FlowProcess, cumulative_alphas
 
+PROBES = ("gradients", "training")
 LOADED = ["sd3", "flux-schnell", "flux", "flux2", "wan", "sd15"]  # by the host's loaders
 FAMILIES = [*LOADED, "lumina", "qwen-image", "sdxl"]
 
@@ -26,15 +27,19 @@ FAMILIES = [*LOADED, "lumina", "qwen-image", "sdxl"]
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     environment = os.environ | {"COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1"}
-    command = [PYTHON, HERE / "probe_training.py", folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("gradients", "training"):
+        done = subprocess.run(
+            [PYTHON, HERE / f"probe_{name}.py", folder], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 @pytest.fixture(scope="module")
 def probe(folder) -> dict:
-    return json.loads((folder / "results.json").read_text())
+    return {
+        k: v for name in ("gradients", "training") for k, v in json.loads((folder / f"{name}.json").read_text()).items()
+    }
 
 
 # Gradients.

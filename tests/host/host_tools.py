@@ -1,0 +1,124 @@
+"""Imported first by the training probes: makes this process the host's, and has what several of them need.
+
+The script's argument is the folder for models and results; nodes run under inference mode, so `load` does, too.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from launch import ImportHooks, load_pack  # noqa: E402
+
+sys.meta_path.insert(0, ImportHooks())
+sys.path[0] = str(Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser())
+sys.path.append(str(HERE))
+folder = Path(sys.argv[1])
+sys.argv[1:] = ["--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy_api.latest  # noqa: E402, F401
+import tiny_models  # noqa: E402
+import torch  # noqa: E402
+
+load_pack("pack")
+from pack.distill_core.data import Batch  # noqa: E402
+from pack.distill_core.denoiser import Denoiser  # noqa: E402
+from pack.distill_core.discriminators import LatentDiscriminator  # noqa: E402
+from pack.distill_core.methods.ladd import LADD, LADDConfig  # noqa: E402
+from pack.distill_core.train import Run, TrainConfig  # noqa: E402
+from pack.nodes.comfy_denoiser import training_backend  # noqa: E402
+
+torch.set_num_threads(1)
+PATHS = {family: tiny_models.write(family, folder) for family in tiny_models.BUILDERS}
+DIRECT = list(tiny_models.CONFIGS)  # families whose files cannot be tiny: made without a loader
+
+
+def load(family: str):
+    """A MODEL as nodes get it: loaded under inference mode."""
+    with torch.inference_mode():
+        if family in DIRECT:
+            return tiny_models.model(family)
+        return comfy.sd.load_diffusion_model(PATHS[family])
+
+
+def latents(family: str, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    """Latents [B, C, H, W] in model space, not square."""
+    channels = tiny_models.empty_latent(family).shape[1]
+    size = (4, 6) if family == "flux2" else (8, 12)
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def excite(path, seed: int = 5) -> None:
+    """Give the path an effect that depends only on the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for down, up in zip(path.down, path.up, strict=True):
+            down.copy_(torch.randn(down.shape, generator=generator) / down.shape[1] ** 0.5)
+            up.copy_(0.1 * torch.randn(up.shape, generator=generator))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def host_denoised(model, positive: list, x: torch.Tensor, sigma: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """What a sampler of the host gets from MODEL at cfg 1 for latents in model space, rows one by one."""
+    guider = comfy.samplers.CFGGuider(model)
+    seen = []
+
+    def sampler_function(inner, x_host, sigmas, extra_args=None, callback=None, disable=None):
+        layout = x_host.ndim
+        for row in range(len(x)):
+            one = x[row : row + 1].unsqueeze(2) if layout == 5 else x[row : row + 1]
+            seen.append(inner(one, sigma[row : row + 1], **extra_args))
+        return x_host
+
+    empty = torch.zeros(1, *x.shape[1:])
+    if model.get_model_object("latent_format").latent_dimensions == 3:
+        empty = empty.unsqueeze(2)
+    guider.set_conds(positive, positive)
+    guider.set_cfg(1.0)
+    sampler = comfy.samplers.KSAMPLER(sampler_function)
+    guider.sample(empty, empty, sampler, torch.tensor([sigma.max().item(), 0.0]), seed=seed)
+    return torch.cat(seen).squeeze(2) if seen[0].ndim == 5 else torch.cat(seen)
+
+
+def a_lora(family: str, model, seed: int = 3) -> dict:
+    with training_backend(model) as backend:
+        path = backend.new_path(2)
+        excite(path, seed)
+        return backend.export(path)
+
+
+class OneBatch:
+    """A dataset of one batch, enough for a step."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.content = batch
+
+    def batch(self, *args) -> Batch:
+        return self.content
+
+
+def a_run(backend, positive: list, x: torch.Tensor, **settings) -> Run:
+    teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(4))
+    dataset = OneBatch(Batch(x, backend.cond(positive * len(x))))
+    heads = LatentDiscriminator.for_teacher(teacher, backend.taps, dataset.content, width=8, blocks=1)
+    method = LADD(student, teacher, heads, backend.taps, LADDConfig(warmup_steps=0))
+    return Run(method, dataset, TrainConfig(batch_size=len(x), steps=4, **settings))
+
+
+def write(name: str, measures: list[Callable]) -> None:
+    """Take each measure (or those named in $MEASURES) and write folder/NAME.json."""
+    wanted = os.environ.get("MEASURES", "").split(",")
+    results = {measure.__name__: measure() for measure in measures if wanted == [""] or measure.__name__ in wanted}
+    (folder / f"{name}.json").write_text(json.dumps(results))
