@@ -93,7 +93,8 @@ def test_masks_and_extra_tensors_of_a_conditioning_are_stored(tmp_path):
     for _ in cache_latents(teacher, cond, 4, CacheConfig(count=3, steps=2, sizes=((4, 6),)), tmp_path):
         pass
     dataset = LatentDataset(tmp_path)
-    found = dataset.read(dataset.buckets[(4, 4, 6)]).cond
+    (places,) = dataset.buckets.values()
+    found = dataset.read(places).cond
     assert torch.equal(found.mask, mask) and found.extra["size"].tolist() == [8, 9, 10]
     assert dataset.uncond().extra["size"].tolist() == [7]
 
