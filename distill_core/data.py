@@ -195,11 +195,12 @@ class LatentDataset:
             raise ValueError(f"no shards in {self.folder}; make them with the `cache` command")
         self.files = [_open_shard(path) for path in self.paths]
         self.state_sigmas = tuple(json.loads((self.files[0].metadata() or {}).get("state_sigmas", "[]")))
-        self.buckets: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)  # by C, H, W, text tokens
+        # by C, H, W, number of text tokens, and which tensors there are: what can be stacked into one batch
+        self.buckets: dict[tuple, list[tuple[int, int]]] = defaultdict(list)
         for index, file in enumerate(self.files):
             count, *shape = file.get_slice("latents").get_shape()
             tokens = file.get_slice("context").get_shape()[1]
-            self.buckets[(*shape, tokens)] += [(index, row) for row in range(count)]
+            self.buckets[(*shape, tokens, *sorted(file.keys()))] += [(index, row) for row in range(count)]
 
     def __len__(self) -> int:
         return sum(map(len, self.buckets.values()))

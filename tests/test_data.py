@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import CHANNELS, LEVELS, ToyBackend, cache_toy, toy_conds
 
-from distill_core.data import CacheConfig, LatentDataset, cache_latents, group_of, groups_by_length, teacher_grid
+from distill_core.data import (
+    CacheConfig,
+    LatentDataset,
+    cache_latents,
+    group_of,
+    groups_by_length,
+    teacher_grid,
+)
 from distill_core.denoiser import Cond, Denoiser, Guided
 from distill_core.noise import ItemNoise
 from distill_core.process import DiscreteProcess, FlowProcess, cumulative_alphas
