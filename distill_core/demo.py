@@ -68,15 +68,15 @@ class DemoConfig:
         shard_size=512, batch_size=128,
     )  # fmt: skip
     mixed: Recipe = Recipe(
-        replace(LADD_SETTINGS, terms={"adversarial": 1.0, "pairs": 1.0}),
+        replace(LADD_SETTINGS, terms={"adversarial": 0.25, "pairs": 1.0}),
         TrainConfig(steps=405, batch_size=32, student_lr=6e-4, discriminator_lr=4e-3),
         eta=1.0,
     )
     # The regression is what allows the higher student rate above; pure LADD is worse with it.
     ladd_only: Recipe = Recipe(
-        LADD_SETTINGS,
-        TrainConfig(steps=270, batch_size=48, student_lr=2e-4, discriminator_lr=4e-3),
-        eta=0.5,
+        replace(LADD_SETTINGS, gan_loss="relativistic", renoise_mean=-0.5),
+        TrainConfig(steps=270, batch_size=48, student_lr=3e-4, discriminator_lr=2e-3),
+        eta=1.0,
     )
     rank: int = 32
     head_width: int = 64
