@@ -98,7 +98,8 @@ def picture(curves: dict[str, dict[str, list]], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (title, lines) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (title, lines) in zip(axes, curves.items(), strict=True):
         for name, curve in lines.items():
             axis.plot(*zip(*curve, strict=True), label="plain" if name == "none" else name)
         axis.set(title=title, yscale="log", xlabel="step", ylabel="plain LatentLPIPS to the target")
