@@ -98,9 +98,10 @@ def picture(curves: dict[str, dict[str, list]], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (title, lines) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
-        for name, curve in lines.items():
-            axis.plot(*zip(*curve, strict=True), label="plain" if name == "none" else name)
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (title, lines) in zip(axes, curves.items(), strict=True):
+        for name in (c for c in CONDITIONS if c in lines):
+            axis.plot(*zip(*lines[name], strict=True), label="plain" if name == "none" else name)
         axis.set(title=title, yscale="log", xlabel="step", ylabel="plain LatentLPIPS to the target")
         axis.legend()
     figure.savefig(path, dpi=90)
