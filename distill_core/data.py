@@ -165,6 +165,23 @@ def claim(folder: Path, manifest: dict) -> None:
     save_json(path, manifest)
 
 
+def groups_by_length(conds: Sequence[Cond]) -> list[list[int]]:
+    """Indices of the prompts with equally many tokens: what can share a batch."""
+    groups: dict[tuple, list[int]] = {}
+    for index, cond in enumerate(conds):
+        groups.setdefault(tuple(cond.context.shape[1:]), []).append(index)
+    return list(groups.values())
+
+
+def group_of(turn: int, groups: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Whose turn it is, so that every group comes as often as its share of the prompts (Sainte-Lague's quotients)."""
+    given = [0] * len(groups)
+    for _ in range(turn + 1):
+        chosen = max(range(len(groups)), key=lambda i: len(groups[i]) / (2 * given[i] + 1))
+        given[chosen] += 1
+    return groups[chosen]
+
+
 class LatentDataset:
     """A cached dataset, opened for reading.
 

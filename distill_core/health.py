@@ -16,16 +16,17 @@ from torch import Tensor
 
 from .train import Event, Run, copy_into, train
 
-BLIND_BELOW, OVERPOWERING_ABOVE, NO_DIFFERENCE = -0.5, 2.0, 0.03
-NARROWEST, WIDEST = 0.25, 4.0
+BLIND_BELOW, OVERPOWERING_ABOVE, NO_DIFFERENCE = -0.5, 2.0, 0.03  # separation, and |separation|
+LOST_SEPARATION, LOST_DIVERSITY = (-2.0, 3.0), (0.25, 4.0)  # no run outside these for long has recovered
 ADVICE = {
     "starting": "too few steps to tell",
     "healthy": "the discriminator sees a difference and the student follows",
-    "blind": "the discriminator does not see what is fake: raise its learning rate, or lower the student's rate or "
-    "the re-noise mean",
-    "overpowering": "the discriminator tells every image: lower its learning rate or its updates, or raise the re-noise "
-    "mean; if the student's rate is high, lower it",
-    "collapsed": "the student's images are all alike, or no images any more",
+    "blind": "the discriminator does not see what is fake: raise its learning rate, or lower the student's or the "
+    "re-noise mean",
+    "overpowering": "the discriminator tells every image: lower its learning rate or its updates, or raise the "
+    "re-noise mean; if the student's rate is high, lower it",
+    "collapsed": "the student is lost: its images are all alike or wild, or the discriminator could not be more wrong "
+    "or more right about them",
     "no discriminator": "only distances are trained",
     "unknown": "a batch of one item has no spread to judge by",
 }
@@ -57,10 +58,10 @@ class Collapse(FloatingPointError):
 class Health:
     """Condition of a run from the logs of its steps.
 
-    window: steps that are averaged.  patience: steps in a row a student may look collapsed.
+    window: steps that are averaged.  patience: steps in a row a student may look lost before it counts as collapsed.
     """
 
-    def __init__(self, window: int = 20, patience: int = 20) -> None:
+    def __init__(self, window: int = 20, patience: int = 100) -> None:
         if window < 1 or patience < 1:
             raise ValueError("window and patience must be at least 1")
         self.patience, self.lost_for = patience, 0
@@ -72,7 +73,9 @@ class Health:
         spread = self._root_mean_square("logit_spread")
         separation = self._mean("logit_gap") / spread if spread else 0.0
         diversity = self._mean("diversity", 1.0)
-        self.lost_for = 0 if NARROWEST <= diversity <= WIDEST else self.lost_for + 1
+        lost = not _inside(diversity, LOST_DIVERSITY) or not _inside(separation, LOST_SEPARATION)
+        full = len(self.steps) == self.steps.maxlen
+        self.lost_for = self.lost_for + 1 if lost and full else 0
         word = self._word(separation, self._root_mean_square("logit_gap") / spread if spread else None)
         return Condition(word, separation, self._mean("accuracy"), self._mean("logit_gap"), diversity)
 
@@ -96,12 +99,15 @@ class Health:
         return (sum(step.get(name, 0.0) ** 2 for step in self.steps) / len(self.steps)) ** 0.5
 
 
+def _inside(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
+
+
 def watched(run: Run, health: Health | None = None) -> Iterator[tuple[Event, Condition]]:
     """`train.train` with the condition after each step; ends by itself when the student has collapsed.
 
-    Then, and when a loss is no longer finite, the run and its checkpoint hold the last good weights. Good are those of
-    a step whose student was not narrower or wider than `NARROWEST` and `WIDEST` allow; they are remembered once a
-    window, on the CPU. Raises Collapse, and what `train` raises.
+    Then, and when a loss is no longer finite, the run and its checkpoint hold the last good weights: those before the
+    student began to look lost. They are remembered once a window, on the CPU. Raises Collapse, and what `train` raises.
     """
     health = health or Health()
     good, events = Remembered(run), train(run)
@@ -111,9 +117,9 @@ def watched(run: Run, health: Health | None = None) -> Iterator[tuple[Event, Con
             if condition.word == "collapsed":
                 good.put_back()
                 raise Collapse(
-                    f"stopped at step {event.step}: {condition.advice} (diversity {condition.diversity:.2f} of the "
-                    f"real latents'). The weights of step {good.step} are kept. Lower the student's learning rate, or "
-                    "add the pairs term"
+                    f"stopped at step {event.step}: {condition.advice} (diversity {condition.diversity:.2f}, "
+                    f"separation {condition.separation:.1f}). The weights of step {good.step} are kept. Lower the "
+                    "student's learning rate, or add the pairs term"
                 )
             if health.lost_for == 0 and event.step >= good.step + health.steps.maxlen:
                 good = Remembered(run)

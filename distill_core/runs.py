@@ -15,8 +15,9 @@ from .checkpoint import save_json
 from .data import LatentDataset
 from .denoiser import Denoiser
 from .discriminators import LatentDiscriminator
+from .health import Condition, Health, watched
 from .methods.ladd import LADD, LADDConfig
-from .train import Event, Run, TrainConfig, train
+from .train import Event, Run, TrainConfig
 
 NAME = re.compile(r"[\w][\w .+-]{0,99}")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -63,20 +64,27 @@ class RunFolder:
                 break
         return entries
 
-    def follow(self, run: Run) -> Iterator[Event]:
-        """`train.train` with its log on disk. After a crash the log goes on where the checkpoint does."""
-        events, file = train(run), None
+    def follow(self, run: Run) -> Iterator[tuple[Event, Condition]]:
+        """`health.watched` with its log on disk. After a crash the log goes on where the checkpoint does."""
+        events, file = watched(run), None
         try:
-            for event in events:
+            for event, condition in events:
                 if file is None:
                     file = self._log_from(event.step)
                 file.write(json.dumps({"step": event.step, **event.logs}) + "\n")
                 file.flush()
-                yield event
+                yield event, condition
         finally:
             events.close()  # writes the checkpoint now, not whenever the generator is collected
             if file is not None:
                 file.close()
+
+    def condition(self) -> Condition | None:
+        """How the run was doing at its last step, None before the first."""
+        health, condition = Health(), None
+        for entry in self.logs():
+            condition = health.update(entry)
+        return condition
 
     def _log_from(self, step: int):
         """The log, opened for step ``step``: what a killed run wrote after its last checkpoint is dropped."""

@@ -89,8 +89,14 @@ class ComfyBackend:
 
     @property
     def lora_targets(self) -> list[str]:
-        """All linear layers of the family's blocks."""
-        return self.architecture.lora_targets(self.network)
+        """All linear layers of the family's blocks. Raises ValueError when none is an ordinary one."""
+        targets = self.architecture.lora_targets(self.network)
+        if not targets:
+            raise ValueError(
+                "this model's layers are quantized in a way that cannot be trained on: load a file in bfloat16, "
+                "float16 or plain fp8"
+            )
+        return targets
 
     def new_path(self, rank: int, targets: Sequence[str] | None = None) -> LowRankPath:
         """A fresh low-rank path (output 0) on this backbone."""

@@ -166,7 +166,10 @@ class TeacherLatents(io.ComfyNode):
         )  # fmt: skip
         conds, uncond, base = encode(model, positive, negative)
         bar, done = comfy.utils.ProgressBar(count), 0
-        show = lambda share, preview: bar.update_absolute(min(count, done + share * batch_size), count, preview)  # noqa: E731
+
+        def show(share: float, preview) -> None:
+            bar.update_absolute(min(count, done + share * batch_size), count, preview)
+
         teacher = HostTeacher(
             model, positive, conds, negative, cfg, sampler or comfy.samplers.ksampler("euler"), grid, config.sizes,
             seed, levels, show,
@@ -184,7 +187,8 @@ def digest_of(conds: list[Cond]) -> str:
     """A hash of the prompts' conditionings."""
     digest = hashlib.sha256()
     for cond in conds:
-        cond.map(lambda value: digest.update(value.float().contiguous().numpy().tobytes()) or value)
+        for value in cond.tensors().values():
+            digest.update(value.float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -10,15 +10,17 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ..distill_core.data import group_of, groups_by_length
 from ..distill_core.denoiser import Cond, cat_conds
 from ..distill_core.noise import ItemNoise
 
 
 def one_entry(conditioning: list, what: str = "positive") -> list:
-    """The only entry [tokens, values] of a CONDITIONING. Raises ValueError for combined or empty ones."""
-    if len(conditioning) != 1:
+    """The only entry [tokens, values] of a CONDITIONING of one prompt. Raises ValueError for combined or empty ones."""
+    parts = sum(len(tokens) for tokens, _ in conditioning)
+    if parts != 1:
         raise ValueError(
-            f"a {what} conditioning has {len(conditioning)} parts: combined, masked or timed conditionings cannot be "
+            f"a {what} conditioning has {parts} parts: combined, masked or timed conditionings cannot be "
             "distilled; give one plain conditioning a prompt"
         )
     return conditioning[0]
@@ -38,23 +40,6 @@ def join_conditionings(conditionings: Sequence[list]) -> list:
         elif not all(comfy.conds.is_equal(value, theirs[0]) for value in theirs):
             raise ValueError(f"the conditionings differ in {key!r}: give all of them the same")
     return [[torch.cat([tokens for tokens, _ in entries]), values]]
-
-
-def groups_by_length(conds: Sequence[Cond]) -> list[list[int]]:
-    """Indices of the prompts with equally many tokens: what can share a batch."""
-    groups: dict[tuple, list[int]] = {}
-    for index, cond in enumerate(conds):
-        groups.setdefault(tuple(cond.context.shape[1:]), []).append(index)
-    return list(groups.values())
-
-
-def group_of(turn: int, groups: Sequence[Sequence[int]]) -> Sequence[int]:
-    """Whose turn it is, so that every group comes as often as its share of the prompts (Sainte-Lague's quotients)."""
-    given = [0] * len(groups)
-    for _ in range(turn + 1):
-        chosen = max(range(len(groups)), key=lambda i: len(groups[i]) / (2 * given[i] + 1))
-        given[chosen] += 1
-    return groups[chosen]
 
 
 class HostTeacher:

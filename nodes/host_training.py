@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..distill_core import charts
 from ..distill_core.checkpoint import save_lora
+from ..distill_core.health import Condition
 from ..distill_core.methods.ladd import LADDConfig
 from ..distill_core.preflight import preflight
 from ..distill_core.runs import RunFolder, StudentConfig, new_run, pick_targets, student_of
@@ -89,8 +90,8 @@ def run_to_end(request: Request, folder: RunFolder, lora_path: Path) -> None:
         listener = Listener(request, run, folder)
         try:
             with closing(folder.follow(run)) as events:
-                for event in events:
-                    listener(event)
+                for event, condition in events:
+                    listener(event, condition)
         except BaseException:  # cancel is no Exception
             keep_student(run, request.student, lora_path)
             raise
@@ -154,7 +155,7 @@ class Listener:
         positive = request.preview_positive[:PREVIEW_MOST] if request.vae is not None and request.preview_every else ()
         self.conds = [cond_of(conditioning).to(run.device) for conditioning in positive]
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, condition: Condition) -> None:
         if self.first is None:
             self.first = event.step
             if event.step > 1:
@@ -167,13 +168,13 @@ class Listener:
         picture = None
         if due or event.step == event.steps or time.monotonic() - self.shown >= CURVES_EVERY:
             self.shown = time.monotonic()
-            picture = ("JPEG", self.picture(event), 1024)
+            picture = ("JPEG", self.picture(event, condition), 1024)
         self.bar.update_absolute(event.step, event.steps, picture)
 
-    def picture(self, event: Event) -> Image.Image:
+    def picture(self, event: Event, condition: Condition) -> Image.Image:
         seconds = (time.monotonic() - self.started) / max(1, event.step - self.first + 1)
         left = seconds * (event.steps - event.step)
-        title = f"step {event.step} of {event.steps}, {seconds:.2g} s each, {left / 60:.0f} min left"
+        title = f"step {event.step} of {event.steps}, {seconds:.2g} s each, {left / 60:.0f} min left; {condition.word}"
         parts = [charts.curves(self.logs, title=title)]
         return charts.stack([*parts, self.samples] if self.samples else parts)
 

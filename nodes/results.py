@@ -131,7 +131,8 @@ def report(run_name: str, model=None, vae=None, positive: Sequence = (), negativ
     logs = folder.logs()
     if not logs:
         raise ValueError(f"there is no run {run_name!r} in output/turbo_distill/runs, or it has not done a step")
-    title, width = f"{run_name}: step {logs[-1]['step']}", 860
+    condition, width = folder.condition(), 860
+    title = f"{run_name}: step {logs[-1]['step']}; {condition.word}: {condition.advice}"
     if model is None or vae is None or not positive:
         return charts.curves(logs, width, title=title)
     rows = before_after(model, vae, lora_file(run_name), list(positive)[:10], negative, folder.started(), seed)

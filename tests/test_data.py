@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import CHANNELS, LEVELS, ToyBackend, cache_toy, toy_conds
 
-from distill_core.data import CacheConfig, LatentDataset, teacher_grid
-from distill_core.denoiser import Denoiser, Guided
+from distill_core.data import CacheConfig, LatentDataset, group_of, groups_by_length, teacher_grid
+from distill_core.denoiser import Cond, Denoiser, Guided
 from distill_core.noise import ItemNoise
 from distill_core.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from distill_core.samplers import sample_euler
@@ -214,3 +214,12 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError):
         CacheConfig(**bad)
+
+
+def test_prompts_of_one_length_share_a_batch_and_every_length_gets_its_share():
+    conds = [Cond(torch.zeros(1, 77 if i % 4 else 154, 8)) for i in range(12)]
+    groups = groups_by_length(conds)
+    assert sorted(map(sorted, groups)) == [[0, 4, 8], [1, 2, 3, 5, 6, 7, 9, 10, 11]]
+    turns = [len(group_of(turn, groups)) for turn in range(40)]
+    assert turns.count(9) == 30 and turns.count(3) == 10 and set(turns[:4]) == {3, 9}
+    assert group_of(7, [[0, 1]]) == [0, 1]

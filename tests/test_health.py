@@ -62,6 +62,14 @@ def test_outputs_that_are_alike_or_wild_count_as_collapsed_after_a_while(diversi
     assert "collapsed" not in words[:24] and words[-1] == "collapsed"
 
 
+@pytest.mark.parametrize("gap", [-0.5, 0.8])
+def test_a_verdict_that_could_not_be_clearer_counts_as_collapsed_after_a_while(gap):
+    health = Health(window=10, patience=15)
+    words = [health.update(verdicts(gap, spread=0.2)).word for _ in range(40)]
+    assert words[12] == ("blind" if gap < 0 else "overpowering") and words[-1] == "collapsed"
+    assert health.update(verdicts(0.0, spread=9.0)).word != "collapsed", "it may recover"
+
+
 def test_every_word_has_advice():
     assert all(module.Condition(word).advice for word in module.ADVICE)
 
@@ -101,7 +109,7 @@ def collapse_from(run, step: int) -> None:
 def test_a_collapse_ends_the_run_with_the_last_good_weights(dataset, tmp_path):
     run, kept = run_of(dataset, tmp_path), {}
     collapse_from(run, 25)
-    with pytest.raises(Collapse, match="all alike.*weights of step 2[0-5] are kept") as caught:
+    with pytest.raises(Collapse, match="all alike.*diversity 0.00.*weights of step 2[0-5] are kept") as caught:
         for event, _ in watched(run, Health(window=5, patience=5)):
             kept[event.step] = {name: value.clone() for name, value in run.ema.items()}
     good = int(str(caught.value).split("weights of step ")[1].split()[0])

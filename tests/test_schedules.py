@@ -17,6 +17,7 @@ from distill_core.schedules import (
     sigmas_at_timesteps,
     trailing_timesteps,
     turbo_timesteps,
+    with_levels,
 )
 
 EPS = DiscreteProcess(cumulative_alphas(), "eps")
@@ -163,3 +164,9 @@ def test_draw_from_grid_at_the_edges_never_takes_a_level_of_probability_0():
 def test_bad_probabilities_are_refused(probabilities):
     with pytest.raises(ValueError, match="probabilities"):
         draw_from_grid(ItemNoise(0, [0]), torch.tensor([1.0, 0.5, 0.2]), probabilities)
+
+
+def test_levels_are_put_into_a_grid_once():
+    grid = torch.tensor([1.0, 0.6, 0.3, 0.0])
+    assert with_levels(grid, (1.00005, 0.5)).tolist() == pytest.approx([1.00005, 0.6, 0.5, 0.3, 0.0])
+    assert torch.equal(with_levels(grid, ()), grid)

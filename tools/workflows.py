@@ -211,9 +211,9 @@ def distil_mini() -> dict:
         "none": node("TurboDistillMiniConditioning", class_name="none"),
         **trainer_nodes(
             "distil_mini_model", link("teacher"), link("classes"), link("none"), link("mini", 1), "64x64", 4,
-            dict(count=2048, steps=16, cfg=1.5, batch_size=128, dtype="float32"),
+            dict(count=1024, steps=8, cfg=1.5, batch_size=128, dtype="float32"),
             dict(
-                steps=400, batch_size=32, student_lr=6e-4, discriminator_lr=4e-3, rank=32, renoise_mean=0.0,
+                steps=160, batch_size=32, student_lr=6e-4, discriminator_lr=4e-3, rank=32, renoise_mean=0.0,
                 renoise_std=1.0, sampler="ancestral", gradient_checkpointing=False,
             ),
         ),

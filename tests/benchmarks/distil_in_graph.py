@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    host = Host(args.out / "comfyui")
+    host = Host(Path(tempfile.mkdtemp(prefix="comfyui-", dir=args.out)))
     try:
         host.start()
         report = measure(host, args.images)

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -618,12 +619,14 @@ def mistakes() -> dict:
         with_control = [[positive[0][0], {**positive[0][1], "control": object()}]]
         no_pooled = backend.cond([[positive[0][0], {}]])
         x, sigma = latents("sd3", 1), torch.tensor([0.5])
+        no_layers = replace(backend.architecture, lora_under=("nothing",))  # quantized layers are not linear layers
         half = backend.cond(positive), backend.cond([[positive[0][0], {}]])
         result = {
             "controlnet": said(lambda: backend.cond(with_control)),
             "empty conditioning": said(lambda: backend.cond([])),
             "no pooled": said(lambda: Denoiser(backend)(x, sigma, no_pooled)),
             "unlike conditionings": said(lambda: cat_conds(half)),
+            "quantized": said(lambda: setattr(backend, "architecture", no_layers) or backend.new_path(2)),
             "other channels": said(lambda: backend.latents_in(torch.zeros(1, 4, 8, 8))),
         }
     with training_backend(load("wan")) as backend:

@@ -212,6 +212,7 @@ MESSAGES = {
     "empty conditioning": "connect at least one prompt",
     "no pooled": "lacks 'pooled_output', which this model needs",
     "unlike conditionings": "only some of them have pooled",
+    "quantized": "quantized in a way that cannot be trained on",
     "other channels": "4 channels, this model's have 16: encode the images with the model's own VAE",
     "video": "only images can be trained on, not videos of 5",
     "unknown network": "HunYuanDiT network cannot be distilled yet; those that can: .*Qwen-Image",

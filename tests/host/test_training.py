@@ -262,9 +262,10 @@ def test_a_run_leaves_the_host_as_it_was(probe):
 
 
 def test_without_memory_the_run_says_what_to_change_and_can_go_on(probe):
-    assert probe["error"].startswith("OutOfMemoryError: not enough memory to train"), probe["error"]
-    for hint in ("gradient_checkpointing on", "batch_size from 128 to 64 and double accumulation", "lower rank from 4"):
-        assert hint in probe["error"]
+    assert probe["error"], "memory was enough"
+    hints = ("gradient_checkpointing on", "batch_size from 256 to 128 and double accumulation", "lower rank from 4")
+    for text in ("OutOfMemoryError: not enough memory to train", *hints):
+        assert text in probe["error"]
     assert probe["kept"] and not probe["in_training"] and probe["resumed"]
 
 

@@ -27,6 +27,7 @@ SHORTER = {
         "TurboDistillLADDTrainer": {"steps": 6, "batch_size": 8, "preview_every": 2},
     }
 }
+TRAINING = {"type": "TurboDistillLADDTrainer", "previews": 2}  # a picture is taken at the second live preview
 FILES = sorted((REPO / "workflows").glob("*.json"))
 
 
@@ -71,6 +72,7 @@ def opened(host) -> dict:
             "picture": str(ARTEFACTS / f"{name}.png"),
             "timeout": 300,
             "set": SHORTER.get(name, {}),
+            "watch": {**TRAINING, "picture": str(ARTEFACTS / f"{name}_training.png")} if name in SHORTER else None,
         }
         for name in WORKFLOWS
     ]
