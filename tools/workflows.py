@@ -244,7 +244,8 @@ def compare_latents() -> dict:
     for name, steps in (("few", 2), ("many", 25)):
         parts[name] = node(
             "KSampler", model=link("mini"), seed=link("seed"), steps=steps, cfg=1.5, sampler_name="euler",
-            scheduler="simple", positive=link("class"), negative=link("empty"), latent_image=link("latent"), denoise=1.0,
+            scheduler="simple", positive=link("class"), negative=link("empty"), latent_image=link("latent"),
+            denoise=1.0,
         )  # fmt: skip
     return parts | {
         "distance": node(
