@@ -38,6 +38,9 @@ TERMS = {
     "diffusion2gan": Diffusion2GANConfig(r1=0.1, r1_every=2),
     "diffusion2gan-lora": Diffusion2GANConfig(critic="lora", critic_rank=2),
 }
+# What only these promise: the others' discriminators have state (spectral norms) or see neighbours in a batch (mixing),
+# and a fresh low-rank path has gradients of 0 (their own tests look at it).
+LADD_TERMS = ("hinge", "mixed")
 
 
 class Block(nn.Module):
