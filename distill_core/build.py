@@ -15,7 +15,7 @@ from .discriminators import LatentDiscriminator, NetworkDiscriminator, PixelDisc
 from .methods.add import ADD, ADDConfig
 from .methods.diffusion2gan import Diffusion2GAN, Diffusion2GANConfig
 from .methods.ladd import LADD, LADDConfig
-from .methods.student import Distance, StudentConfig, StudentMethod
+from .methods.student import Distance, MethodConfig, StudentMethod
 from .vision import VisionNetwork, encoder_vision, image_embedding, transformers_vision
 
 METHODS = {"ladd": LADDConfig, "add": ADDConfig, "diffusion2gan": Diffusion2GANConfig}
@@ -90,7 +90,7 @@ def trainable_view(parts: Parts, rank: int, targets=None) -> Denoiser:
 
 
 def new_method(
-    config: StudentConfig, parts: Parts, example: Batch, rank: int, uncond=None, guidance: float = 1.0, targets=None,
+    config: MethodConfig, parts: Parts, example: Batch, rank: int, uncond=None, guidance: float = 1.0, targets=None,
     taps=None, heads: DiscriminatorConfig = DiscriminatorConfig(), vision: VisionConfig = VisionConfig(),
     distance: Distance | None = None,
 ) -> StudentMethod:  # fmt: skip

@@ -37,7 +37,7 @@ from .denoiser import Denoiser, Guided
 from .methods.add import ADDConfig
 from .methods.diffusion2gan import Diffusion2GANConfig
 from .methods.ladd import LADDConfig
-from .methods.student import StudentConfig
+from .methods.student import MethodConfig
 from .metrics import MiniEvaluator
 from .train import Run, TrainConfig, train
 
@@ -58,7 +58,7 @@ class Entry:
     as the teacher; else as a network of random weights, all of them trained.
     """
 
-    method: StudentConfig
+    method: MethodConfig
     train: TrainConfig
     steps: tuple[int, ...] = (1, 2, 4)
     eta: float = 1.0

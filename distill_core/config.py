@@ -12,7 +12,7 @@ from .data import DTYPES, CacheConfig
 from .methods.add import ADDConfig
 from .methods.diffusion2gan import Diffusion2GANConfig
 from .methods.ladd import LADDConfig
-from .methods.student import StudentConfig
+from .methods.student import MethodConfig
 from .samplers import SAMPLERS
 from .train import TrainConfig
 
@@ -77,7 +77,7 @@ class Config:
             raise ValueError(f"method must be one of {list(METHODS)}, not {self.method!r}")
 
     @property
-    def method_config(self) -> StudentConfig:
+    def method_config(self) -> MethodConfig:
         """The section of the chosen method."""
         return getattr(self, self.method)
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .build import DiscriminatorConfig, Parts, new_method
 from .checkpoint import save_json
 from .data import LatentDataset
-from .denoiser import Denoiser
-from .discriminators import LatentDiscriminator
 from .health import Condition, Health, watched
-from .methods.ladd import LADD, LADDConfig
+from .methods.ladd import LADDConfig
 from .train import Event, Run, TrainConfig
 
 NAME = re.compile(r"[\w][\w .+-]{0,99}")
@@ -143,24 +142,22 @@ def pick_targets(names: Sequence[str], parts: str) -> tuple[str, ...]:
 
 def new_run(
     backend, dataset: LatentDataset, ladd: LADDConfig, config: TrainConfig, student: StudentConfig, taps: Sequence[str],
-    folder: str | Path | None = None, head: dict | None = None, processes=None,
+    folder: str | Path | None = None, heads: DiscriminatorConfig = DiscriminatorConfig(), processes=None,
 ) -> Run:  # fmt: skip
     """A LoRA student, a discriminator on the teacher's ``taps`` and LADD between them, all on one backbone.
 
-    Every new weight comes from the training seed; torch's own random state is as before. head: sizes of
-    `heads.MapHead`.
+    Every new weight comes from the training seed; torch's own random state is as before.
     """
     device = next(backend.network.parameters()).device
+    guidance, uncond = dataset.manifest()["guidance"], dataset.uncond().to(device)
+    example = dataset.batch(0, config.batch_size, config.seed).to(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        teacher = Denoiser(backend)
-        path = backend.new_path(student.rank, student.targets or None)
-        example = dataset.batch(0, 1, config.seed).to(device)
-        discriminator = LatentDiscriminator.for_teacher(teacher, taps, example, **(head or {}))
-    guidance = dataset.manifest()["guidance"]
-    method = LADD(Denoiser(backend, path), teacher, discriminator, taps, ladd, dataset.uncond().to(device), guidance)
+        method = new_method(
+            ladd, Parts(backend), example, student.rank, uncond, guidance, student.targets, taps, heads
+        )  # fmt: skip
     described = {"ladd": asdict(ladd), "student": asdict(student), "base": backend.description()["base"]}
-    return Run(method, dataset, config, folder, described | {"taps": list(taps), "head": head or {}}, processes)
+    return Run(method, dataset, config, folder, described | {"taps": list(taps), "heads": asdict(heads)}, processes)
 
 
 def student_of(run: Run, student: StudentConfig) -> tuple[dict[str, Tensor], dict]:

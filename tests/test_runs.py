@@ -7,6 +7,7 @@ from networks import build_cond, build_network
 from toy import LEVELS, cache_toy, toy_run
 
 from distill_core.backends.diffusers import DiffusersBackend
+from distill_core.build import DiscriminatorConfig
 from distill_core.checkpoint import read_lora, save_lora
 from distill_core.data import CacheConfig, LatentDataset, cache_latents
 from distill_core.denoiser import Denoiser, Guided
@@ -136,7 +137,7 @@ def sd3_run(data: Path, folder: Path | None = None, **changes):
     )
     run = new_run(
         backend, LatentDataset(data), ladd, TrainConfig(**settings), student, backend.default_taps(), folder,
-        {"width": 8, "blocks": 1},
+        DiscriminatorConfig(width=8, blocks=1),
     )  # fmt: skip
     return run, student
 

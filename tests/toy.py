@@ -24,7 +24,7 @@ from distill_core.lora import LowRankPath, PathSwitch
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
-from distill_core.methods.student import StudentConfig, StudentMethod
+from distill_core.methods.student import MethodConfig, StudentMethod
 from distill_core.process import FlowProcess
 from distill_core.train import Run, TrainConfig, train
 
@@ -142,7 +142,7 @@ def toy_parts(seed: int = 0) -> Parts:
 
 
 def toy_method(
-    dataset: LatentDataset, config: StudentConfig = LADDConfig(), seed: int = 0, rank: int = 2, parts: Parts = None
+    dataset: LatentDataset, config: MethodConfig = LADDConfig(), seed: int = 0, rank: int = 2, parts: Parts = None
 ) -> StudentMethod:
     """Any method on a fresh toy backbone; all weights come from the seed. A rank of 0 trains a copy."""
     parts, heads = parts or toy_parts(), DiscriminatorConfig(width=8, blocks=1)
@@ -157,7 +157,7 @@ def toy_method(
 
 
 def toy_run(
-    dataset, folder=None, ladd: StudentConfig = LADDConfig(), description=None, processes=None, rank: int = 2, **changes
+    dataset, folder=None, ladd: MethodConfig = LADDConfig(), description=None, processes=None, rank: int = 2, **changes
 ) -> Run:
     settings = dict(steps=6, batch_size=4, student_lr=1e-2, discriminator_lr=1e-2, warmup_steps=3, checkpoint_every=100)
     config = TrainConfig(**{**settings, **changes})

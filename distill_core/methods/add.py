@@ -20,14 +20,14 @@ from ..denoiser import Cond, Denoiser
 from ..discriminators import PixelDiscriminator, text_embedding
 from ..noise import ItemNoise
 from ..vision import VisionNetwork, image_embedding
-from .student import Distance, StudentConfig, StudentMethod, StudentStep, discriminator_health
+from .student import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
 
 SPACES = ("pixel", "latent")
 
 
 @dataclass(frozen=True)
-class ADDConfig(StudentConfig):
-    """The fields of `StudentConfig` (four evenly spaced levels, drawn equally), and
+class ADDConfig(MethodConfig):
+    """The fields of `MethodConfig` (four evenly spaced levels, drawn equally), and
 
     weighting: c(t) of the distillation term, `losses.DISTILLATION_WEIGHTS` (ADD section 3.3); "nfsd" also replaces the
     teacher's direction.  space: where its distance is taken, "pixel" (ADD) or "latent".

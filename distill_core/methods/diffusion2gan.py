@@ -19,12 +19,12 @@ from ..data import Batch
 from ..denoiser import Denoiser
 from ..discriminators import NetworkDiscriminator
 from ..noise import ItemNoise
-from .student import Distance, StudentConfig, StudentMethod, StudentStep, discriminator_health
+from .student import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
 
 
 @dataclass(frozen=True)
-class Diffusion2GANConfig(StudentConfig):
-    """The fields of `StudentConfig` (one level, the highest; non-saturating loss), and
+class Diffusion2GANConfig(MethodConfig):
+    """The fields of `MethodConfig` (one level, the highest; non-saturating loss), and
 
     mix_share: part of the items that show the discriminator a target of another noise and text as one more fake
     (mix-and-match).  r1: weight of the penalty on the discriminator's input, 0 for none; taken on one real item every

@@ -20,14 +20,14 @@ from ..denoiser import Denoiser
 from ..discriminators import LatentDiscriminator
 from ..noise import ItemNoise
 from ..schedules import logit_normal
-from .student import Distance, StudentConfig, StudentMethod, StudentStep, discriminator_health
+from .student import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
 
 
 @dataclass(frozen=True)
-class LADDConfig(StudentConfig):
+class LADDConfig(MethodConfig):
     """Everything that defines the algorithm; the loop has its own settings (`train.TrainConfig`).
 
-    The fields of `StudentConfig` with LADD's values (flow times 1, .75, .5, .25; probabilities [0, 0, .5, .5] for 500
+    The fields of `MethodConfig` with LADD's values (flow times 1, .75, .5, .25; probabilities [0, 0, .5, .5] for 500
     steps above 512 px, then [.7, .1, .1, .1]), and  renoise_mean, renoise_std: the logit-normal (m, s) of the
     discriminator's noise level.  shared_renoise: real and fake see the same level and the same noise.
     r1, approximate_r1: weights of the penalties.

@@ -28,7 +28,7 @@ Distance = Callable[[Tensor, Tensor, ItemNoise], Tensor]
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class MethodConfig:
     """Settings of the student's step.
 
     terms: weight of each term of the student's loss.  student_sigmas: the levels the student is trained at, without the
@@ -90,7 +90,7 @@ class StudentMethod:
     discriminator: torch.nn.Module | None = None
 
     def __init__(
-        self, student: Denoiser, teacher: Denoiser, config: StudentConfig, uncond=None, guidance: float = 1.0,
+        self, student: Denoiser, teacher: Denoiser, config: MethodConfig, uncond=None, guidance: float = 1.0,
         distance: Distance | None = None,
     ) -> None:  # fmt: skip
         if config.weight("consistency") and uncond is None and guidance != 1.0:
