@@ -328,7 +328,7 @@ def exported_loras() -> dict:
         if family == "mini":
             with torch.inference_mode():
                 model = mini.LoadMiniModel.execute(False)[0]
-                positive = mini.MiniConditioning.execute("bag")[0]
+                positive = mini.MiniConditioning.execute("bag")[0][0]
             x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
         else:
             model, positive, x = load(family), tiny_models.conditioning(family), latents(family)
