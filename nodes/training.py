@@ -41,7 +41,7 @@ def loop_inputs() -> list:
         ),
         io.Int.Input(
             "discriminator_updates", default=1, min=1, max=20, optional=True, advanced=True,
-            tooltip="Discriminator steps a student step; more when it stays blind.",
+            tooltip="Discriminator steps a student step.",
         ),
         io.Float.Input(
             "ema_decay", default=0.99, min=0.0, max=0.9999, step=0.001, round=1e-4, optional=True, advanced=True,
@@ -70,9 +70,9 @@ def method_inputs() -> list:
     """What decides what it learns."""
     return [
         io.Float.Input(
-            "pairs_weight", default=1.0, min=0.0, max=1000.0, step=0.1, optional=True,
+            "pairs_weight", default=4.0, min=0.0, max=1000.0, step=0.1, optional=True,
             tooltip="Weight of the distance to the end of the teacher's path (Diffusion2GAN); has effect if the "
-            "dataset keeps pairs at this student's levels.",
+            "dataset keeps pairs at this student's levels. The adversarial term has 1.",
         ),
         io.Combo.Input(
             "loss", options=list(GAN_LOSSES), default="hinge", optional=True, advanced=True,
@@ -181,7 +181,7 @@ class LADDTrainer(io.ComfyNode):
 def request_of(
     model, dataset, run_name, target_steps, steps, batch_size=4, accumulation=1, student_lr=0.0, discriminator_lr=0.0,
     discriminator_updates=1, ema_decay=0.99, gradient_checkpointing=True, precision="auto", seed=0,
-    checkpoint_every=250, pairs_weight=1.0, loss="hinge", renoise_mean=0.0, renoise_std=0.0, r1=0.0,
+    checkpoint_every=250, pairs_weight=4.0, loss="hinge", renoise_mean=0.0, renoise_std=0.0, r1=0.0,
     approximate_r1=0.0, preset=NO_PRESET, sampler=OF_PRESET, rank=0, lora_targets="", vae=None, preview_positive=(),
     preview_negative=None, preview_every=50,
 ) -> Request:  # fmt: skip
