@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from torch import Tensor
 
@@ -74,19 +76,28 @@ def training_curves(runs: dict[str, list[dict[str, float]]], path: str | Path) -
 def comparison(scores: dict[str, dict[str, list[float]]], path: str | Path) -> None:
     """Fréchet distance of each entry at each step count: the median over seeds as a bar, the seeds as dots.
 
-    scores: entry -> steps -> one value a seed; logarithmic scale, since the teacher's few-step values are far away.
+    scores: entry -> steps -> one value a seed. What only one entry has (the teacher at 25 steps) is a line everywhere.
     """
-    counts = sorted({steps for by_steps in scores.values() for steps in by_steps}, key=int)
-    figure, axes = _figure(1.2 + 3.1 * len(counts), 1.2 + 0.28 * len(scores), 1, len(counts))
+    by_count = defaultdict(dict)
+    for name, by_steps in scores.items():
+        for steps, values in by_steps.items():
+            by_count[steps][name] = values
+    counts = sorted((steps for steps, of in by_count.items() if len(of) > 1), key=int) or sorted(by_count, key=int)
+    alone = {f"{name}, {steps} steps": of[name] for steps, of in by_count.items() for name in of if steps not in counts}
+    figure, axes = _figure(1.2 + 3.1 * len(counts), 1.6 + 0.28 * len(scores), 1, len(counts))
     names = list(scores)[::-1]
     for axis, steps in zip(axes[0], counts, strict=True):
         for row, name in enumerate(names):
-            values = sorted(scores[name].get(steps, []))
+            values = by_count[steps].get(name, [])
             if values:
-                axis.barh(row, values[len(values) // 2], color="C1" if name == "teacher" else "C0", alpha=0.6)
+                axis.barh(row, median(values), color="C1" if name == "teacher" else "C0", alpha=0.6)
                 axis.plot(values, [row] * len(values), "k.", ms=4)
+        for label, values in alone.items():
+            axis.axvline(median(values), color="C1", ls=":", label=label)
         first = axis is axes[0][0]
-        axis.set(xscale="log", yticks=range(len(names)), yticklabels=names if first else [""] * len(names))
+        axis.set(xlim=(0, None), yticks=range(len(names)), yticklabels=names if first else [""] * len(names))
         axis.set_title(f"{steps} step{'s' * (steps != '1')}: Fréchet distance", fontsize=9)
         axis.tick_params(labelsize=8)
+    if alone:
+        axes[0][-1].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=100)
