@@ -16,10 +16,10 @@ from .methods.add import ADD, ADDConfig
 from .methods.diffusion2gan import Diffusion2GAN, Diffusion2GANConfig
 from .methods.ladd import LADD, LADDConfig
 from .methods.student import Distance, MethodConfig, StudentMethod
-from .vision import VisionNetwork, encoder_vision, image_embedding, transformers_vision
+from .vision import VisionNetwork, efficientnet_vision, encoder_vision, image_embedding, transformers_vision
 
 METHODS = {"ladd": LADDConfig, "add": ADDConfig, "diffusion2gan": Diffusion2GANConfig}
-ENCODER = "encoder"
+ENCODER, EFFICIENTNET = "encoder", "efficientnet"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def tiny_decoder(folder: str | Path) -> Parts:
 
 def open_vision(config: VisionConfig, parts: Parts) -> VisionNetwork:
     """The vision network that ``config`` names. Raises ValueError when it is not there."""
+    if config.network == EFFICIENTNET:
+        return efficientnet_vision(config.size or 64)
     if config.network != ENCODER:
         return transformers_vision(config.network, config.blocks, config.size or 224)
     if parts.encoder is None:

@@ -94,7 +94,9 @@ class PixelDiscriminator(nn.Module):
         dtype = self.heads[0].projection.weight.dtype
         parts = [part.to(dtype) for part, dim in ((text, self.text_dim), (image, self.image_dim)) if dim]
         cond = torch.cat(parts, dim=1) if parts else text.new_ones(len(text), 1).to(dtype)
-        return torch.cat([head(t.to(dtype), cond) for head, t in zip(self.heads, tokens, strict=True)], dim=1)
+        logits = [head(t.to(dtype), cond) for head, t in zip(self.heads, tokens, strict=True)]
+        most = max(part.shape[1] for part in logits)  # a network's deeper blocks have fewer tokens and count as much
+        return torch.cat([F.interpolate(part.unsqueeze(1), most).squeeze(1) for part in logits], dim=1)
 
 
 class NetworkDiscriminator(nn.Module):
