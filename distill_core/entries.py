@@ -74,7 +74,7 @@ ENTRIES: dict[str, Entry] = {
     "LADD, real latents": replace(ladd(), real=True),
     "consistency only": Entry(replace(LADD, terms={"consistency": 1.0}), settings(225)),
     "Diffusion2GAN": paired(106),
-    "Diffusion2GAN, E-LatentLPIPS": paired(95, perceptual=True),
+    "Diffusion2GAN, E-LatentLPIPS": paired(76, perceptual=True),
     "Diffusion2GAN, LADD's discriminator": paired(175, LADDConfig(
         {"pairs": 1.0, "adversarial": 0.1}, (1.0,), (1.0,), (1.0,), gan_loss="nonsaturating", renoise_mean=0.0
     )),
@@ -84,6 +84,6 @@ ENTRIES: dict[str, Entry] = {
     "Diffusion2GAN, no mix-and-match": paired(110, replace(GAN, mix_share=0.0)),
     "pairs only": paired(420, PAIRS),
     "pairs only, mse": paired(420, replace(PAIRS, regression="mse")),
-    "pairs only, E-LatentLPIPS": paired(300, PAIRS, perceptual=True),
+    "pairs only, E-LatentLPIPS": paired(138, PAIRS, perceptual=True),
     "pairs only, random start": paired(420, PAIRS, pretrained=False),
 }  # fmt: skip
