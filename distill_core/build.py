@@ -35,8 +35,9 @@ class DiscriminatorConfig:
 class VisionConfig:
     """What ADD needs beside the model.
 
-    network: the folder of a DINOv2 of transformers, or "encoder" for the encoder of the model's tiny autoencoder.
-    size: side of its square input, 0 for 224 (DINOv2) or the images' own size (encoder).  blocks: how many it is tapped
+    network: the folder of a DINOv2 of transformers, "encoder" for the encoder of the model's tiny autoencoder, or
+    "efficientnet" for an ImageNet network that a package carries (the extra ``metrics``).
+    size: side of its square input, 0 for 224 or the images' own size (encoder).  blocks: how many it is tapped
     at (DINOv2).  decoder: the folder of a diffusers AutoencoderTiny (TAESD) that decodes in place of the model's own
     autoencoder, at a fraction of the cost.
     """
@@ -73,13 +74,13 @@ def tiny_decoder(folder: str | Path) -> Parts:
 def open_vision(config: VisionConfig, parts: Parts) -> VisionNetwork:
     """The vision network that ``config`` names. Raises ValueError when it is not there."""
     if config.network == EFFICIENTNET:
-        return efficientnet_vision(config.size or 64)
+        return efficientnet_vision(config.size or 224)
     if config.network != ENCODER:
         return transformers_vision(config.network, config.blocks, config.size or 224)
     if parts.encoder is None:
         raise ValueError(
-            "ADD needs a frozen vision network: set [vision] network to the folder of a DINOv2, or [vision] decoder to "
-            "that of a tiny autoencoder (TAESD), whose encoder can serve"
+            "ADD needs a frozen vision network: set [vision] network to the folder of a DINOv2 or to \"efficientnet\", "
+            "or [vision] decoder to the folder of a tiny autoencoder (TAESD), whose encoder can serve"
         )
     return encoder_vision(parts.encoder, (config.size, config.size) if config.size else None)
 

@@ -89,7 +89,7 @@ def encoder_vision(encoder: nn.Module, size: tuple[int, int] | None = None) -> V
 def efficientnet_vision(size: int) -> VisionNetwork:
     """EfficientNet-lite0 trained on ImageNet, which a package carries (`metrics.image_network`), at ``size`` px.
 
-    Tapped where the resolution is about to be halved, after the first quarter of it, and at the end.
+    Tapped before each halving of the resolution but the first two, and at the end.
     Raises ValueError when the package is missing.
     """
     network = image_network().to(memory_format=torch.channels_last)
