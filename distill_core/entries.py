@@ -42,7 +42,7 @@ def settings(steps: int, batch_size: int = 32, student_lr: float = 6e-4, **more)
 
 def for_add(steps: int) -> TrainConfig:
     """Decoding is what costs, so the heads take four updates on each decoded batch."""
-    return settings(steps, 16, 4e-4, discriminator_lr=1e-2, discriminator_updates=4)
+    return settings(steps, 16, 2.5e-4, discriminator_lr=1e-2, discriminator_updates=4)
 
 
 def ladd(**more) -> Entry:
@@ -57,16 +57,16 @@ def paired(steps: int, method: MethodConfig = Diffusion2GANConfig(), **more) -> 
 LADD = LADDConfig(
     probabilities=(0.4, 0.2, 0.2, 0.2), warmup_probabilities=(0.5, 0.5, 0.0, 0.0), warmup_steps=30, renoise_mean=0.0
 )
-ADD = ADDConfig(probabilities=(0.55, 0.15, 0.15, 0.15))
+ADD = ADDConfig(probabilities=(0.7, 0.1, 0.1, 0.1), r1=0.05)
 ADVERSARIAL, DISTILLATION = {"adversarial": 1.0}, {"distillation": 2.5}
 PAIRS = Diffusion2GANConfig({"pairs": 1.0})
 GAN = Diffusion2GANConfig()
 
 ENTRIES: dict[str, Entry] = {
-    "ADD": Entry(ADD, for_add(76)),
-    "ADD, adversarial only": Entry(replace(ADD, terms=ADVERSARIAL), for_add(86)),
+    "ADD": Entry(ADD, for_add(66)),
+    "ADD, adversarial only": Entry(replace(ADD, terms=ADVERSARIAL), for_add(80)),
     "ADD, distillation only": Entry(replace(ADD, terms=DISTILLATION), for_add(106)),
-    "ADD, 4 teacher steps": Entry(replace(ADD, teacher_steps=4), for_add(70)),
+    "ADD, 4 teacher steps": Entry(replace(ADD, teacher_steps=4), for_add(56)),
     "LADD": ladd(),
     "LADD + pairs": replace(ladd(terms={"adversarial": 0.25, "pairs": 1.0}), eta=1.0),
     "LADD, m = 1": ladd(renoise_mean=1.0),
