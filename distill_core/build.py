@@ -79,7 +79,7 @@ def open_vision(config: VisionConfig, parts: Parts) -> VisionNetwork:
         return transformers_vision(config.network, config.blocks, config.size or 224)
     if parts.encoder is None:
         raise ValueError(
-            "ADD needs a frozen vision network: set [vision] network to the folder of a DINOv2 or to \"efficientnet\", "
+            'ADD needs a frozen vision network: set [vision] network to the folder of a DINOv2 or to "efficientnet", '
             "or [vision] decoder to the folder of a tiny autoencoder (TAESD), whose encoder can serve"
         )
     return encoder_vision(parts.encoder, (config.size, config.size) if config.size else None)

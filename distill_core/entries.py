@@ -57,16 +57,16 @@ def paired(steps: int, method: MethodConfig = Diffusion2GANConfig(), **more) -> 
 LADD = LADDConfig(
     probabilities=(0.4, 0.2, 0.2, 0.2), warmup_probabilities=(0.5, 0.5, 0.0, 0.0), warmup_steps=30, renoise_mean=0.0
 )
-ADD = ADDConfig(probabilities=(0.7, 0.1, 0.1, 0.1), r1=0.05)
+ADD = ADDConfig(probabilities=(0.7, 0.1, 0.1, 0.1), r1=0.05, r1_every=4)
 ADVERSARIAL, DISTILLATION = {"adversarial": 1.0}, {"distillation": 2.5}
 PAIRS = Diffusion2GANConfig({"pairs": 1.0})
 GAN = Diffusion2GANConfig()
 
 ENTRIES: dict[str, Entry] = {
-    "ADD": Entry(ADD, for_add(66)),
-    "ADD, adversarial only": Entry(replace(ADD, terms=ADVERSARIAL), for_add(80)),
-    "ADD, distillation only": Entry(replace(ADD, terms=DISTILLATION), for_add(106)),
-    "ADD, 4 teacher steps": Entry(replace(ADD, teacher_steps=4), for_add(56)),
+    "ADD": Entry(ADD, for_add(80)),
+    "ADD, adversarial only": Entry(replace(ADD, terms=ADVERSARIAL), for_add(96)),
+    "ADD, distillation only": Entry(replace(ADD, terms=DISTILLATION), for_add(160)),
+    "ADD, 4 teacher steps": Entry(replace(ADD, teacher_steps=4), for_add(68)),
     "LADD": ladd(),
     "LADD + pairs": replace(ladd(terms={"adversarial": 0.25, "pairs": 1.0}), eta=1.0),
     "LADD, m = 1": ladd(renoise_mean=1.0),
