@@ -146,6 +146,16 @@ def test_r1_is_on_the_heads_inputs_of_real_images(start):
     assert loss.item() == pytest.approx(method.discriminator_loss(at)[0].item() + 2.0 * by_hand.item(), rel=1e-9)
 
 
+def test_updates_on_one_batch_share_a_penalty(start):
+    """One in two takes it, at twice the weight; without it the loss is the same as with separate forwards."""
+    method, at = start(r1=2.0, r1_every=2)
+    method.discriminator.eval()  # spectral norms stay where they are
+    (first, logs), (second, more), (third, again) = (method.discriminator_loss(at) for _ in range(3))
+    assert "r1" not in more and logs["r1"] == pytest.approx(again["r1"], rel=1e-6)
+    assert first.item() == pytest.approx(second.item() + 2 * 2.0 * logs["r1"], rel=1e-5)
+    assert third.item() == pytest.approx(first.item(), rel=1e-6)
+
+
 # The distillation term
 
 
