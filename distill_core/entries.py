@@ -64,6 +64,7 @@ GAN = Diffusion2GANConfig()
 
 ENTRIES: dict[str, Entry] = {
     "ADD": Entry(ADD, for_add(80)),
+    "ADD, three budgets": Entry(ADD, for_add(220)),  # where it goes, since 80 steps are few
     "ADD, adversarial only": Entry(replace(ADD, terms=ADVERSARIAL), for_add(96)),
     "ADD, distillation only": Entry(replace(ADD, terms=DISTILLATION), for_add(160)),
     "ADD, 4 teacher steps": Entry(replace(ADD, teacher_steps=4), for_add(68)),
