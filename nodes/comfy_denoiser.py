@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
-import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -28,6 +27,7 @@ from ..distill_core.denoiser import Cond
 from ..distill_core.features import OutOfPlace, collect_taps, spread_taps, tokens_to_map
 from ..distill_core.lora import LowRankPath, PathSwitch
 from .comfy_families import Family, training_family
+from .host_attention import training_attention
 from .host_conditioning import cond_of, host_conds
 from .host_model import family_of, prediction_of, shift_alpha_of, training_process_of
 from .lora_keys import export_lora
@@ -229,7 +229,7 @@ def _in_order(parts: list[Tensor], rows: list[list[int]]) -> Tensor:
 
 def _transformer_options(patcher) -> dict:
     """MODEL's own options and wrappers for the network, with attention that has a gradient and always the same cuts."""
-    patcher.set_model_optimized_attention(comfy.ldm.modules.attention.attention_pytorch)
+    patcher.set_model_optimized_attention(training_attention)
     options = patcher.model_options["transformer_options"]
     for kind in ("wrappers", "callbacks"):
         own = getattr(patcher, kind)
