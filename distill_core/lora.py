@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 
@@ -22,12 +23,13 @@ class PathSwitch:
 
     def __init__(self) -> None:
         self.active: LowRankPath | None = None
-        self.inputs: object = None  # what a trainable discriminator feeds to the blocks (`discriminators`)
+        # (owner, latents [B, C, H, W]): what a trainable discriminator feeds to the blocks (`discriminators`).
+        self.inputs: tuple[object, Tensor] | None = None
         self.inside_checkpoint = False
         self.after_checkpoint: Callable[[], None] | None = None  # called when a checkpointed block has returned
 
     @contextmanager
-    def on(self, path: LowRankPath | None, inputs: object = None) -> Iterator[None]:
+    def on(self, path: LowRankPath | None, inputs: tuple[object, Tensor] | None = None) -> Iterator[None]:
         previous, (self.active, self.inputs) = (self.active, self.inputs), (path, inputs)
         try:
             yield
@@ -36,10 +38,10 @@ class PathSwitch:
 
     def checkpoint(self, block: Callable, *args):
         """Run ``block(*args)`` under gradient checkpointing; the recompute sees the path that is on now."""
-        view = self.active, self.inputs
+        recompute = _AsNow(self)
 
         def contexts():
-            return nullcontext(), self.on(*view)
+            return nullcontext(), recompute
 
         self.inside_checkpoint = True
         try:
@@ -49,6 +51,37 @@ class PathSwitch:
         if self.after_checkpoint is not None:
             self.after_checkpoint()
         return result
+
+
+class _AsNow:
+    """A context with a switch, and torch's choice of attention kernels, as they were when it was made.
+
+    It can be entered often: a double backward recomputes a block twice, the second time after whoever asked for plain
+    attention has left.
+    """
+
+    def __init__(self, switch: PathSwitch) -> None:
+        self.switch, self.view, self.kernels = switch, (switch.active, switch.inputs), _attention_kernels()
+
+    def __enter__(self) -> None:
+        self.contexts = ExitStack()
+        self.contexts.enter_context(self.switch.on(*self.view))
+        if self.kernels != _attention_kernels():
+            self.contexts.enter_context(sdpa_kernel(self.kernels))
+
+    def __exit__(self, *error) -> None:
+        self.contexts.close()
+
+
+def _attention_kernels() -> list[SDPBackend]:
+    """What ``scaled_dot_product_attention`` may choose from at the moment."""
+    allowed = {
+        SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled(),
+        SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled(),
+        SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled(),
+    }
+    return [kernel for kernel, on in allowed.items() if on]
 
 
 class LowRankPath(nn.Module):

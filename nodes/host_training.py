@@ -107,7 +107,7 @@ def open_run(request: Request, backend, folder: RunFolder) -> Run:
         ladd = replace(ladd, terms={**ladd.terms, "pairs": 0.0})
     targets = pick_targets(backend.lora_targets, request.lora_targets) if request.lora_targets else ()
     student = replace(request.student, targets=targets)
-    run = new_run(backend, dataset, ladd, request.train, student, backend.taps, folder.path)
+    run = new_run(backend, dataset, ladd, request.train, student, backend.default_taps(), folder.path)
     folder.start(guidance=dataset.manifest()["guidance"], latent_shape=list(dataset.shapes[0]))
     return run
 
