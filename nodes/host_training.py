@@ -121,7 +121,7 @@ def open_run(request: Request, backend, folder: RunFolder) -> Run:
     refuse_pairs(method, dataset, backend)
     targets = pick_targets(backend.lora_targets, request.lora_targets) if request.lora_targets else ()
     student = replace(request.student, targets=targets)
-    taps = backend.taps if name_of(method) == "ladd" else ()
+    taps = backend.default_taps() if name_of(method) == "ladd" else ()
     run = new_run(
         parts_of(request, backend), dataset, method, request.train, student, taps, folder.path,
         vision=vision_config(request), distance=distance_of(request, backend), guidance=request.guidance,

@@ -275,7 +275,7 @@ def test_a_step_on_every_family(family, make_backend, make_cond, rank, critic, c
         batch = pairs_batch(backend, make_cond)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            config = Diffusion2GANConfig(critic=critic, critic_rank=2, r1=0.0 if recompute or checkpointing else 0.1)
+            config = Diffusion2GANConfig(critic=critic, critic_rank=2, r1=0.1)
             heads = DiscriminatorConfig(width=8, blocks=1)
             method = new_method(config, Parts(backend), batch, rank, heads=heads)
             for inlet in method.discriminator.inlets:
@@ -290,7 +290,7 @@ def test_a_step_on_every_family(family, make_backend, make_cond, rank, critic, c
         parts = list(method.discriminator.parameters())
         moved = torch.autograd.grad(loss, parts, allow_unused=True)
         assert sum(g is not None and bool(g.any()) for g in moved) > 0.3 * len(parts)
-        assert ("r1" in logs) == bool(config.r1)
+        assert logs["r1"] > 0
         results.append([g for g in (*grads, *moved) if g is not None])
     if checkpointing:
         for a, b in zip(*results, strict=True):

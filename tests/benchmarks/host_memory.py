@@ -85,8 +85,8 @@ def our_step(model, latents, conditioning, checkpointing: bool) -> None:
     with training_backend(model, checkpointing) as backend:
         content = Batch(backend.latents_in(latents), backend.cond(conditioning))
         teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(RANK))
-        heads = LatentDiscriminator.for_teacher(teacher, backend.taps, content)
-        method = LADD(student, teacher, heads, backend.taps)
+        heads = LatentDiscriminator.for_teacher(teacher, backend.default_taps(), content)
+        method = LADD(student, teacher, heads, backend.default_taps())
         training_step(Run(method, OneBatch(), TrainConfig(batch_size=BATCH)))
 
 

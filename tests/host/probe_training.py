@@ -115,11 +115,13 @@ def mixed_texts() -> dict:
             teacher = Denoiser(backend)
             batch = backend.cond(short + long + short)
             alone = [backend.cond(short), backend.cond(long), backend.cond(short)]
-            out, maps = teacher(x, sigma, batch), teacher.features(x, sigma, batch, backend.taps)
+            out, maps = teacher(x, sigma, batch), teacher.features(x, sigma, batch, backend.default_taps())
             joined = teacher(x, sigma, cat_conds(alone))
             rows = [slice(i, i + 1) for i in range(3)]
             single = torch.cat([teacher(x[r], sigma[r], c) for r, c in zip(rows, alone, strict=True)])
-            features = [teacher.features(x[r], sigma[r], c, backend.taps) for r, c in zip(rows, alone, strict=True)]
+            features = [
+                teacher.features(x[r], sigma[r], c, backend.default_taps()) for r, c in zip(rows, alone, strict=True)
+            ]
             result[family] = {
                 "output": relative(out, single),
                 "joined": relative(joined, single),
