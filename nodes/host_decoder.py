@@ -68,7 +68,8 @@ class Decoder:
 
     def _decode(self, latents: Tensor) -> Tensor:
         inside = self.backend.latents_out(latents)
-        output = self.network.decode(inside[:, :, 0] if inside.ndim == 5 else inside)  # a video model's one frame
+        inside = inside[:, :, 0] if inside.ndim == 5 else inside  # a video model's one frame
+        output = self.network.decode(inside.contiguous(memory_format=torch.channels_last))
         return 2 * (self.slope * output.float() + self.offset) - 1
 
 
