@@ -27,6 +27,7 @@ class Start:
 
 # LADD uses (m, s) = (1, 1) at 1024 px (section 4); a latent of 512 px has a quarter of the pixels, so noise hides its
 # layout at a lower level (SD3, eq. 23), which is what m = .5 answers. Rates: Flash Diffusion (LoRA), Z-Image trainers.
+# ADD and Diffusion2GAN do not say theirs and take the same; Diffusion2GAN's network learns at a tenth of its heads'.
 STARTS = {"sd15": Start(renoise_mean=0.5), "sd21": Start(renoise_mean=0.5), "wan": Start(renoise_mean=1.5)}
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
-import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -27,6 +26,7 @@ from ..distill_core.denoiser import Cond
 from ..distill_core.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
 from ..distill_core.lora import LowRankPath, PathSwitch
 from .comfy_families import Family, training_family
+from .host_attention import training_attention
 from .host_conditioning import cond_of, host_conds
 from .host_copies import forget, own_copy, trainable_model
 from .host_model import family_of, prediction_of, shift_alpha_of, training_process_of
@@ -283,20 +283,12 @@ def _in_order(parts: list[Tensor], rows: list[list[int]]) -> Tensor:
 
 def _transformer_options(patcher) -> dict:
     """MODEL's own options and wrappers for the network, with attention that has a gradient and always the same cuts."""
-    patcher.set_model_optimized_attention(_attention)
+    patcher.set_model_optimized_attention(training_attention)
     options = patcher.model_options["transformer_options"]
     for kind in ("wrappers", "callbacks"):
         own = getattr(patcher, kind)
         comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), own, copy_dict1=False)
     return options
-
-
-def _attention(*args, **kwargs) -> Tensor:
-    """SDPA; where the caller wants plain arithmetic (``sdpa_kernel(MATH)``, for double backward) the host's plain one,
-    since its SDPA would choose the kernel again."""
-    plain = not torch.backends.cuda.flash_sdp_enabled()
-    attention = comfy.ldm.modules.attention
-    return (attention.attention_basic if plain else attention.attention_pytorch)(*args, **kwargs)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from networks import build_cond, build_network
 from toy import LEVELS, cache_toy, toy_run
 
 from distill_core.backends.diffusers import DiffusersBackend
-from distill_core.build import DiscriminatorConfig
+from distill_core.build import DiscriminatorConfig, Parts
 from distill_core.checkpoint import read_lora, save_lora
 from distill_core.data import CacheConfig, LatentDataset, cache_latents
 from distill_core.denoiser import Denoiser, Guided
@@ -136,7 +136,7 @@ def sd3_run(data: Path, folder: Path | None = None, **changes):
         2, tuple(name for name in backend.lora_targets() if "attn" in name), "ancestral", {"eta": 0.5}
     )
     run = new_run(
-        backend, LatentDataset(data), ladd, TrainConfig(**settings), student, backend.default_taps(), folder,
+        Parts(backend), LatentDataset(data), ladd, TrainConfig(**settings), student, backend.default_taps(), folder,
         DiscriminatorConfig(width=8, blocks=1),
     )  # fmt: skip
     return run, student

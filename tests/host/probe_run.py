@@ -37,7 +37,7 @@ from pack.nodes import mini  # noqa: E402
 from pack.nodes.datasets import TeacherLatents  # noqa: E402
 from pack.nodes.folders import run_folder  # noqa: E402
 from pack.nodes.host_training import train_in_graph  # noqa: E402
-from pack.nodes.training import request_of  # noqa: E402
+from pack.nodes.ladd_trainer import LADDTrainer  # noqa: E402
 
 folder_paths.set_output_directory(str(folder))
 
@@ -60,7 +60,7 @@ def output_of(model) -> torch.Tensor:
 def request(model, dataset: Path, name: str, **changes):
     settings = dict(target_steps=1, steps=3, batch_size=256, student_lr=6e-4, discriminator_lr=4e-3, rank=4)
     settings |= dict(renoise_mean=0.0, renoise_std=1.0)
-    return request_of(model, dataset, name, **(settings | changes))
+    return LADDTrainer.request(model=model, dataset=dataset, run_name=name, **(settings | changes))
 
 
 def host_state(model) -> dict:

@@ -1,17 +1,19 @@
-"""LADD Trainer: a many-step MODEL becomes a few-step LoRA, in the graph."""
+"""What the trainer nodes share: inputs, and how widgets become a run. A method's file adds what is its own."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import ClassVar
 
 from comfy_api.latest import io, ui
 
 from ..distill_core.losses import GAN_LOSSES
-from ..distill_core.methods.ladd import LADDConfig
+from ..distill_core.methods.student import MethodConfig
 from ..distill_core.presets import presets
 from ..distill_core.runs import RunFolder, StudentConfig
 from ..distill_core.samplers import SAMPLERS
-from ..distill_core.targets import MOST_STEPS, NO_PRESET, levels_for, preset_levels, probabilities_for, start_for
+from ..distill_core.targets import MOST_STEPS, NO_PRESET, Start, levels_for, preset_levels, start_for
 from ..distill_core.train import PRECISIONS, TrainConfig
 from .datasets import Dataset
 from .folders import run_folder
@@ -21,6 +23,24 @@ from .results import as_image, report
 from .sampling import CATEGORY, OF_PRESET, SEED_MAX
 
 AUTO_ZERO = "0 takes the family's starting value."
+
+
+def task_inputs(dataset: str, target_steps: int) -> list:
+    """What every run needs. dataset: which datasets serve.  target_steps: its default."""
+    return [
+        io.Model.Input("model", tooltip="The teacher, with LoRAs and ModelSampling nodes. It is not changed."),
+        Dataset.Input("dataset", tooltip=dataset),
+        io.String.Input(
+            "run_name", default="my_turbo",
+            tooltip="Folder under output/turbo_distill/runs; the LoRA is output/loras/turbo_distill/NAME. The "
+            "same name and settings go on where a run stopped; other settings need another name.",
+        ),
+        io.Int.Input(
+            "target_steps", default=target_steps, min=1, max=MOST_STEPS,
+            tooltip="Steps the student is to be sampled with.",
+        ),
+        io.Int.Input("steps", default=2000, min=1, max=1000000, tooltip="Training steps; more can be added."),
+    ]  # fmt: skip
 
 
 def loop_inputs() -> list:
@@ -66,35 +86,28 @@ def loop_inputs() -> list:
     ]  # fmt: skip
 
 
-def method_inputs() -> list:
-    """What decides what it learns."""
+def weight_input(name: str, default: float, tooltip: str) -> io.Float.Input:
+    """The weight of a term of the student's loss."""
+    return io.Float.Input(name, default=default, min=0.0, max=1000.0, step=0.1, optional=True, tooltip=tooltip)
+
+
+def loss_input(default: str, of: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        "loss", options=list(GAN_LOSSES), default=default, optional=True, advanced=True,
+        tooltip=f"Adversarial loss. {default}: {of}. nonsaturating also works at batch size 1.",
+    )  # fmt: skip
+
+
+def r1_input(default: float, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(
+        "r1", default=default, min=0.0, max=1000.0, step=0.00001, round=1e-7, optional=True, advanced=True,
+        tooltip=tooltip,
+    )  # fmt: skip
+
+
+def student_inputs() -> list:
+    """What the student is, and how it is to be sampled."""
     return [
-        io.Float.Input(
-            "pairs_weight", default=4.0, min=0.0, max=1000.0, step=0.1, optional=True,
-            tooltip="Weight of the distance to the end of the teacher's path (Diffusion2GAN); has effect if the "
-            "dataset keeps pairs at this student's levels. The adversarial term has 1.",
-        ),
-        io.Combo.Input(
-            "loss", options=list(GAN_LOSSES), default="hinge", optional=True, advanced=True,
-            tooltip="Adversarial loss. hinge: LADD. nonsaturating also works at batch size 1.",
-        ),
-        io.Float.Input(
-            "renoise_mean", default=0.0, min=-5.0, max=5.0, step=0.1, optional=True, advanced=True,
-            tooltip="m of the logit-normal noise level the discriminator looks at: high sees layout, low texture. "
-            "Used if renoise_std is above 0.",
-        ),
-        io.Float.Input(
-            "renoise_std", default=0.0, min=0.0, max=5.0, step=0.1, optional=True, advanced=True,
-            tooltip="s of that noise level. 0 takes the family's m and s (LADD: 1, 1).",
-        ),
-        io.Float.Input(
-            "r1", default=0.0, min=0.0, max=1000.0, step=0.00001, round=1e-7, optional=True, advanced=True,
-            tooltip="Gradient penalty on the heads' inputs (ADD: 0.00001), against an overpowering discriminator.",
-        ),
-        io.Float.Input(
-            "approximate_r1", default=0.0, min=0.0, max=1000.0, step=0.1, round=1e-5, optional=True, advanced=True,
-            tooltip="The same without double backward, by a perturbed latent (APT). One more teacher forward a step.",
-        ),
         io.Combo.Input(
             "preset", options=[NO_PRESET, *presets()], default=NO_PRESET, optional=True, advanced=True,
             tooltip="Train at the levels of a known turbo model, to be sampled like it; none: evenly spaced ones.",
@@ -114,9 +127,10 @@ def method_inputs() -> list:
     ]  # fmt: skip
 
 
-def preview_inputs() -> list:
+def preview_inputs(vae: bool = True) -> list:
+    """Pictures while it trains. vae: whether the VAE is for nothing else."""
     return [
-        io.Vae.Input("vae", optional=True, tooltip="For pictures while it trains and for the report."),
+        *([io.Vae.Input("vae", optional=True, tooltip="For pictures while it trains and for the report.")] * vae),
         io.Conditioning.Input("preview_positive", optional=True, tooltip="Prompts of these pictures: one or a list."),
         io.Conditioning.Input("preview_negative", optional=True, tooltip="For the guided teacher in the report."),
         io.Int.Input(
@@ -126,31 +140,22 @@ def preview_inputs() -> list:
     ]  # fmt: skip
 
 
-class LADDTrainer(io.ComfyNode):
+class Trainer(io.ComfyNode):
+    """A method's node: `define_schema` by `schema`, `method` from its widgets, and `beside` if it needs more."""
+
+    METHOD: ClassVar[str]  # in `build.METHODS`
+
     @classmethod
-    def define_schema(cls) -> io.Schema:
+    def schema(cls, name: str, display_name: str, description: str, aliases: list[str], inputs: list) -> io.Schema:
         return io.Schema(
-            node_id="TurboDistillLADDTrainer",
-            display_name="LADD Trainer",
+            node_id=f"TurboDistill{name}",
+            display_name=display_name,
             category=CATEGORY,
-            description="Distils a model into 1-8 steps with latent adversarial diffusion distillation. Cancel at any "
-            "time: a checkpoint and a usable LoRA stay, and queueing the same run name goes on.",
-            search_aliases=["distill", "turbo lora", "lightning", "train", "few steps", "add"],
+            description=f"{description} Cancel at any time: a checkpoint and a usable LoRA stay, and queueing the same "
+            "run name goes on.",
+            search_aliases=["distill", "turbo lora", "lightning", "train", "few steps", *aliases],
             is_input_list=True,
-            inputs=[
-                io.Model.Input("model", tooltip="The teacher, with LoRAs and ModelSampling nodes. It is not changed."),
-                Dataset.Input("dataset", tooltip="Of Teacher Latents (best), or of Latents Dataset."),
-                io.String.Input(
-                    "run_name", default="my_turbo",
-                    tooltip="Folder under output/turbo_distill/runs; the LoRA is output/loras/turbo_distill/NAME. The "
-                    "same name and settings go on where a run stopped; other settings need another name.",
-                ),
-                io.Int.Input(
-                    "target_steps", default=4, min=1, max=MOST_STEPS, tooltip="Steps the student is to be sampled with."
-                ),
-                io.Int.Input("steps", default=2000, min=1, max=1000000, tooltip="Training steps; more can be added."),
-                *loop_inputs(), *method_inputs(), *preview_inputs(),
-            ],
+            inputs=inputs,
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The student: the model with its LoRA."),
                 io.Custom("LORA_MODEL").Output(display_name="lora", tooltip="For Save Turbo LoRA or core's Save LoRA."),
@@ -158,7 +163,7 @@ class LADDTrainer(io.ComfyNode):
                 io.Image.Output(display_name="report", tooltip="Curves and, with VAE and preview, before and after."),
                 io.String.Output(display_name="run_name", tooltip="For Training Report."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, run_name, **inputs) -> float:
@@ -169,7 +174,7 @@ class LADDTrainer(io.ComfyNode):
     @classmethod
     def execute(cls, preview_positive=(), **inputs) -> io.NodeOutput:
         values = {name: value[0] for name, value in inputs.items()}
-        request = request_of(preview_positive=list(preview_positive), **values)
+        request = cls.request(preview_positive=list(preview_positive), **values)
         student, lora, loss_map = train_in_graph(request)
         picture = report(
             request.run_name, request.model, request.vae, request.preview_positive, request.preview_negative
@@ -177,38 +182,41 @@ class LADDTrainer(io.ComfyNode):
         image = as_image(picture)
         return io.NodeOutput(student, lora, loss_map, image, request.run_name, ui=ui.PreviewImage(image, cls=cls))
 
+    @classmethod
+    def request(cls, **given) -> Request:
+        """The node's widgets as the core's settings; those left out have their defaults, 0 the family's start."""
+        usual = {entry.id: getattr(entry, "default", None) for entry in cls.define_schema().inputs}
+        w = SimpleNamespace(**{**usual, "preview_positive": (), **given})
+        start = start_for(family_of(w.model))
+        levels, student = sampled_as(w, start)
+        train = TrainConfig(
+            steps=w.steps, batch_size=w.batch_size, accumulation=w.accumulation,
+            student_lr=w.student_lr or start.student_lr, discriminator_lr=w.discriminator_lr or start.discriminator_lr,
+            discriminator_updates=w.discriminator_updates, ema_decay=w.ema_decay, precision=w.precision,
+            checkpoint_every=w.checkpoint_every, seed=w.seed,
+        )  # fmt: skip
+        return Request(
+            w.model, w.dataset, w.run_name, cls.method(w, levels, start), train, student, w.lora_targets,
+            w.gradient_checkpointing, w.vae, w.preview_positive, w.preview_negative, w.preview_every, **cls.beside(w),
+        )  # fmt: skip
 
-def request_of(
-    model, dataset, run_name, target_steps, steps, batch_size=4, accumulation=1, student_lr=0.0, discriminator_lr=0.0,
-    discriminator_updates=1, ema_decay=0.99, gradient_checkpointing=True, precision="auto", seed=0,
-    checkpoint_every=250, pairs_weight=4.0, loss="hinge", renoise_mean=0.0, renoise_std=0.0, r1=0.0,
-    approximate_r1=0.0, preset=NO_PRESET, sampler=OF_PRESET, rank=0, lora_targets="", vae=None, preview_positive=(),
-    preview_negative=None, preview_every=50,
-) -> Request:  # fmt: skip
-    """The node's widgets as the core's settings; what is 0 takes the family's starting value."""
-    start = start_for(family_of(model))
-    if preset == NO_PRESET:
-        levels, usual, options = levels_for(training_process_of(model), target_steps), "renoise", {}
+    @classmethod
+    def method(cls, w: SimpleNamespace, levels: tuple[float, ...], start: Start) -> MethodConfig:
+        """The method's settings from the widgets ``w``, for a student at ``levels``."""
+        raise NotImplementedError
+
+    @classmethod
+    def beside(cls, w: SimpleNamespace) -> dict:
+        """Fields of `Request` that only this method has."""
+        return {}
+
+
+def sampled_as(w: SimpleNamespace, start: Start) -> tuple[tuple[float, ...], StudentConfig]:
+    """The student's levels, and its LoRA with the sampler that is written into the file."""
+    if w.preset == NO_PRESET:
+        levels, usual, options = levels_for(training_process_of(w.model), w.target_steps), "renoise", {}
     else:
-        levels, usual, options = preset_levels(facts_of(model), preset, target_steps)
-    own_choice = sampler not in (OF_PRESET, usual)
-    probabilities = probabilities_for(len(levels))
-    ladd = LADDConfig(
-        terms={"adversarial": 1.0, "pairs": pairs_weight}, student_sigmas=levels, probabilities=probabilities,
-        warmup_probabilities=probabilities, warmup_steps=0,
-        renoise_mean=renoise_mean if renoise_std else start.renoise_mean, renoise_std=renoise_std or start.renoise_std,
-        gan_loss=loss, r1=r1, approximate_r1=approximate_r1,
-    )  # fmt: skip
-    train = TrainConfig(
-        steps=steps, batch_size=batch_size, accumulation=accumulation, student_lr=student_lr or start.student_lr,
-        discriminator_lr=discriminator_lr or start.discriminator_lr, discriminator_updates=discriminator_updates,
-        ema_decay=ema_decay, precision=precision, checkpoint_every=checkpoint_every, seed=seed,
-    )  # fmt: skip
-    student = StudentConfig(rank or start.rank, (), sampler if own_choice else usual, {} if own_choice else options)
-    return Request(
-        model, dataset, run_name, ladd, train, student, lora_targets, gradient_checkpointing, vae, preview_positive,
-        preview_negative, preview_every,
-    )  # fmt: skip
-
-
-NODES = [LADDTrainer]
+        levels, usual, options = preset_levels(facts_of(w.model), w.preset, w.target_steps)
+    own_choice = w.sampler not in (OF_PRESET, usual)
+    sampling = (w.sampler, {}) if own_choice else (usual, options)
+    return levels, StudentConfig(w.rank or start.rank, (), *sampling)
