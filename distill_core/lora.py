@@ -38,14 +38,10 @@ class PathSwitch:
 
     def checkpoint(self, block: Callable, *args):
         """Run ``block(*args)`` under gradient checkpointing; the recompute sees the path that is on now."""
-        recompute = _AsNow(self)
-
-        def contexts():
-            return nullcontext(), recompute
-
+        again = _AsNow(self)
         self.inside_checkpoint = True
         try:
-            result = checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
+            result = checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
         finally:
             self.inside_checkpoint = False
         if self.after_checkpoint is not None:
@@ -54,34 +50,31 @@ class PathSwitch:
 
 
 class _AsNow:
-    """A context with a switch, and torch's choice of attention kernels, as they were when it was made.
-
-    It can be entered often: a double backward recomputes a block twice, the second time after whoever asked for plain
-    attention has left.
-    """
+    """The view and the attention kernels of now, for a recompute later; a penalty's double backward enters it twice."""
 
     def __init__(self, switch: PathSwitch) -> None:
-        self.switch, self.view, self.kernels = switch, (switch.active, switch.inputs), _attention_kernels()
+        self.switch, self.view, self.kernels = switch, (switch.active, switch.inputs), attention_kernels()
+        self.entered: list[ExitStack] = []
 
     def __enter__(self) -> None:
-        self.contexts = ExitStack()
-        self.contexts.enter_context(self.switch.on(*self.view))
-        if self.kernels != _attention_kernels():
-            self.contexts.enter_context(sdpa_kernel(self.kernels))
+        stack = ExitStack()
+        stack.enter_context(self.switch.on(*self.view))
+        stack.enter_context(sdpa_kernel(self.kernels))
+        self.entered.append(stack)
 
     def __exit__(self, *error) -> None:
-        self.contexts.close()
+        self.entered.pop().close()
 
 
-def _attention_kernels() -> list[SDPBackend]:
-    """What ``scaled_dot_product_attention`` may choose from at the moment."""
-    allowed = {
-        SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled(),
-        SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled(),
-        SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled(),
-        SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled(),
-    }
-    return [kernel for kernel, on in allowed.items() if on]
+def attention_kernels() -> list[SDPBackend]:
+    """The kernels that torch's attention may choose from now; each saves other tensors for the backward."""
+    cuda = torch.backends.cuda
+    enabled = {
+        SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled(), SDPBackend.MATH: cuda.math_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled(),
+        SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled(),
+    }  # fmt: skip
+    return [kernel for kernel, on in enabled.items() if on]
 
 
 class LowRankPath(nn.Module):

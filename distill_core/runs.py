@@ -120,7 +120,10 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """rank and target layers of the LoRA (empty: the backend's own), and what the student is to be sampled with."""
+    """rank and target layers of the LoRA (empty: the backend's own), and what the student is to be sampled with.
+
+    rank 0: no LoRA; all weights of a copy are trained.
+    """
 
     rank: int = 64
     targets: tuple[str, ...] = ()
@@ -146,7 +149,7 @@ def new_run(
     vision: VisionConfig = VisionConfig(), distance: Distance | None = None, guidance: float | None = None,
     beside: dict | None = None, processes=None,
 ) -> Run:  # fmt: skip
-    """A LoRA student and the method's discriminator on one backbone.
+    """A student and the method's discriminator on one backbone, or on two where all weights are trained.
 
     taps: blocks that its heads read, empty for the method's own.  guidance: of the teacher, None for that of the
     dataset.  beside: what else decides the run, anything JSON, e.g. the identity of the autoencoder.
@@ -168,12 +171,15 @@ def new_run(
 
 
 def student_of(run: Run, student: StudentConfig) -> tuple[dict[str, Tensor], dict]:
-    """The averaged student as a LoRA's tensors, and the description that `checkpoint.save_lora` writes beside them."""
+    """The averaged student as a LoRA's tensors (or what its backend exports of all weights), and the description that
+    `checkpoint.save_lora` writes beside them."""
     denoiser, method = run.method.student, run.method.config
     with run.ema_weights():
         state = denoiser.backend.export(denoiser.path)
+    base = run.method.teacher.backend.description()
     return state, {
-        "method": title_of(method), "sigmas": list(run.method.levels), "sampler": student.sampler,
-        "sampler_options": student.sampler_options, "cfg": 1.0, **denoiser.backend.description(), "steps": run.step,
+        "method": title_of(method), "weights": "lora" if denoiser.path else "differences",
+        "sigmas": list(run.method.levels), "sampler": student.sampler,
+        "sampler_options": student.sampler_options, "cfg": 1.0, **base, "steps": run.step,
         "config": {name_of(method): asdict(method), "train": asdict(run.config), "student": asdict(student)},
     }  # fmt: skip

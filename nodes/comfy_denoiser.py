@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
-import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -27,10 +26,11 @@ from ..distill_core.denoiser import Cond
 from ..distill_core.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
 from ..distill_core.lora import LowRankPath, PathSwitch
 from .comfy_families import Family, training_family
+from .host_attention import training_attention
 from .host_conditioning import cond_of, host_conds
 from .host_copies import forget, own_copy, trainable_model
 from .host_model import family_of, prediction_of, shift_alpha_of, training_process_of
-from .lora_keys import export_lora
+from .lora_keys import export_differences, export_lora
 
 
 @contextmanager
@@ -62,7 +62,7 @@ class ComfyBackend:
 
     def __init__(self, patcher, family: Family, process, checkpointing: bool) -> None:
         self.patcher, self.model, self.architecture, self.process = patcher, patcher.model, family, process
-        self.checkpointing, self.copies = checkpointing, []
+        self.checkpointing, self.copies, self.original = checkpointing, [], None
         self.tokens: tuple[int, int] = 0, 0  # of text and of the image in the forward that is running
         self.network: nn.Module = patcher.model.diffusion_model
         self.family = family_of(patcher) or family.name
@@ -185,6 +185,7 @@ class ComfyBackend:
         patcher.patch_model(load_weights=False)
         copied.network.requires_grad_(True).eval()
         self.copies.append(copied)
+        copied.original = self.network
         return copied
 
     def _groups(self, x: Tensor, cond: Cond) -> list[tuple[list[int], dict]]:
@@ -222,9 +223,14 @@ class ComfyBackend:
             "base": fingerprint(self.network),
         }
 
-    def export(self, path: LowRankPath) -> dict[str, Tensor]:
-        """The path as a LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`."""
-        return export_lora(path, self.model, self.architecture)
+    def export(self, path: LowRankPath | None) -> dict[str, Tensor]:
+        """The path as a LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`.
+
+        None: how far the weights of a copy are from those it was made of (`lora_keys.export_differences`).
+        """
+        if path is not None:
+            return export_lora(path, self.model, self.architecture)
+        return export_differences(self.network, self.original)
 
     def guard(self) -> None:
         """Give the blocks forwards with right gradients."""
@@ -239,6 +245,7 @@ class ComfyBackend:
     def release(self) -> None:
         """Undo what was done to this network and to its copies."""
         self.unguard()
+        self.original = None
         while self.copies:
             self.copies.pop().release()
 
@@ -283,20 +290,12 @@ def _in_order(parts: list[Tensor], rows: list[list[int]]) -> Tensor:
 
 def _transformer_options(patcher) -> dict:
     """MODEL's own options and wrappers for the network, with attention that has a gradient and always the same cuts."""
-    patcher.set_model_optimized_attention(_attention)
+    patcher.set_model_optimized_attention(training_attention)
     options = patcher.model_options["transformer_options"]
     for kind in ("wrappers", "callbacks"):
         own = getattr(patcher, kind)
         comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), own, copy_dict1=False)
     return options
-
-
-def _attention(*args, **kwargs) -> Tensor:
-    """SDPA; where the caller wants plain arithmetic (``sdpa_kernel(MATH)``, for double backward) the host's plain one,
-    since its SDPA would choose the kernel again."""
-    plain = not torch.backends.cuda.flash_sdp_enabled()
-    attention = comfy.ldm.modules.attention
-    return (attention.attention_basic if plain else attention.attention_pytorch)(*args, **kwargs)
 
 
 @contextmanager

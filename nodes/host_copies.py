@@ -51,6 +51,7 @@ def trainable_model(model):
 
     The patches that are in the weights stay in them; everything frozen (config, latent format, sampling) is shared, and
     nothing that was hooked onto the network comes along. Its blocks must have their own forwards (`ComfyBackend`).
+    Weights that no file could bring into a MODEL stay as they are (Wan's modulations, Lumina's padding tokens).
     Raises ValueError for quantized weights, which have no gradient.
     """
     network, memo = model.diffusion_model, {}
@@ -69,11 +70,21 @@ def trainable_model(model):
             hooks.clear()
         if isinstance(module, comfy.ops.CastWeightBiasOp):
             module.comfy_cast_weights = True  # weights follow the precision of what comes in
+        _freeze_loose(module)
     trained.dtype = torch.float32
     twin = copy.copy(model)
     twin._modules = {**model._modules, "diffusion_model": trained}
     twin.manual_cast_dtype, twin.current_patcher = torch.float32, None
     return twin
+
+
+def _freeze_loose(module: nn.Module) -> None:
+    """Make buffers of the parameters a module has beside its layers: the host never patches those."""
+    own = dict(module.named_parameters(recurse=False))
+    if own and len(own) < sum(1 for _ in module.parameters()):
+        for name, value in own.items():
+            delattr(module, name)
+            module.register_buffer(name, value.data)
 
 
 def forget(patcher) -> None:

@@ -156,7 +156,8 @@ def advice(request: Request) -> str:
     if train.batch_size > 2:
         hints.append(f"lower batch_size from {train.batch_size} to {train.batch_size // 2} and double accumulation")
     hints += cheaper_parts(request)
-    hints.append(f"lower rank from {request.student.rank}, or train smaller sizes")
+    smaller = f"lower rank from {request.student.rank}" if request.student.rank else "set train to LoRA"
+    hints.append(f"{smaller}, or train smaller sizes")
     return (
         f"not enough memory to train: {'; '.join(hints)}. The last checkpoint is kept; changed settings need another "
         "run name"
@@ -211,5 +212,6 @@ class Listener:
         with torch.inference_mode():
             images = torch.cat([decode(request.vae, {"samples": backend.latents_out(x)}) for x in latents])
         # The VAE may have needed the room of the network, which stays where it is for the rest of the run.
-        comfy.model_management.load_models_gpu([backend.patcher], memory_required=1e20, force_full_load=True)
+        teacher = run.method.teacher.backend.patcher
+        comfy.model_management.load_models_gpu([teacher], memory_required=1e20, force_full_load=True)
         return charts.grid([(f"student, {len(sigmas) - 1} steps", images)])

@@ -22,6 +22,7 @@ from .host_training import Request, train_in_graph
 from .results import as_image, report
 from .sampling import CATEGORY, OF_PRESET, SEED_MAX
 
+LORA, ALL_WEIGHTS = "LoRA", "all weights"
 AUTO_ZERO = "0 takes the family's starting value."
 
 
@@ -53,7 +54,7 @@ def loop_inputs() -> list:
         ),
         io.Float.Input(
             "student_lr", default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-7, optional=True,
-            tooltip=f"Learning rate of the LoRA. {AUTO_ZERO}",
+            tooltip=f"Learning rate of the LoRA, or of all weights. {AUTO_ZERO}",
         ),
         io.Float.Input(
             "discriminator_lr", default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-7, optional=True,
@@ -117,6 +118,11 @@ def student_inputs() -> list:
             tooltip="What the student is meant to be sampled with, written into the file. Without a preset: renoise "
             "(LADD). ancestral keeps more variety in 2-4 steps on the mini model.",
         ),
+        io.Combo.Input(
+            "train", options=[LORA, ALL_WEIGHTS], default=LORA, optional=True,
+            tooltip="LoRA: small, one copy of the model in memory. all weights: full fine-tuning of a second copy, "
+            "about 20 bytes a weight more, and a file of 4 bytes a weight.",
+        ),
         io.Int.Input(
             "rank", default=0, min=0, max=1024, optional=True, tooltip=f"Rank of the LoRA. {AUTO_ZERO}"
         ),
@@ -157,8 +163,15 @@ class Trainer(io.ComfyNode):
             is_input_list=True,
             inputs=inputs,
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The student: the model with its LoRA."),
-                io.Custom("LORA_MODEL").Output(display_name="lora", tooltip="For Save Turbo LoRA or core's Save LoRA."),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The student: the model with its LoRA, or with all its new weights. Core's Save Model and "
+                    "Save Checkpoint write it as a model of its own.",
+                ),
+                io.Custom("LORA_MODEL").Output(
+                    display_name="lora",
+                    tooltip="For Save Turbo LoRA or core's Save LoRA. Of all weights it is their differences.",
+                ),
                 io.Custom("LOSS_MAP").Output(display_name="loss_map", tooltip="For core's Plot Loss Graph."),
                 io.Image.Output(display_name="report", tooltip="Curves and, with VAE and preview, before and after."),
                 io.String.Output(display_name="run_name", tooltip="For Training Report."),
@@ -189,9 +202,10 @@ class Trainer(io.ComfyNode):
         w = SimpleNamespace(**{**usual, "preview_positive": (), **given})
         start = start_for(family_of(w.model))
         levels, student = sampled_as(w, start)
+        rate = start.student_lr if student.rank else start.full_lr
         train = TrainConfig(
             steps=w.steps, batch_size=w.batch_size, accumulation=w.accumulation,
-            student_lr=w.student_lr or start.student_lr, discriminator_lr=w.discriminator_lr or start.discriminator_lr,
+            student_lr=w.student_lr or rate, discriminator_lr=w.discriminator_lr or start.discriminator_lr,
             discriminator_updates=w.discriminator_updates, ema_decay=w.ema_decay, precision=w.precision,
             checkpoint_every=w.checkpoint_every, seed=w.seed,
         )  # fmt: skip
@@ -212,11 +226,18 @@ class Trainer(io.ComfyNode):
 
 
 def sampled_as(w: SimpleNamespace, start: Start) -> tuple[tuple[float, ...], StudentConfig]:
-    """The student's levels, and its LoRA with the sampler that is written into the file."""
+    """The student's levels; its LoRA (rank 0: all weights) and the sampler that is written into the file.
+
+    Raises ValueError for a LoRA's layers where all weights are trained.
+    """
     if w.preset == NO_PRESET:
         levels, usual, options = levels_for(training_process_of(w.model), w.target_steps), "renoise", {}
     else:
         levels, usual, options = preset_levels(facts_of(w.model), w.preset, w.target_steps)
     own_choice = w.sampler not in (OF_PRESET, usual)
     sampling = (w.sampler, {}) if own_choice else (usual, options)
-    return levels, StudentConfig(w.rank or start.rank, (), *sampling)
+    if w.train == LORA:
+        return levels, StudentConfig(w.rank or start.rank, (), *sampling)
+    if w.lora_targets.strip():
+        raise ValueError("lora_targets are a LoRA's layers: leave it empty to train all weights, or set train to LoRA")
+    return levels, StudentConfig(0, (), *sampling)

@@ -4,6 +4,7 @@ The script's argument is the folder for models and results; nodes run under infe
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -115,6 +116,24 @@ def a_run(backend, positive: list, x: torch.Tensor, **settings) -> Run:
     heads = LatentDiscriminator.for_teacher(teacher, backend.default_taps(), dataset.content, width=8, blocks=1)
     method = LADD(student, teacher, heads, backend.default_taps(), LADDConfig(warmup_steps=0))
     return Run(method, dataset, TrainConfig(batch_size=len(x), steps=4, **settings))
+
+
+class Warnings(logging.Handler):
+    """Collects what the host warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record) -> None:
+        self.texts.append(record.getMessage())
+
+    def __enter__(self):
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *args) -> None:
+        logging.getLogger().removeHandler(self)
 
 
 def write(name: str, measures: list[Callable]) -> None:

@@ -3,22 +3,26 @@
 Each function measures one thing and returns what JSON can hold; test_comfy_copies.py says what it must be.
 """
 
-from host_tools import DIRECT, OneBatch, a_lora, excite, folder, latents, load, relative, write
+from host_tools import DIRECT, OneBatch, Warnings, a_lora, excite, folder, host_denoised, latents, load, relative, write
 
 # isort: split
 import gc
 import weakref
 
 import comfy.sd
+import comfy.utils
+import comfy_extras.nodes_train as core_train
 import tiny_models
 import torch
 from pack.distill_core.build import DiscriminatorConfig, Parts, new_method
 from pack.distill_core.data import Batch
 from pack.distill_core.denoiser import Denoiser
 from pack.distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from pack.distill_core.methods.ladd import LADDConfig
 from pack.distill_core.train import Run, TrainConfig, training_step
 from pack.nodes.comfy_denoiser import training_backend
 from probe_gradients import Sums, derivative_error, in_double
+from safetensors.torch import save_file
 
 FAMILIES = [*tiny_models.BUILDERS, *DIRECT]
 
@@ -58,7 +62,7 @@ def same_network() -> dict:
             result[family] = {
                 "difference": relative(ours, before), "moved": relative(moved, ours),
                 "teacher as before": torch.equal(before, after), "hooked": relative(hooked, ours),
-                "names": mine.keys() == theirs.keys(),
+                "frozen": sorted(theirs.keys() - mine.keys()),
                 "float32": all(value.dtype == torch.float32 for value in mine.values()),
                 "trained": [all(v.requires_grad for v in mine.values()), any(v.requires_grad for v in theirs.values())],
                 "shared": any(mine[name].data_ptr() == theirs[name].data_ptr() for name in mine),
@@ -112,6 +116,55 @@ def precisions() -> dict:
                     "gradients": {str(p.grad.dtype) for p in copied.network.parameters() if p.grad is not None}
                     == {"torch.float32"},
                 }  # fmt: skip
+    return result
+
+
+def exported_differences() -> dict:
+    """A student all of whose weights were trained, against MODEL with its file, through core's two ways of loading."""
+    result = {}
+    for family in FAMILIES:
+        model, positive, x = with_lora(family), tiny_models.conditioning(family), latents(family)
+        with training_backend(model) as backend:
+            student, teacher = Denoiser(backend.trainable_copy()), Denoiser(backend)
+            generator = torch.Generator().manual_seed(4)
+            sigma = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.3]))
+            with torch.no_grad():
+                for value in student.trainable().values():
+                    value.add_(torch.randn(value.shape, generator=generator) * 0.1 * value.std().nan_to_num(0.1))
+                cond = backend.cond(positive * 2)
+                ours, plain = student(x, sigma, cond), teacher(x, sigma, cond)
+            file = student.backend.export(None)
+        save_file(file, folder / "differences.safetensors")
+        with torch.inference_mode(), Warnings() as warnings:
+            read = comfy.utils.load_torch_file(str(folder / "differences.safetensors"), safe_load=True)
+            loaded, _ = comfy.sd.load_lora_for_models(model, None, read, 1.0, 0.0)
+            as_model = core_train.LoraModelLoader.execute(model, file, 1.0)[0]
+            images = [host_denoised(m, positive, x, sigma) for m in (loaded, as_model)]
+        result[family] = {
+            "difference": max(relative(image, ours) for image in images), "effect": relative(ours, plain),
+            "warnings": warnings.texts, "same": torch.equal(*images),
+        }  # fmt: skip
+    return result
+
+
+def full_step() -> dict:
+    """A step of LADD on all weights: whose weights moved."""
+    result = {}
+    for family in ("sd3", "flux", "sd15", "lumina"):
+        model = with_lora(family)
+        with training_backend(model) as backend:
+            batch = example(backend, family)
+            heads = DiscriminatorConfig(width=8, blocks=1)
+            method = new_method(LADDConfig(warmup_steps=0), Parts(backend), batch, 0, heads=heads)
+            run = Run(method, OneBatch(batch), TrainConfig(batch_size=2, steps=2))
+            frozen = [dict(network.named_parameters()) for network in (backend.network, model.model.diffusion_model)]
+            before = [{name: value.clone() for name, value in weights.items()} for weights in frozen]
+            mine = {name: value.detach().clone() for name, value in run.student_parameters.items()}
+            training_step(run)
+            moved = [name for name, value in run.student_parameters.items() if not torch.equal(value, mine[name])]
+            same = all(torch.equal(b[n], w[n]) for b, w in zip(before, frozen, strict=True) for n in b)
+            gradients = [n for weights in frozen for n, value in weights.items() if value.grad is not None]
+        result[family] = {"moved": len(moved) / len(mine), "others as before": same, "their gradients": gradients}
     return result
 
 
@@ -196,4 +249,4 @@ def fed_blocks() -> dict:
 
 
 if __name__ == "__main__":
-    write("copies", [same_network, gradients, precisions, critics, fed_blocks])
+    write("copies", [same_network, gradients, precisions, exported_differences, full_step, critics, fed_blocks])

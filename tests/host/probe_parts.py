@@ -15,10 +15,9 @@ import comfy.sd
 import comfy.taesd.taehv
 import comfy.taesd.taesd
 import folder_paths
-import nodes as core
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
-from pack.distill_core.noise import ItemNoise
+from pack.distill_core.runs import RunFolder
 from pack.distill_core.train import accumulate, training_step
 from pack.distill_core.vision import encoder_vision
 from pack.nodes import host_training, mini
@@ -30,10 +29,10 @@ from pack.nodes.folders import run_folder
 from pack.nodes.host_decoder import Decoder
 from pack.nodes.host_vision import vision_network
 from pack.nodes.perceptual import SHIPPED, LoadELatentLPIPS
-from pack.distill_core.perceptual import ELatentLPIPS
-from pack.distill_core.runs import RunFolder
 from safetensors.torch import save_file
 from tiny_models import random_state
+
+import nodes as core
 
 folder_paths.set_output_directory(str(folder))
 for kind in ("vae", "vae_approx", "clip_vision"):
@@ -205,7 +204,8 @@ def gradients() -> dict:
     with torch.inference_mode():
         metric = LoadELatentLPIPS.execute(SHIPPED, "bg", 1, 0.0).result[0]
     cases = {
-        "add": make(ADDTrainer, "g_add"), "add with dinov2": make(ADDTrainer, "g_dino", clip_vision=clip_vision("dinov2"), vision_size=28),
+        "add": make(ADDTrainer, "g_add"),
+        "add with dinov2": make(ADDTrainer, "g_dino", clip_vision=clip_vision("dinov2"), vision_size=28),
         "diffusion2gan lora": make(Diffusion2GANTrainer, "g_lora", critic="lora", perceptual=metric),
         "diffusion2gan copy": make(Diffusion2GANTrainer, "g_copy", critic="copy", gradient_checkpointing=False),
     }  # fmt: skip
@@ -254,8 +254,8 @@ def identities() -> dict:
     dino = clip_vision("dinov2")
     variants = {
         "add": [
-            make(ADDTrainer, "i"), make(ADDTrainer, "i", vae=other), make(ADDTrainer, "i", clip_vision=dino, vision_size=28),
-            make(ADDTrainer, "i", clip_vision=dino), make(ADDTrainer, "i", teacher_cfg=3.0),
+            make(ADDTrainer, "i"), make(ADDTrainer, "i", vae=other), make(ADDTrainer, "i", clip_vision=dino),
+            make(ADDTrainer, "i", clip_vision=dino, vision_size=28), make(ADDTrainer, "i", teacher_cfg=3.0),
             make(ADDTrainer, "i", weighting="sds"),
         ],
         "diffusion2gan": [

@@ -7,6 +7,7 @@ receives LoRAs with the student's output, too, for diffusers.
 from host_tools import (
     DIRECT,
     OneBatch,
+    Warnings,
     a_lora,
     a_run,
     excite,
@@ -20,7 +21,6 @@ from host_tools import (
 
 # isort: split
 import gc
-import logging
 import weakref
 from dataclasses import replace
 
@@ -291,24 +291,6 @@ def without_a_loader() -> dict:
             result[name] = {"difference": relative(ours, image), "inference tensors": inference}
         again = host_denoised(with_lora, positive, x, sigma)
     return {**result, "patched at that moment": in_memory, "same afterwards": torch.equal(again, patched)}
-
-
-class Warnings(logging.Handler):
-    """Collects what the host warns of."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record) -> None:
-        self.texts.append(record.getMessage())
-
-    def __enter__(self):
-        logging.getLogger().addHandler(self)
-        return self
-
-    def __exit__(self, *args) -> None:
-        logging.getLogger().removeHandler(self)
 
 
 def diffusers_weights(family: str, table) -> dict[str, torch.Tensor]:
