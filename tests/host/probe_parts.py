@@ -26,11 +26,13 @@ from pack.nodes.comfy_denoiser import training_backend
 from pack.nodes.datasets import TeacherLatents
 from pack.nodes.diffusion2gan_trainer import Diffusion2GANTrainer
 from pack.nodes.folders import run_folder
+from pack.nodes.host_attention import training_attention
 from pack.nodes.host_decoder import Decoder
 from pack.nodes.host_vision import vision_network
 from pack.nodes.perceptual import SHIPPED, LoadELatentLPIPS
 from safetensors.torch import save_file
 from tiny_models import random_state
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import nodes as core
 
@@ -148,6 +150,32 @@ def mini_tokens() -> dict:
         folder / "mini_tokens.safetensors",
     )
     return {"taps": len(tokens)}
+
+
+def attention() -> dict:
+    """Plain attention, as a double backward needs it, against the host's own, in all layouts that its blocks use."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 6, 3 * 8, generator=generator) for _ in range(3))
+    heads_last = [x.unflatten(2, (3, 8)) for x in (q, k, v)]
+    heads_first = [x.transpose(1, 2) for x in heads_last]
+    mask = torch.randn(6, 6, generator=generator)
+    cases = {
+        "tokens": ((q, k, v), {}), "mask": ((q, k, v), {"mask": mask}), "sd3": ((q, *heads_last[1:]), {}),
+        "batch mask": ((q, k, v), {"mask": mask.expand(2, 6, 6)}), "scale": ((q, k, v), {"scale": 0.5}),
+        "heads first": (heads_first, {"skip_reshape": True}),
+        "and out": (heads_first, {"skip_reshape": True, "skip_output_reshape": True}),
+    }  # fmt: skip
+    result = {}
+    for name, (inputs, options) in cases.items():
+        own = training_attention(*inputs, 3, **options)
+        with sdpa_kernel(SDPBackend.MATH):
+            plain = training_attention(*inputs, 3, **options)
+        result[name] = relative(plain, own) if plain.shape == own.shape else f"{plain.shape} is not {own.shape}"
+    x = q.clone().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        (slope,) = torch.autograd.grad(training_attention(x, k, v, 3).square().sum(), x, create_graph=True)
+        (again,) = torch.autograd.grad(slope.square().sum(), x)
+    return result | {"double backward": bool(again.any())}
 
 
 def visions() -> dict:
@@ -331,4 +359,4 @@ def mistakes() -> dict:
 
 
 if __name__ == "__main__":
-    write("parts", [decoders, mini_tokens, visions, gradients, identities, finished, mistakes])
+    write("parts", [attention, decoders, mini_tokens, visions, gradients, identities, finished, mistakes])

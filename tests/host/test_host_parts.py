@@ -51,6 +51,12 @@ def test_the_tiny_encoder_sees_what_the_headless_one_does(probe, folder):
         torch.testing.assert_close(stored[f"tokens{i}"], ours, rtol=0, atol=1e-5)
 
 
+def test_plain_attention_is_the_hosts_and_twice_differentiable(probe):
+    found = dict(probe["attention"])
+    assert found.pop("double backward") and len(found) == 7
+    assert all(isinstance(difference, float) and difference < 1e-5 for difference in found.values()), found
+
+
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3", "clip"])
 def test_a_clip_vision_is_tapped_with_a_gradient(probe, kind):
     """Of core's loader: the last tap is what the host's own forward has there, the class token on every patch."""
