@@ -226,15 +226,15 @@ def mini_ladd() -> dict:
 def mini_add() -> dict:
     """Decoding is what costs, so the heads take four updates on each decoded batch."""
     return on_mini(
-        "distil_mini_add", "ADDTrainer", 0, steps=60, batch_size=16, discriminator_lr=1e-2, discriminator_updates=4,
-        vision_size=32,
+        "distil_mini_add", "ADDTrainer", 0, steps=100, batch_size=16, student_lr=4e-4, discriminator_lr=1e-2,
+        discriminator_updates=4, vision_size=32,
     )  # fmt: skip
 
 
 def mini_diffusion2gan() -> dict:
     """One step, by E-LatentLPIPS on the mini model's latents and the critic on the shared backbone."""
     return on_mini(
-        "distil_mini_diffusion2gan", "Diffusion2GANTrainer", 1, target_steps=1, steps=120, batch_size=32,
+        "distil_mini_diffusion2gan", "Diffusion2GANTrainer", 1, target_steps=1, steps=80, batch_size=32,
         perceptual=link("perceptual"),
     ) | {"perceptual": perceptual("mini model (shipped)")}  # fmt: skip
 
