@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import CHANNELS, TERMS, ToyBackend, cache_toy, toy_conds, toy_method, toy_run
+from toy import CHANNELS, LEVELS, TERMS, ToyBackend, cache_toy, toy_conds, toy_method, toy_run
 
 from distill_core import losses
 from distill_core.build import DiscriminatorConfig, Parts, new_method
-from distill_core.data import Batch, LatentDataset, check_pairs
+from distill_core.data import Batch, CacheConfig, LatentDataset, check_pairs, teacher_grid
 from distill_core.denoiser import Denoiser, Guided
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.noise import ItemNoise
@@ -219,6 +219,16 @@ def test_pairs_of_another_teacher_are_refused(dataset):
     for other in (Guided(Denoiser(ToyBackend(seed=1)), empty, 2.0), Guided(Denoiser(ToyBackend()), empty, 6.0)):
         with pytest.raises(ValueError, match="does not lead to the stored latent"):
             check_pairs(dataset, other)
+
+
+def test_the_levels_that_a_dataset_names_are_those_of_its_paths(tmp_path):
+    """ComfyUI's datasets may have been sampled on any levels, and say so."""
+    _, empty = toy_conds()
+    teacher = Guided(Denoiser(ToyBackend()), empty, 2.0)
+    taken = teacher_grid(teacher.process, CacheConfig(steps=8, state_sigmas=LEVELS)).tolist()
+    assert check_pairs(cache_toy(tmp_path / "same", {"sigmas": taken}), teacher) < 1e-5
+    with pytest.raises(ValueError, match="does not lead to the stored latent"):
+        check_pairs(cache_toy(tmp_path / "other", {"sigmas": [1.0, 0.0]}), teacher)
 
 
 def test_a_solver_that_adds_noise_is_refused(tmp_path, monkeypatch):
