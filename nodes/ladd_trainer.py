@@ -50,7 +50,7 @@ class LADDTrainer(Trainer):
     def define_schema(cls) -> io.Schema:
         return cls.schema(
             "LADDTrainer", "LADD Trainer",
-            "Distils a model into 1-8 steps with latent adversarial diffusion distillation.", ["add"],
+            "Distils a model into 1-8 steps with latent adversarial diffusion distillation.", ["latent adversarial"],
             [
                 *task_inputs("Of Teacher Latents (best), or of Latents Dataset.", 4), *loop_inputs(), *method_inputs(),
                 *student_inputs(), *preview_inputs(),
