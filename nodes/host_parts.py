@@ -21,8 +21,8 @@ from .model_identity import weights_identity
 if TYPE_CHECKING:
     from .host_training import Request
 
-# How far a path run again may end from the stored latent. Noise stored in bfloat16 and a half-precision network, at high
-# guidance, cost some percent; another solver or noise gives about 1, and that the teacher is the same is checked by hash.
+# How far a path run again may end from the stored latent. Noise in bfloat16 and a half-precision network cost some
+# percent at high guidance; another solver or noise gives about 1, and whether the teacher is the same a hash tells.
 PATH_TOLERANCE = 0.25
 
 
