@@ -16,8 +16,9 @@ from ..distill_core.denoiser import Cond
 from ..distill_core.real_latents import save_latents
 from ..distill_core.schedules import check_sigmas, grid_sigmas, with_levels
 from ..distill_core.targets import MOST_STEPS, levels_for
+from .comfy_families import training_family
 from .folders import dataset_folder
-from .host_conditioning import cond_of
+from .host_conditioning import check_places, cond_of
 from .host_model import training_process_of
 from .host_teacher import HostTeacher, one_entry
 from .model_identity import family_name, identity
@@ -71,6 +72,9 @@ def encode(model, positives: list, negative: list | None) -> tuple[list[Cond], C
     """
     conds = [cond_of([one_entry(conditioning)]).to("cpu") for conditioning in positives]
     uncond = cond_of([one_entry(negative, "negative")]).to("cpu") if negative else conds[0].map(torch.zeros_like)
+    family = training_family(model.model.diffusion_model)
+    for cond in (*conds, uncond):
+        check_places(cond, family)
     return conds, uncond, {"family": family_name(model), "base": identity(model)}
 
 
@@ -223,6 +227,8 @@ class LatentsDataset(io.ComfyNode):
         folder, model = dataset_folder(dataset_name[0]), model[0]
         layout = model.get_model_object("latent_format")
         items = [image for latent in latents for image in latent["samples"]]
+        if len(positive) == len(latents):  # the conditioning of a latent is that of all images in its batch
+            positive = [cond for cond, latent in zip(positive, latents, strict=True) for _ in latent["samples"]]
         wrong = {len(image) for image in items} - {layout.latent_channels}
         if wrong:
             raise ValueError(
