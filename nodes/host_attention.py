@@ -20,8 +20,8 @@ def training_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor
     if attention_kernels() != [SDPBackend.MATH]:
         return comfy.ldm.modules.attention.attention_pytorch(q, k, v, heads, mask, **options)
     if not options.get("skip_reshape"):
-        width = q.shape[2] // heads
-        q, k, v = (x.unflatten(2, (-1, width)).transpose(1, 2) for x in (q, k, v))
+        width = q[0, 0].numel() // heads
+        q, k, v = (x.reshape(*x.shape[:2], -1, width).transpose(1, 2) for x in (q, k, v))
     while mask is not None and mask.ndim < 4:
         mask = mask.unsqueeze(0 if mask.ndim == 2 else 1)
     known = {name: options[name] for name in ("scale", "enable_gqa") if name in options}

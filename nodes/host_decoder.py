@@ -51,6 +51,8 @@ class Decoder:
         device = next(backend.network.parameters()).device
         self.network = copied.to(device, torch.float32).eval().requires_grad_(False)
         self.backend, self.tiny = backend, hasattr(copied, "taesd_encoder")
+        if self.tiny:
+            cut_padding(self.network)
         self.checkpointing = checkpointing and not self.tiny
         # What the host makes of the network's output, an image in [0, 1], without its clamp, which has no gradient.
         low, high = vae.process_output(torch.tensor([0.25, 0.75])).tolist()
@@ -68,8 +70,25 @@ class Decoder:
 
     def _decode(self, latents: Tensor) -> Tensor:
         inside = self.backend.latents_out(latents)
-        output = self.network.decode(inside[:, :, 0] if inside.ndim == 5 else inside)  # a video model's one frame
+        inside = inside[:, :, 0] if inside.ndim == 5 else inside  # a video model's one frame
+        output = self.network.decode(inside.contiguous(memory_format=torch.channels_last))
         return 2 * (self.slope * output.float() + self.offset) - 1
+
+
+def cut_padding(network: nn.Module, width: int = 64) -> None:
+    """Take channels that are exactly 0 off a tiny autoencoder, to whose ``width`` the host fixes every file.
+
+    The mini model's has 24 that are not: the same images, several times faster.
+    """
+    convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    inner = [conv.weight for conv in convs if conv.out_channels == width]
+    used = max(int(weight.flatten(1).any(1).nonzero().max()) + 1 if weight.any() else 1 for weight in inner)
+    for conv in convs if used < width else ():
+        rows = slice(used if conv.out_channels == width else None)
+        columns = slice(used if conv.in_channels == width else None)
+        conv.weight = nn.Parameter(conv.weight[rows, columns].clone(), requires_grad=False)
+        if conv.bias is not None:
+            conv.bias = nn.Parameter(conv.bias[rows].clone(), requires_grad=False)
 
 
 class TinyEncoder(nn.Module):

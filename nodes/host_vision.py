@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import comfy.clip_vision
 import torch
+from torch import Tensor, nn
 
+from ..distill_core.features import OutOfPlace
 from ..distill_core.vision import VisionNetwork, evenly
 
 BLOCKS = 4  # tapped, evenly spread, the last among them
@@ -33,6 +35,18 @@ KINDS = {
 }
 
 
+class WithGradient(nn.Module):
+    """CLIP's blocks add to their input in place, which would break the gradient through the taps."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor):
+        with OutOfPlace():
+            return self.inner(images)
+
+
 def vision_network(clip_vision, size: int, device: torch.device, dtype: torch.dtype) -> VisionNetwork:
     """A copy of it that gradients can pass, tapped at `BLOCKS` blocks.
 
@@ -50,8 +64,8 @@ def vision_network(clip_vision, size: int, device: torch.device, dtype: torch.dt
         raise ValueError(f"vision_size {size} must be a multiple of this clip_vision's patch, {patch}")
     copied = comfy.clip_vision.ClipVisionModel(config)
     copied.load_sd({name: value.detach().clone() for name, value in clip_vision.get_sd().items()})
-    network = copied.model.to(device, dtype)
-    count = len(network.get_submodule(kind.blocks))
-    taps = evenly([f"{kind.blocks}.{i}" for i in range(count)], BLOCKS)
+    network = WithGradient(copied.model.to(device, dtype))
+    count = len(network.get_submodule(f"inner.{kind.blocks}"))
+    taps = evenly([f"inner.{kind.blocks}.{i}" for i in range(count)], BLOCKS)
     prefix = kind.prefix_tokens + config.get("num_register_tokens", 0)
     return VisionNetwork(network, taps, (size, size), clip_vision.image_mean, clip_vision.image_std, prefix)

@@ -7,59 +7,18 @@ import os
 import random
 import subprocess
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from graphs import class_samples, guided_teacher, mini_training, node, saved_student
+from run_files import assert_same_files, fails, log_of, lora_of, run_folder, steps_of, wait_for_step
 from safetensors.torch import load_file
 from server import HERE, PYTHON, Host, failure_text
 
 from distill_core import mini
 from distill_core.checkpoint import load_tensors, read_lora
 from distill_core.metrics import MiniEvaluator
-from distill_core.runs import RunFolder
-
-
-def run_folder(host: Host, name: str) -> Path:
-    return host.base_dir / "output" / "turbo_distill" / "runs" / name
-
-
-def lora_of(host: Host, name: str) -> Path:
-    return host.base_dir / "output" / "loras" / "turbo_distill" / f"{name}.safetensors"
-
-
-def log_of(host: Host, name: str) -> list[dict]:
-    return RunFolder(run_folder(host, name)).logs()
-
-
-def steps_of(host: Host, name: str) -> list[int]:
-    """The steps in the run's log, which must be 1, 2, 3, ..."""
-    return [entry["step"] for entry in log_of(host, name)]
-
-
-def wait_for_step(host: Host, name: str, step: int, timeout: float = 300.0) -> None:
-    end = time.monotonic() + timeout
-    while len(steps_of(host, name)) < step:
-        host.check_alive()
-        assert time.monotonic() < end, f"no step {step} in {timeout} s\n{host.log()[-3000:]}"
-        time.sleep(0.01)
-
-
-def fails(host: Host, graph: dict) -> str:
-    """The error that a workflow ends with; the server must be alive after it."""
-    entry = host.wait(host.queue(graph), 300)
-    assert entry["status"]["status_str"] == "error", entry["status"]
-    host.get("/system_stats")
-    return failure_text(entry)
-
-
-def assert_same_files(a: Path, b: Path) -> None:
-    first, second = load_file(a), load_file(b)
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
 
 # What it reaches
 
