@@ -27,7 +27,7 @@ from ..distill_core.features import BlockInput, OutOfPlace, collect_taps, spread
 from ..distill_core.lora import LowRankPath, PathSwitch
 from .comfy_families import Family, training_family
 from .host_attention import training_attention
-from .host_conditioning import cond_of, host_conds
+from .host_conditioning import check_places, cond_of, host_conds
 from .host_copies import forget, own_copy, trainable_model
 from .host_model import family_of, prediction_of, shift_alpha_of, training_process_of
 from .lora_keys import export_differences, export_lora
@@ -139,7 +139,11 @@ class ComfyBackend:
         return _in_order(outputs, [rows for rows, _ in groups])
 
     def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
-        """Features of ``taps`` as maps [B, C, H, W] of the image tokens; the forward stops after the last one."""
+        """Features of ``taps`` as maps [B, C, H, W] of the image tokens; the forward stops after the last one.
+
+        Raises ValueError for a conditioning with which the image would not be where it is looked for.
+        """
+        check_places(cond, self.architecture)
         grid = self.architecture.token_grid(*x.shape[-2:])
         groups, path, inputs = self._groups(x, cond), self.switch.active, self.switch.inputs
         parts = []

@@ -75,6 +75,7 @@ class Family:
     in_place: blocks add to their input in place, which breaks gradients (`features.OutOfPlace`).
     block_options: keywords every block is called with.  key_prefix: of LoRA keys that core and diffusers both read.
     foreign: endings of the host's LoRA keys that belong to another model of the same class.
+    misplacing: values of a CONDITIONING that put other tokens where ``image`` expects the image.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Family:
     patch_size: int = 2
     key_prefix: str = "transformer."
     foreign: tuple[str, ...] = ()
+    misplacing: tuple[str, ...] = ()
 
     def checkpoints(self, network: nn.Module) -> list[str]:
         return (self.checkpointed or self.taps)(network)
@@ -138,7 +140,9 @@ FAMILIES = {
     "QwenImageTransformer2DModel": Family(
         "qwen-image", _blocks("transformer_blocks"), ("transformer_blocks",), two_streams=("hidden_states", 1)
     ),
-    "WanModel": Family("wan", _blocks("blocks"), ("blocks",), key_prefix="diffusion_model."),
+    "WanModel": Family(
+        "wan", _blocks("blocks"), ("blocks",), key_prefix="diffusion_model.", misplacing=("reference_latents",)
+    ),
     "UNetModel": Family(
         "unet", _unet_taps, ("transformer_blocks", "proj_in", "proj_out"), patch_size=1,
         checkpointed=lambda network: list(_unet_parts(network)), key_prefix="lora_unet_",

@@ -153,6 +153,29 @@ def features_are_the_image() -> dict:
     return result
 
 
+def features_beside_a_reference() -> dict:
+    """The same with reference latents in the sequence: what differs is still where the latents differ."""
+    result = {}
+    for family in ("flux", "flux2", "qwen-image"):
+        with training_backend(load(family)) as backend, torch.no_grad():
+            text, options = tiny_models.conditioning(family)[0]
+            reference = torch.randn(tiny_models.empty_latent(family).shape, generator=torch.Generator().manual_seed(4))
+            cond = backend.cond([[text, {**options, "reference_latents": [reference]}]])
+            x, sigma = latents(family, 1), backend.process.sigma_at_flow_time(torch.tensor([0.5]))
+            changed = x.clone()
+            changed[..., -2:, :2] += 3.0
+            last = backend.tap_names[-1:]
+            (before,), (after,) = (Denoiser(backend).features(v, sigma, cond, last) for v in (x, changed))
+            (alone,) = Denoiser(backend).features(x, sigma, backend.cond([[text, options]]), last)
+            moved = (after - before).abs().mean((0, 1))
+            place = moved.flatten().argmax().item()
+            result[family] = {
+                "shape": list(before.shape), "corner": [place // moved.shape[1], place % moved.shape[1]],
+                "effect": relative(before, alone),
+            }  # fmt: skip
+    return result
+
+
 def counted(forward, calls: dict, name: str):
     """The forward of a layer that counts its calls; unlike a hook, also those of a recompute."""
 
@@ -397,8 +420,16 @@ def mistakes() -> dict:
             "quantized": said(lambda: setattr(backend, "architecture", no_layers) or backend.new_path(2)),
             "other channels": said(lambda: backend.latents_in(torch.zeros(1, 4, 8, 8))),
         }
+        masked = [[positive[0][0], {**positive[0][1], "mask": torch.ones(1, 64, 64), "mask_strength": 1.0}]]
+        result["mask"] = said(lambda: backend.cond(masked))
     with training_backend(load("wan")) as backend:
         result["video"] = said(lambda: backend.latents_in(torch.zeros(1, 16, 5, 8, 8)))
+        text, options = tiny_models.conditioning("wan")[0]
+        reference = backend.cond([[text, {**options, "reference_latents": [torch.zeros(1, 16, 1, 8, 8)]}]])
+        taps, wan_latents = backend.default_taps(), latents("wan", 1)
+        result["reference before the image"] = said(
+            lambda: Denoiser(backend).features(wan_latents, torch.tensor([0.5]), reference, taps)
+        )
 
     def enter(model) -> None:
         with training_backend(model):
@@ -417,7 +448,8 @@ if __name__ == "__main__":
     write(
         "training",
         [
-            same_as_sampling, shift_of_the_teacher, mixed_texts, features_are_the_image, forwards_of_a_step,
+            same_as_sampling, shift_of_the_teacher, mixed_texts, features_are_the_image, features_beside_a_reference,
+            forwards_of_a_step,
             flops_of_a_step, one_copy, nothing_leaks, without_a_loader, exported_loras, latent_spaces, mistakes,
         ],
     )  # fmt: skip

@@ -91,8 +91,9 @@ def cpu(host: Host) -> float:
 # Cancel and resume
 
 
-def test_a_cancelled_run_stops_soon_and_goes_on_to_the_same_weights(host):
-    whole, cut, settings = "whole", "cut", dict(steps=30, seed=1)
+@pytest.mark.parametrize("train", ["LoRA", "all weights"])
+def test_a_cancelled_run_stops_soon_and_goes_on_to_the_same_weights(host, train):
+    whole, cut, settings = f"whole {train}", f"cut {train}", dict(steps=30, seed=1, train=train)
     host.run(mini_training(whole, **settings), 300)
     prompt = host.queue(mini_training(cut, **settings))
     wait_for_step(host, cut, random.randint(2, 20))
