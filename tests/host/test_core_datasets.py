@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from graphs import node
+from run_files import log_of
 from test_datasets import everything, folder_of, only
-from test_training import log_of
 
 from distill_core import mini
 from distill_core.data import LatentDataset
