@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from graphs import node
+from run_files import log_of
 from test_datasets import everything, folder_of, only
-from test_training import log_of
 
 from distill_core import mini
 from distill_core.data import LatentDataset
@@ -97,6 +97,7 @@ def test_a_loaded_dataset_is_trained_on(host):
         "TurboDistillLADDTrainer", model=["teacher", 0], dataset=["dataset", 0], run_name="core_images",
         target_steps=1, steps=3, batch_size=8, student_lr=6e-4, discriminator_lr=4e-3, rank=4,
     )  # fmt: skip
+    graph["save"] = node("TurboDistillSaveLora", lora=["train", 1], filename_prefix="loras/core_images")
     host.run(graph, 120)
     assert [entry["step"] for entry in log_of(host, "core_images")] == [1, 2, 3]
 

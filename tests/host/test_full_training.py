@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from graphs import class_samples, guided_teacher, mini_training, node, saved_student
+from run_files import fails, log_of, lora_of
 from server import Host
-from test_training import fails, log_of, lora_of
 
 from distill_core import mini
 from distill_core.checkpoint import read_lora
