@@ -58,8 +58,8 @@ def trainable_model(model):
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if type(tensor.data) is not torch.Tensor or not (tensor.is_floating_point() or tensor.numel() < 2):
             raise ValueError(
-                f"all weights of a quantized model cannot be trained ({name}): load a file in bfloat16, float16 or "
-                "float32, or train a LoRA"
+                f"a quantized network ({name}) cannot be copied to be trained: load a file in bfloat16, float16 or "
+                "plain fp8"
             )
         value = tensor.detach().clone()
         value = value.float() if value.is_floating_point() else value

@@ -20,7 +20,7 @@ import torch
 from pack.nodes import mini
 from pack.nodes.datasets import TeacherLatents
 from pack.nodes.folders import run_folder
-from pack.nodes.host_training import train_in_graph
+from pack.nodes.host_training import advice, train_in_graph
 from pack.nodes.ladd_trainer import LADDTrainer
 
 folder_paths.set_output_directory(str(folder))
@@ -89,4 +89,5 @@ with torch.inference_mode():
     result["in_training"] = comfy.model_management.in_training
     again = train_in_graph(request(model, dataset, "short"))[1]
     result["resumed"] = all(torch.equal(again[name], lora[name]) for name in lora)
+    result["advice on all weights"] = advice(request(model, dataset, "full", train="all weights"))
 print(json.dumps(result))

@@ -25,6 +25,7 @@ import weakref
 from dataclasses import replace
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import comfy_extras.nodes_model_advanced as core_models
@@ -395,6 +396,14 @@ def latent_spaces() -> dict:
     return result
 
 
+def quantized(backend):
+    """The backend with one layer quantized."""
+    layer = backend.network.get_submodule("joint_blocks.0.x_block.mlp.fc1")
+    weight = comfy.ops.QuantizedTensor.from_float(layer.weight.detach(), "TensorCoreFP8Layout")
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return backend
+
+
 def mistakes() -> dict:
     """What is said to a user who connects the wrong thing."""
     with training_backend(load("sd3")) as backend:
@@ -418,8 +427,10 @@ def mistakes() -> dict:
             "no pooled": said(lambda: Denoiser(backend)(x, sigma, no_pooled)),
             "unlike conditionings": said(lambda: cat_conds(half)),
             "quantized": said(lambda: setattr(backend, "architecture", no_layers) or backend.new_path(2)),
+            "quantized, all weights": said(lambda: quantized(backend).trainable_copy()),
             "other channels": said(lambda: backend.latents_in(torch.zeros(1, 4, 8, 8))),
         }
+
         masked = [[positive[0][0], {**positive[0][1], "mask": torch.ones(1, 64, 64), "mask_strength": 1.0}]]
         result["mask"] = said(lambda: backend.cond(masked))
     with training_backend(load("wan")) as backend:

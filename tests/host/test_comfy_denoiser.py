@@ -230,6 +230,7 @@ MESSAGES = {
     "no pooled": "lacks 'pooled_output', which this model needs",
     "unlike conditionings": "only some of them have pooled",
     "quantized": "quantized in a way that cannot be trained on",
+    "quantized, all weights": "quantized network .joint_blocks.0.x_block.mlp.fc1.weight. cannot be copied",
     "other channels": "4 channels, this model's have 16: encode the images with the model's own VAE",
     "mask": "conditioning with mask cannot be trained with",
     "reference before the image": "reference_latents cannot be trained with on wan",

@@ -97,6 +97,7 @@ def test_a_loaded_dataset_is_trained_on(host):
         "TurboDistillLADDTrainer", model=["teacher", 0], dataset=["dataset", 0], run_name="core_images",
         target_steps=1, steps=3, batch_size=8, student_lr=6e-4, discriminator_lr=4e-3, rank=4,
     )  # fmt: skip
+    graph["save"] = node("TurboDistillSaveLora", lora=["train", 1], filename_prefix="loras/core_images")
     host.run(graph, 120)
     assert [entry["step"] for entry in log_of(host, "core_images")] == [1, 2, 3]
 

@@ -227,6 +227,7 @@ def test_without_memory_the_run_says_what_to_change_and_can_go_on(probe):
     for text in ("OutOfMemoryError: not enough memory to train", *hints):
         assert text in probe["error"]
     assert probe["kept"] and not probe["in_training"] and probe["resumed"]
+    assert "set train to LoRA" in probe["advice on all weights"] and "rank" not in probe["advice on all weights"]
 
 
 def test_twenty_runs_in_a_row_do_not_grow_the_server(host):
