@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,20 @@ from .methods.student import Distance, MethodConfig, StudentMethod
 from .vision import VisionNetwork, efficientnet_vision, encoder_vision, image_embedding, transformers_vision
 
 METHODS = {"ladd": LADDConfig, "add": ADDConfig, "diffusion2gan": Diffusion2GANConfig}
+TITLES = {"ladd": "LADD", "add": "ADD", "diffusion2gan": "Diffusion2GAN"}
 ENCODER, EFFICIENTNET = "encoder", "efficientnet"
+
+
+def name_of(config: MethodConfig) -> str:
+    """The method that ``config`` is of, as `METHODS` calls it."""
+    return next(name for name, kind in METHODS.items() if isinstance(config, kind))
+
+
+def title_of(config: MethodConfig) -> str:
+    """The method with the terms that are not its own: "LADD + pairs", "ADD"."""
+    name = name_of(config)
+    own = {"adversarial", *METHODS[name]().terms}
+    return " + ".join([TITLES[name], *(term for term, weight in config.terms.items() if weight and term not in own)])
 
 
 @dataclass(frozen=True)
@@ -53,12 +66,14 @@ class Parts:
     """A model as the methods need it.
 
     backend: `backends.diffusers.DiffusersBackend` or one like it.  decode: latents -> images in [-1, 1] with gradients,
-    or None.  encoder: that of a tiny autoencoder, or None.
+    or None.  encoder: that of a tiny autoencoder, or None.  vision: an open vision network, in place of the one that
+    `VisionConfig` names.
     """
 
     backend: object
     decode: Callable[[Tensor], Tensor] | None = None
     encoder: object = None
+    vision: VisionNetwork | None = None
 
 
 def tiny_decoder(folder: str | Path) -> Parts:
@@ -72,7 +87,9 @@ def tiny_decoder(folder: str | Path) -> Parts:
 
 
 def open_vision(config: VisionConfig, parts: Parts) -> VisionNetwork:
-    """The vision network that ``config`` names. Raises ValueError when it is not there."""
+    """The vision network of ``parts``, or that which ``config`` names. Raises ValueError when it is not there."""
+    if parts.vision is not None:
+        return parts.vision
     if config.network == EFFICIENTNET:
         return efficientnet_vision(config.size or 224)
     if config.network != ENCODER:
@@ -112,7 +129,7 @@ def new_method(
     if isinstance(config, ADDConfig):
         if vision.decoder:
             tiny = tiny_decoder(vision.decoder)
-            parts = Parts(backend, tiny.decode, tiny.encoder)
+            parts = replace(parts, decode=tiny.decode, encoder=tiny.encoder)
         network = open_vision(vision, parts) if adversarial else None
         discriminator = pixel_discriminator(config, network, parts, example) if adversarial else None
         return ADD(student, teacher, discriminator, network, parts.decode, *last)

@@ -283,6 +283,15 @@ def _open_shard(path: Path):
     return file
 
 
+def stored_grid(dataset: LatentDataset, process) -> Tensor:
+    """The noise levels on which a dataset's latents were sampled; the process' own where its manifest does not say."""
+    manifest = dataset.manifest()
+    if "sigmas" in manifest:
+        return torch.tensor(manifest["sigmas"])
+    known = {k: v for k, v in manifest.get("config", {}).items() if k in CacheConfig.__annotations__}
+    return teacher_grid(process, replace(CacheConfig(**known), state_sigmas=dataset.state_sigmas))
+
+
 @torch.no_grad()
 def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05) -> float:
     """Re-run the path of the first item from its stored noise; returns the relative RMS error of the latent.
@@ -290,10 +299,8 @@ def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05
     Raises ValueError when no noise is stored, or when the stored latent is not where the teacher's deterministic solver
     ends (another teacher, guidance or number of steps, or a sampler that adds noise): such pairs cannot be learnt.
     """
-    process = teacher.process
-    config = CacheConfig(**{k: v for k, v in dataset.manifest()["config"].items() if k in CacheConfig.__annotations__})
-    config = replace(config, state_sigmas=dataset.state_sigmas)
-    top = teacher_grid(process, config)[0].item()
+    grid = stored_grid(dataset, teacher.process)
+    top = grid[0].item()
     if not dataset.state_sigmas or abs(max(dataset.state_sigmas) - top) > 1e-4 * top:
         raise ValueError(
             f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas "
@@ -302,7 +309,7 @@ def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05
     places = next(iter(dataset.buckets.values()))[:1]
     one = dataset.read(places).to(teacher.uncond.device)
     x = one.states[:, dataset.state_sigmas.index(max(dataset.state_sigmas))]
-    again = SAMPLERS["euler"](teacher, x, teacher_grid(process, config), {"cond": one.cond}, disable=True)
+    again = SAMPLERS["euler"](teacher, x, grid, {"cond": one.cond}, disable=True)
     error = ((again - one.latents).square().mean() / one.latents.square().mean()).sqrt().item()
     if not error <= tolerance:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .features import BlockInput
 from .lora import LowRankPath, PathSwitch
 
 
@@ -93,6 +94,8 @@ class Backend(Protocol):
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor: ...
 
     def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]: ...
+
+    def block_input(self, args: tuple, kwargs: dict) -> BlockInput: ...  # of a block that runs in `maps`
 
 
 class Denoiser:

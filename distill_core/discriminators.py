@@ -3,6 +3,7 @@ whole trainable network (Diffusion2GAN)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -124,7 +125,7 @@ class NetworkDiscriminator(nn.Module):
         same = len({shape[2:] for shape in maps}) == 1
         coarsest = max(1, min(maps[0][2:]) // 2)  # at least two positions a side
         self.pools = [min(coarsest, 2 ** (len(maps) - 1 - i)) if same else 1 for i in range(len(maps))]
-        self.patch = latent[1] // maps[-1][2]
+        self.patch = math.ceil(latent[1] / maps[-1][2])
         modules = dict(critic.backend.network.named_modules())
         for depth, (inlet, name) in enumerate(zip(self.inlets, entries, strict=True), 1):
             modules[name].register_forward_pre_hook(self._feed(inlet, depth), with_kwargs=True)
@@ -145,7 +146,7 @@ class NetworkDiscriminator(nn.Module):
 
         def note(name: str):
             def hook(module, args, kwargs):
-                hidden = kwargs.get("hidden_states", args[0] if args else None)
+                hidden, _ = critic.backend.block_input(args, kwargs)
                 widths[name] = hidden.shape[1] if hidden.ndim == 4 else hidden.shape[2]
 
             return hook
@@ -185,11 +186,8 @@ class NetworkDiscriminator(nn.Module):
             inputs = self.critic.backend.switch.inputs
             if inputs is None or inputs[0] is not self:
                 return None
-            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            hidden = add_small_copy(hidden, inputs[1], inlet, depth, self.patch)
-            if "hidden_states" in kwargs:
-                return args, {**kwargs, "hidden_states": hidden}
-            return (hidden, *args[1:]), kwargs
+            hidden, put = self.critic.backend.block_input(args, kwargs)
+            return put(add_small_copy(hidden, inputs[1], inlet, depth, self.patch))
 
         return hook
 
@@ -199,7 +197,7 @@ def add_small_copy(hidden: Tensor, latents: Tensor, inlet: nn.Module, depth: int
     ``patch`` at 1 / 2^depth of their grid, spread over it (text tokens, if any, stand first and take nothing)."""
     if hidden.ndim == 4:
         return hidden + inlet(F.adaptive_avg_pool2d(latents, hidden.shape[2:])).to(hidden.dtype)
-    grid = latents.shape[2] // patch, latents.shape[3] // patch
+    grid = math.ceil(latents.shape[2] / patch), math.ceil(latents.shape[3] / patch)
     small = F.adaptive_avg_pool2d(latents, [max(1, side // 2**depth) for side in grid])
     tokens = inlet(F.interpolate(small, size=grid)).flatten(2).transpose(1, 2).to(hidden.dtype)
     return hidden + F.pad(tokens, (0, 0, hidden.shape[1] - tokens.shape[1], 0))

@@ -11,6 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from .lora import PathSwitch
 
+# What a block works on among its arguments, and a function that gives them with something else in its place.
+BlockInput = tuple[Tensor, Callable[[Tensor], tuple[tuple, dict]]]
+
 
 class _LastTap(Exception):
     """Ends the forward of a backbone once all taps are recorded."""
@@ -21,6 +24,13 @@ def spread_taps(blocks: Sequence[str], count: int = 6) -> list[str]:
     names = blocks[: math.ceil(0.75 * len(blocks))]
     count = min(count, len(names))
     return [names[math.ceil(len(names) * (i + 1) / count) - 1] for i in range(count)]
+
+
+def depth_scales(blocks: Sequence[str], count: int) -> tuple[list[str], list[str]]:
+    """The ends of ``count`` equal parts of a network's blocks, and the starts of all parts but the first."""
+    count = min(count, len(blocks))
+    ends = [len(blocks) * (i + 1) // count for i in range(count)]
+    return [blocks[end - 1] for end in ends], [blocks[end] for end in ends[:-1]]
 
 
 def collect_taps(
@@ -76,6 +86,13 @@ def _image_stream(output) -> Tensor:
     if output[0] is not None and output[0].ndim == 4:  # a UNet block: (hidden states, residuals)
         return output[0]
     return output[-1]
+
+
+def hidden_states_of(args: tuple, kwargs: dict) -> BlockInput:
+    """The image as a map, or as tokens (text before it, if any), that a block of diffusers is called with."""
+    if "hidden_states" in kwargs:
+        return kwargs["hidden_states"], lambda hidden: (args, {**kwargs, "hidden_states": hidden})
+    return args[0], lambda hidden: ((hidden, *args[1:]), kwargs)
 
 
 def tokens_to_map(tokens: Tensor, height: int, width: int, text_tokens: int = 0) -> Tensor:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 
@@ -22,12 +23,13 @@ class PathSwitch:
 
     def __init__(self) -> None:
         self.active: LowRankPath | None = None
-        self.inputs: object = None  # what a trainable discriminator feeds to the blocks (`discriminators`)
+        # (owner, latents [B, C, H, W]): what a trainable discriminator feeds to the blocks (`discriminators`).
+        self.inputs: tuple[object, Tensor] | None = None
         self.inside_checkpoint = False
         self.after_checkpoint: Callable[[], None] | None = None  # called when a checkpointed block has returned
 
     @contextmanager
-    def on(self, path: LowRankPath | None, inputs: object = None) -> Iterator[None]:
+    def on(self, path: LowRankPath | None, inputs: tuple[object, Tensor] | None = None) -> Iterator[None]:
         previous, (self.active, self.inputs) = (self.active, self.inputs), (path, inputs)
         try:
             yield
@@ -36,19 +38,43 @@ class PathSwitch:
 
     def checkpoint(self, block: Callable, *args):
         """Run ``block(*args)`` under gradient checkpointing; the recompute sees the path that is on now."""
-        view = self.active, self.inputs
-
-        def contexts():
-            return nullcontext(), self.on(*view)
-
+        again = _AsNow(self)
         self.inside_checkpoint = True
         try:
-            result = checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
+            result = checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
         finally:
             self.inside_checkpoint = False
         if self.after_checkpoint is not None:
             self.after_checkpoint()
         return result
+
+
+class _AsNow:
+    """The view and the attention kernels of now, for a recompute later; a penalty's double backward enters it twice."""
+
+    def __init__(self, switch: PathSwitch) -> None:
+        self.switch, self.view, self.kernels = switch, (switch.active, switch.inputs), attention_kernels()
+        self.entered: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        stack = ExitStack()
+        stack.enter_context(self.switch.on(*self.view))
+        stack.enter_context(sdpa_kernel(self.kernels))
+        self.entered.append(stack)
+
+    def __exit__(self, *error) -> None:
+        self.entered.pop().close()
+
+
+def attention_kernels() -> list[SDPBackend]:
+    """The kernels that torch's attention may choose from now; each saves other tensors for the backward."""
+    cuda = torch.backends.cuda
+    enabled = {
+        SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled(), SDPBackend.MATH: cuda.math_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled(),
+        SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled(),
+    }  # fmt: skip
+    return [kernel for kernel, on in enabled.items() if on]
 
 
 class LowRankPath(nn.Module):

@@ -168,10 +168,11 @@ def gradient_faults(run: Run, batch: Batch) -> Iterator[str]:
     """Whether each loss reaches its own player and trains nobody else."""
     with autocast(run):
         step = run.method.start(batch, ItemNoise(0, range(len(batch.latents))), run.config.steps)
-    frozen = getattr(getattr(run.method.student, "backend", None), "network", None)
+    views = (run.method.student, run.method.teacher)
+    networks = [view.backend.network for view in views if hasattr(getattr(view, "backend", None), "network")]
     players = {phase.name: list(phase.parameters.values()) for phase in run.phases}
     mine = {id(p) for parameters in players.values() for p in parameters}
-    strangers = [] if frozen is None else [p for p in frozen.parameters() if id(p) not in mine]
+    strangers = [p for network in networks for p in network.parameters() if id(p) not in mine]
     if any(p.requires_grad for p in strangers):
         yield "the backbone is not frozen: weights that no one trains ask for gradients. Call requires_grad_(False)"
     try:

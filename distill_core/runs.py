@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .build import DiscriminatorConfig, Parts, new_method
+from .build import DiscriminatorConfig, Parts, VisionConfig, name_of, new_method, title_of
 from .checkpoint import save_json
 from .data import LatentDataset
 from .health import Condition, Health, watched
-from .methods.ladd import LADDConfig
+from .methods.student import Distance, MethodConfig
 from .train import Event, Run, TrainConfig
 
 NAME = re.compile(r"[\w][\w .+-]{0,99}")
@@ -120,7 +120,10 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """rank and target layers of the LoRA (empty: the backend's own), and what the student is to be sampled with."""
+    """rank and target layers of the LoRA (empty: the backend's own), and what the student is to be sampled with.
+
+    rank 0: no LoRA; all weights of a copy are trained.
+    """
 
     rank: int = 64
     targets: tuple[str, ...] = ()
@@ -141,33 +144,42 @@ def pick_targets(names: Sequence[str], parts: str) -> tuple[str, ...]:
 
 
 def new_run(
-    backend, dataset: LatentDataset, ladd: LADDConfig, config: TrainConfig, student: StudentConfig, taps: Sequence[str],
-    folder: str | Path | None = None, heads: DiscriminatorConfig = DiscriminatorConfig(), processes=None,
+    parts: Parts, dataset: LatentDataset, method: MethodConfig, config: TrainConfig, student: StudentConfig,
+    taps: Sequence[str], folder: str | Path | None = None, heads: DiscriminatorConfig = DiscriminatorConfig(),
+    vision: VisionConfig = VisionConfig(), distance: Distance | None = None, guidance: float | None = None,
+    beside: dict | None = None, processes=None,
 ) -> Run:  # fmt: skip
-    """A LoRA student, a discriminator on the teacher's ``taps`` and LADD between them, all on one backbone.
+    """A student and the method's discriminator on one backbone, or on two where all weights are trained.
 
+    taps: blocks that its heads read, empty for the method's own.  guidance: of the teacher, None for that of the
+    dataset.  beside: what else decides the run, anything JSON, e.g. the identity of the autoencoder.
     Every new weight comes from the training seed; torch's own random state is as before.
     """
+    backend = parts.backend
     device = next(backend.network.parameters()).device
-    guidance, uncond = dataset.manifest()["guidance"], dataset.uncond().to(device)
+    guidance = dataset.manifest()["guidance"] if guidance is None else guidance
+    uncond = dataset.uncond().to(device)
     example = dataset.batch(0, config.batch_size, config.seed).to(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        method = new_method(
-            ladd, Parts(backend), example, student.rank, uncond, guidance, student.targets, taps, heads
+        built = new_method(
+            method, parts, example, student.rank, uncond, guidance, student.targets, taps, heads, vision, distance
         )  # fmt: skip
-    described = {"ladd": asdict(ladd), "student": asdict(student), "base": backend.description()["base"]}
-    return Run(method, dataset, config, folder, described | {"taps": list(taps), "heads": asdict(heads)}, processes)
+    described = {name_of(method): asdict(method), "student": asdict(student), "base": backend.description()["base"]}
+    described |= {"taps": list(taps), "heads": asdict(heads), **(beside or {})}
+    return Run(built, dataset, config, folder, described, processes)
 
 
 def student_of(run: Run, student: StudentConfig) -> tuple[dict[str, Tensor], dict]:
-    """The averaged student as a LoRA's tensors, and the description that `checkpoint.save_lora` writes beside them."""
-    denoiser, ladd = run.method.student, run.method.config
+    """The averaged student as a LoRA's tensors (or what its backend exports of all weights), and the description that
+    `checkpoint.save_lora` writes beside them."""
+    denoiser, method = run.method.student, run.method.config
     with run.ema_weights():
         state = denoiser.backend.export(denoiser.path)
-    extras = [term for term, weight in ladd.terms.items() if weight and term != "adversarial"]
+    base = run.method.teacher.backend.description()
     return state, {
-        "method": " + ".join(["LADD", *extras]), "sigmas": list(ladd.student_sigmas), "sampler": student.sampler,
-        "sampler_options": student.sampler_options, "cfg": 1.0, **denoiser.backend.description(), "steps": run.step,
-        "config": {"ladd": asdict(ladd), "train": asdict(run.config), "student": asdict(student)},
+        "method": title_of(method), "weights": "lora" if denoiser.path else "differences",
+        "sigmas": list(run.method.levels), "sampler": student.sampler,
+        "sampler_options": student.sampler_options, "cfg": 1.0, **base, "steps": run.step,
+        "config": {name_of(method): asdict(method), "train": asdict(run.config), "student": asdict(student)},
     }  # fmt: skip

@@ -16,17 +16,23 @@ NO_PRESET = "none"
 
 @dataclass(frozen=True)
 class Start:
-    """rank of the LoRA, learning rates, and the logit-normal (m, s) of the discriminator's noise level."""
+    """rank of the LoRA, learning rates, and the logit-normal (m, s) of the discriminator's noise level.
+
+    student_lr: of a LoRA.  full_lr: of a student all of whose weights are trained.
+    """
 
     rank: int = 64
     student_lr: float = 1e-5
+    full_lr: float = 2e-6
     discriminator_lr: float = 1e-4
     renoise_mean: float = 1.0
     renoise_std: float = 1.0
 
 
 # LADD uses (m, s) = (1, 1) at 1024 px (section 4); a latent of 512 px has a quarter of the pixels, so noise hides its
-# layout at a lower level (SD3, eq. 23), which is what m = .5 answers. Rates: Flash Diffusion (LoRA), Z-Image trainers.
+# layout at a lower level (SD3, eq. 23), which is what m = .5 answers. Rates: Flash Diffusion (LoRA), Z-Image
+# trainers; all weights: SANA-Sprint and FastVideo train them at 2e-6, NITRO at 1e-6.
+# ADD and Diffusion2GAN do not say theirs and take the same; Diffusion2GAN's network learns at a tenth of its heads'.
 STARTS = {"sd15": Start(renoise_mean=0.5), "sd21": Start(renoise_mean=0.5), "wan": Start(renoise_mean=1.5)}
 
 

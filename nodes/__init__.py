@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import datasets, doctor, mini, perceptual, results, sampling, training
+from . import (
+    add_trainer,
+    datasets,
+    diffusion2gan_trainer,
+    doctor,
+    ladd_trainer,
+    mini,
+    perceptual,
+    results,
+    sampling,
+)
 
 WEB_DIRECTORY = "./web"
-FILES = (sampling, doctor, datasets, training, results, perceptual, mini)
+TRAINERS = (ladd_trainer, add_trainer, diffusion2gan_trainer)
+FILES = (sampling, doctor, datasets, *TRAINERS, results, perceptual, mini)
 NODES: list[type[io.ComfyNode]] = [node for file in FILES for node in file.NODES]
 
 

@@ -10,12 +10,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
-import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -25,12 +23,14 @@ from torch import Tensor, nn
 
 from ..distill_core.checkpoint import fingerprint
 from ..distill_core.denoiser import Cond
-from ..distill_core.features import OutOfPlace, collect_taps, spread_taps, tokens_to_map
+from ..distill_core.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
 from ..distill_core.lora import LowRankPath, PathSwitch
 from .comfy_families import Family, training_family
-from .host_conditioning import cond_of, host_conds
+from .host_attention import training_attention
+from .host_conditioning import check_places, cond_of, host_conds
+from .host_copies import forget, own_copy, trainable_model
 from .host_model import family_of, prediction_of, shift_alpha_of, training_process_of
-from .lora_keys import export_lora
+from .lora_keys import export_differences, export_lora
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def training_backend(model, checkpointing: bool = True) -> Iterator[ComfyBackend
     """
     family, process = training_family(model.model.diffusion_model), training_process_of(model)
     with torch.inference_mode(False), _in_training():
-        patcher = _own_copy(model)
+        patcher = own_copy(model)
         backend = ComfyBackend(patcher, family, process, checkpointing)
         try:
             comfy.model_management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
@@ -51,7 +51,7 @@ def training_backend(model, checkpointing: bool = True) -> Iterator[ComfyBackend
             yield backend
         finally:
             backend.release()
-            _forget(patcher)
+            forget(patcher)
 
 
 class ComfyBackend:
@@ -62,6 +62,8 @@ class ComfyBackend:
 
     def __init__(self, patcher, family: Family, process, checkpointing: bool) -> None:
         self.patcher, self.model, self.architecture, self.process = patcher, patcher.model, family, process
+        self.checkpointing, self.copies, self.original = checkpointing, [], None
+        self.tokens: tuple[int, int] = 0, 0  # of text and of the image in the forward that is running
         self.network: nn.Module = patcher.model.diffusion_model
         self.family = family_of(patcher) or family.name
         self.switch = PathSwitch()
@@ -74,18 +76,24 @@ class ComfyBackend:
         # The host's apply_model does everything around the network; what it does to x and sigma is the Denoiser's part.
         patcher.add_object_patch("model_sampling", _NetworkItself())
         self.wrapped = [self.network.get_submodule(name) for name in family.checkpoints(self.network)]
-        for block in self.wrapped:
-            block.forward = _guarded(block.forward, family, self.switch, checkpointing)
+        self.guard()
 
     @property
     def tap_names(self) -> list[str]:
         """All blocks that can be tapped, in the order in which they run."""
         return self.architecture.taps(self.network)
 
-    @property
-    def taps(self) -> list[str]:
-        """About six of them, the discriminator's default."""
-        return spread_taps(self.tap_names)
+    def default_taps(self, count: int = 6) -> list[str]:
+        """About ``count`` blocks, evenly spread over the first three quarters of the network."""
+        return spread_taps(self.tap_names, count)
+
+    def scales(self, count: int = 3) -> tuple[list[str], list[str]]:
+        """Blocks for a multi-scale discriminator: (read-outs, coarse to fine; blocks that smaller latents enter).
+
+        A UNet is read at the end of each scale of its decoder and fed at the start of each lower one of its encoder. A
+        transformer has one scale: it is read at ``count`` depths and fed before all but the first of those parts.
+        """
+        return self.architecture.scales(self.network, count)
 
     @property
     def lora_targets(self) -> list[str]:
@@ -131,18 +139,58 @@ class ComfyBackend:
         return _in_order(outputs, [rows for rows, _ in groups])
 
     def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
-        """Features of ``taps`` as maps [B, C, H, W] of the image tokens; the forward stops after the last one."""
+        """Features of ``taps`` as maps [B, C, H, W] of the image tokens; the forward stops after the last one.
+
+        Raises ValueError for a conditioning with which the image would not be where it is looked for.
+        """
+        check_places(cond, self.architecture)
         grid = self.architecture.token_grid(*x.shape[-2:])
-        groups = self._groups(x, cond)
+        groups, path, inputs = self._groups(x, cond), self.switch.active, self.switch.inputs
         parts = []
         for rows, conds in groups:
             run = partial(self._apply, x, timestep, rows, conds)
-            outputs = collect_taps(self.network, taps, run, self.switch, stream=lambda output: output)
-            text = conds["c_crossattn"].shape[1]
-            image = [self.architecture.image_tokens(out, self.network, text, grid[0] * grid[1]) for out in outputs]
+            self.tokens = conds["c_crossattn"].shape[1], grid[0] * grid[1]
+            with self.switch.on(path, inputs and (inputs[0], inputs[1][rows])):
+                outputs = collect_taps(self.network, taps, run, self.switch, stream=lambda output: output)
+            image = [self.architecture.image_output(out, self.network, *self.tokens) for out in outputs]
             parts.append([out if out.ndim == 4 else tokens_to_map(out, *grid) for out in image])
         order = [rows for rows, _ in groups]
         return [_in_order(list(tap), order) for tap in zip(*parts, strict=True)]
+
+    def block_input(self, args: tuple, kwargs: dict) -> BlockInput:
+        """The image entering a block in `maps`, as tokens [B, N, C] or a map, and what puts another one there."""
+        where, span = self.architecture.image_input(args, kwargs, self.network, *self.tokens)
+        hidden = kwargs[where] if isinstance(where, str) else args[where]
+
+        def put(image: Tensor) -> tuple[tuple, dict]:
+            if span is not None:
+                image = torch.cat([hidden[:, : span.start], image, hidden[:, span.stop :]], dim=1)
+            if isinstance(where, str):
+                return args, {**kwargs, where: image}
+            return (*args[:where], image, *args[where + 1 :]), kwargs
+
+        return hidden if span is None else hidden[:, span], put
+
+    def trainable_copy(self) -> ComfyBackend:
+        """The same network once more, with weights of its own to train in float32; it ends with this backend.
+
+        The patches of MODEL are in its weights as they are in the teacher's; what is frozen is shared. The host does
+        not know of it, and so never moves it.
+        """
+        self.unguard()
+        try:
+            model = trainable_model(self.model)
+        finally:
+            self.guard()
+        model.model_sampling = self.sampling
+        patcher = comfy.model_patcher.ModelPatcher(model, self.patcher.load_device, self.patcher.offload_device)
+        patcher.model_options = {"transformer_options": self.options}
+        copied = ComfyBackend(patcher, self.architecture, self.process, self.checkpointing)
+        patcher.patch_model(load_weights=False)
+        copied.network.requires_grad_(True).eval()
+        self.copies.append(copied)
+        copied.original = self.network
+        return copied
 
     def _groups(self, x: Tensor, cond: Cond) -> list[tuple[list[int], dict]]:
         """Rows that the host itself would run in one batch (texts of one length, say), with their processed conds."""
@@ -179,14 +227,31 @@ class ComfyBackend:
             "base": fingerprint(self.network),
         }
 
-    def export(self, path: LowRankPath) -> dict[str, Tensor]:
-        """The path as a LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`."""
-        return export_lora(path, self.model, self.architecture)
+    def export(self, path: LowRankPath | None) -> dict[str, Tensor]:
+        """The path as a LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`.
 
-    def release(self) -> None:
-        """Take the guards off the blocks, whose references to each other would keep the network in memory."""
+        None: how far the weights of a copy are from those it was made of (`lora_keys.export_differences`).
+        """
+        if path is not None:
+            return export_lora(path, self.model, self.architecture)
+        return export_differences(self.network, self.original)
+
+    def guard(self) -> None:
+        """Give the blocks forwards with right gradients."""
+        for block in self.wrapped:
+            block.forward = _guarded(block.forward, self.architecture, self.switch, self.checkpointing)
+
+    def unguard(self) -> None:
+        """Take them off; their references to each other would keep the network in memory."""
         for block in self.wrapped:
             block.__dict__.pop("forward", None)
+
+    def release(self) -> None:
+        """Undo what was done to this network and to its copies."""
+        self.unguard()
+        self.original = None
+        while self.copies:
+            self.copies.pop().release()
 
 
 class _NetworkItself(nn.Module):
@@ -229,7 +294,7 @@ def _in_order(parts: list[Tensor], rows: list[list[int]]) -> Tensor:
 
 def _transformer_options(patcher) -> dict:
     """MODEL's own options and wrappers for the network, with attention that has a gradient and always the same cuts."""
-    patcher.set_model_optimized_attention(comfy.ldm.modules.attention.attention_pytorch)
+    patcher.set_model_optimized_attention(training_attention)
     options = patcher.model_options["transformer_options"]
     for kind in ("wrappers", "callbacks"):
         own = getattr(patcher, kind)
@@ -245,45 +310,3 @@ def _in_training() -> Iterator[None]:
         yield
     finally:
         comfy.model_management.in_training = before
-
-
-def _own_copy(model):
-    """A patcher with MODEL's patches on weights of its own: loaded again, or copied if its loader cannot be asked.
-
-    Raises ValueError when neither is possible.
-    """
-    if model.cached_patcher_init is not None:
-        patcher = model.clone(disable_dynamic=True, force_deepcopy=True)
-    elif model.is_dynamic():
-        raise ValueError(
-            "this MODEL cannot be copied for training: its loader does not say how to load it again, and its weights "
-            "are paged. Load it with Load Diffusion Model or Load Checkpoint, or start ComfyUI with "
-            "--disable-dynamic-vram"
-        )
-    else:
-        patcher = model.clone(model_override=_copied(model).get_clone_model_override())
-    patcher.parent = None  # else the host would take MODEL for loaded once this is gone
-    return patcher
-
-
-def _copied(model):
-    """A plain patcher on a deep copy of MODEL's network as it was loaded, without the patches that are in it now."""
-    inner = model.model
-    keep = [inner.model_config, inner.latent_format]
-    memo = {id(inner.current_patcher): None} | {id(thing): thing for thing in keep}
-    for tensor in [*inner.parameters(), *inner.buffers()]:  # an inference tensor cannot be deep-copied
-        if tensor.is_inference():
-            data = tensor.clone()
-            memo[id(tensor)] = nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-    patcher = comfy.model_patcher.ModelPatcher(copy.deepcopy(inner, memo), model.load_device, model.offload_device)
-    patcher.backup = {key: saved._replace(weight=saved.weight.clone()) for key, saved in model.backup.items()}
-    patcher.object_patches_backup = dict(model.object_patches_backup)
-    patcher.unpatch_model(model.offload_device)
-    return patcher
-
-
-def _forget(patcher) -> None:
-    """Give the copy's memory back without moving it anywhere first."""
-    loaded = comfy.model_management.current_loaded_models
-    loaded[:] = [entry for entry in loaded if entry.model is not patcher]
-    comfy.model_management.soft_empty_cache()

@@ -8,33 +8,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ..distill_core.features import depth_scales
 from ..distill_core.lora import linear_layers
 
-# (output of a tapped block, network, text tokens, image tokens) -> image tokens [B, N, C], or a map [B, C, H, W]
-ImageTokens = Callable[[object, nn.Module, int, int], Tensor]
+# (length of a sequence, network, text tokens, image tokens) -> where the image is in it
+Span = Callable[[int, nn.Module, int, int], slice]
 
 
-def _last_stream(output, network: nn.Module, text: int, image: int) -> Tensor:
-    """Two streams, the image's last (SD3, Qwen-Image), or one without text (Wan); references come after the image."""
-    return (output[-1] if isinstance(output, tuple) else output)[:, :image]
+def _first(length: int, network: nn.Module, text: int, image: int) -> slice:
+    """References come after the image."""
+    return slice(0, image)
 
 
-def _flux_stream(output, network: nn.Module, text: int, image: int) -> Tensor:
-    """Double blocks give (image, text), single blocks text and image in one sequence; references come last."""
-    return output[0][:, :image] if isinstance(output, tuple) else output[:, text : text + image]
+def _after_text(length: int, network: nn.Module, text: int, image: int) -> slice:
+    """Text, image, references."""
+    return slice(text, text + image)
 
 
-def _lumina_stream(output, network: nn.Module, text: int, image: int) -> Tensor:
+def _last(length: int, network: nn.Module, text: int, image: int) -> slice:
     """The image is the end of the sequence, filled up to a multiple."""
-    fill = -image % (network.pad_tokens_multiple or 1)
-    return output[:, -image - fill :][:, :image]
-
-
-def _map(output, network: nn.Module, text: int, image: int) -> Tensor:
-    return output
+    end = length - -image % (network.pad_tokens_multiple or 1)
+    return slice(end - image, end)
 
 
 def _blocks(*lists: str) -> Callable[[nn.Module], list[str]]:
@@ -58,27 +56,40 @@ def _unet_taps(network: nn.Module) -> list[str]:
     return list(last.values())
 
 
+def _unet_scales(network: nn.Module) -> tuple[list[str], list[str]]:
+    kinds = ("ResBlock", "SpatialTransformer", "Downsample", "Upsample")
+    parts = [(name, type(part).__name__) for name, part in network.named_modules() if type(part).__name__ in kinds]
+    reads = [name for (name, _), (_, following) in pairwise(parts) if following == "Upsample"]
+    entries = [name for (_, before), (name, _) in pairwise(parts) if before == "Downsample"]
+    return [*reads, parts[-1][0]], entries
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture of the host.
 
     taps: blocks a discriminator can read, in the order in which they run.  lora_under: containers of the layers that
-    get a low-rank path.  checkpointed: modules that are recomputed one by one (the taps unless given).
+    get a low-rank path.  image: where a sequence of image and text tokens has the image.  two_streams: the image's
+    argument (keyword or position) and place in the output of blocks that keep image and text apart.
+    checkpointed: modules that are recomputed one by one (the taps unless given).
     in_place: blocks add to their input in place, which breaks gradients (`features.OutOfPlace`).
     block_options: keywords every block is called with.  key_prefix: of LoRA keys that core and diffusers both read.
     foreign: endings of the host's LoRA keys that belong to another model of the same class.
+    misplacing: values of a CONDITIONING that put other tokens where ``image`` expects the image.
     """
 
     name: str
     taps: Callable[[nn.Module], list[str]]
     lora_under: tuple[str, ...]
-    image_tokens: ImageTokens
+    image: Span = _first
+    two_streams: tuple[str | int, int] | None = None
     checkpointed: Callable[[nn.Module], list[str]] | None = None
     in_place: bool = False
     block_options: dict = field(default_factory=dict)
     patch_size: int = 2
     key_prefix: str = "transformer."
     foreign: tuple[str, ...] = ()
+    misplacing: tuple[str, ...] = ()
 
     def checkpoints(self, network: nn.Module) -> list[str]:
         return (self.checkpointed or self.taps)(network)
@@ -86,13 +97,31 @@ class Family:
     def lora_targets(self, network: nn.Module) -> list[str]:
         return linear_layers(network, self.lora_under)
 
+    def scales(self, network: nn.Module, count: int) -> tuple[list[str], list[str]]:
+        return _unet_scales(network) if self.name == "unet" else depth_scales(self.taps(network), count)
+
+    def image_output(self, output, network: nn.Module, text: int, image: int) -> Tensor:
+        """Image tokens [B, N, C], or a map [B, C, H, W], of what a tapped block gave."""
+        if isinstance(output, tuple):
+            return output[self.two_streams[1]][:, :image]
+        return output if output.ndim == 4 else output[:, self.image(output.shape[1], network, text, image)]
+
+    def image_input(
+        self, args: tuple, kwargs: dict, network: nn.Module, text: int, image: int
+    ) -> tuple[str | int, slice | None]:
+        """The argument of a block that has the image, and where in its sequence (None: it is a map)."""
+        where = self.two_streams[0] if self.two_streams else 0
+        if where in kwargs or (isinstance(where, int) and where > 0):
+            return where, slice(0, image)
+        return 0, None if args[0].ndim == 4 else self.image(args[0].shape[1], network, text, image)
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
 
 
 _FLUX = dict(
     taps=_blocks("double_blocks", "single_blocks"), lora_under=("double_blocks", "single_blocks"),
-    image_tokens=_flux_stream, in_place=True,
+    image=_after_text, two_streams=("img", 0), in_place=True,
 )  # fmt: skip
 _FLUX1_ONLY = (".proj_mlp", ".proj_out", ".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2")
 _FLUX2_ONLY = (".linear_in", ".linear_out", ".to_qkv_mlp_proj", ".attn.to_out")
@@ -100,20 +129,22 @@ _FLUX2_ONLY = (".linear_in", ".linear_out", ".to_qkv_mlp_proj", ".attn.to_out")
 FAMILIES = {
     # A JointBlock checkpoints itself unless told not to, and would recompute under whichever path is on then.
     "OpenAISignatureMMDITWrapper": Family(
-        "sd3", _blocks("joint_blocks"), ("joint_blocks",), _last_stream, block_options={"use_checkpoint": False}
+        "sd3", _blocks("joint_blocks"), ("joint_blocks",), two_streams=(1, 1), block_options={"use_checkpoint": False}
     ),
     "Flux": Family("flux", foreign=_FLUX2_ONLY, **_FLUX),
     "Flux2": Family("flux2", foreign=_FLUX1_ONLY, patch_size=1, **_FLUX),
     "NextDiT": Family(
-        "lumina", _blocks("layers"), ("layers", "noise_refiner", "context_refiner"), _lumina_stream,
+        "lumina", _blocks("layers"), ("layers", "noise_refiner", "context_refiner"), _last,
         checkpointed=_blocks("noise_refiner", "context_refiner", "layers"),
     ),
     "QwenImageTransformer2DModel": Family(
-        "qwen-image", _blocks("transformer_blocks"), ("transformer_blocks",), _last_stream
+        "qwen-image", _blocks("transformer_blocks"), ("transformer_blocks",), two_streams=("hidden_states", 1)
     ),
-    "WanModel": Family("wan", _blocks("blocks"), ("blocks",), _last_stream, key_prefix="diffusion_model."),
+    "WanModel": Family(
+        "wan", _blocks("blocks"), ("blocks",), key_prefix="diffusion_model.", misplacing=("reference_latents",)
+    ),
     "UNetModel": Family(
-        "unet", _unet_taps, ("transformer_blocks", "proj_in", "proj_out"), _map, patch_size=1,
+        "unet", _unet_taps, ("transformer_blocks", "proj_in", "proj_out"), patch_size=1,
         checkpointed=lambda network: list(_unet_parts(network)), key_prefix="lora_unet_",
     ),
 }  # fmt: skip

@@ -16,8 +16,9 @@ from ..distill_core.denoiser import Cond
 from ..distill_core.real_latents import save_latents
 from ..distill_core.schedules import check_sigmas, grid_sigmas, with_levels
 from ..distill_core.targets import MOST_STEPS, levels_for
+from .comfy_families import training_family
 from .folders import dataset_folder
-from .host_conditioning import cond_of
+from .host_conditioning import check_places, cond_of
 from .host_model import training_process_of
 from .host_teacher import HostTeacher, one_entry
 from .model_identity import family_name, identity
@@ -40,11 +41,6 @@ def dtype_input() -> io.Combo.Input:
         "dtype", options=list(DTYPES), default="bfloat16", optional=True, advanced=True,
         tooltip="Precision of the files; bfloat16 takes half the disk space of float32.",
     )  # fmt: skip
-
-
-def dataset_state(dataset_name: str) -> str:
-    """Changes when a dataset is deleted or grows, so that the host's cache does not outlive the files."""
-    return str(len(list(dataset_folder(dataset_name).glob("shard-*.safetensors"))))
 
 
 def parse_sizes(text: str, scale: int) -> tuple[tuple[int, int], ...]:
@@ -71,7 +67,32 @@ def encode(model, positives: list, negative: list | None) -> tuple[list[Cond], C
     """
     conds = [cond_of([one_entry(conditioning)]).to("cpu") for conditioning in positives]
     uncond = cond_of([one_entry(negative, "negative")]).to("cpu") if negative else conds[0].map(torch.zeros_like)
+    family = training_family(model.model.diffusion_model)
+    for cond in (*conds, uncond):
+        check_places(cond, family)
     return conds, uncond, {"family": family_name(model), "base": identity(model)}
+
+
+class DatasetNode(io.ComfyNode):
+    """A node that makes a dataset from lists, `define_schema` by `schema`."""
+
+    @classmethod
+    def schema(cls, name: str, display_name: str, description: str, aliases: list[str], inputs: list) -> io.Schema:
+        return io.Schema(
+            node_id=f"TurboDistill{name}",
+            display_name=display_name,
+            category=CATEGORY,
+            description=description,
+            search_aliases=aliases,
+            is_input_list=True,
+            inputs=[*inputs, dtype_input()],
+            outputs=[Dataset.Output(display_name="dataset")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, dataset_name, **inputs) -> str:
+        """Changes when a dataset is deleted or grows, so that the host's cache does not outlive the files."""
+        return str(len(list(dataset_folder(dataset_name[0]).glob("shard-*.safetensors"))))
 
 
 class PromptList(io.ComfyNode):
@@ -100,18 +121,15 @@ class PromptList(io.ComfyNode):
         return io.NodeOutput(lines)
 
 
-class TeacherLatents(io.ComfyNode):
+class TeacherLatents(DatasetNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TurboDistillTeacherLatents",
-            display_name="Teacher Latents",
-            category=CATEGORY,
-            description="Samples a model many times with its usual steps and guidance, and keeps the latents as the "
-            "dataset a student learns from. Goes on where it was stopped.",
-            search_aliases=["distillation dataset", "synthetic data", "cache latents", "ode pairs"],
-            is_input_list=True,
-            inputs=[
+        return cls.schema(
+            "TeacherLatents", "Teacher Latents",
+            "Samples a model many times with its usual steps and guidance, and keeps the latents as the dataset a "
+            "student learns from. Goes on where it was stopped.",
+            ["distillation dataset", "synthetic data", "cache latents", "ode pairs"],
+            [
                 io.Model.Input("model", tooltip="The teacher: the many-step model, with any LoRAs and patches."),
                 io.Conditioning.Input("positive", tooltip="One prompt, or a list; item i takes prompt i, in turn."),
                 name_input("my_teacher"),
@@ -135,14 +153,8 @@ class TeacherLatents(io.ComfyNode):
                     "seed", default=0, min=0, max=SEED_MAX, optional=True, advanced=True,
                     control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Item i's noise is from it and i.",
                 ),
-                dtype_input(),
             ],
-            outputs=[Dataset.Output(display_name="dataset")],
         )  # fmt: skip
-
-    @classmethod
-    def fingerprint_inputs(cls, dataset_name, **inputs) -> str:
-        return dataset_state(dataset_name[0])
 
     @classmethod
     def execute(cls, positive, **inputs) -> io.NodeOutput:
@@ -192,37 +204,32 @@ def digest_of(conds: list[Cond]) -> str:
     return digest.hexdigest()[:16]
 
 
-class LatentsDataset(io.ComfyNode):
+class LatentsDataset(DatasetNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TurboDistillLatentsDataset",
-            display_name="Latents Dataset",
-            category=CATEGORY,
-            description="Latents of real images with their conditionings as a dataset for the trainer. Takes what "
-            "core's Make Training Dataset and Load Training Dataset give.",
-            search_aliases=["real images", "training dataset"],
-            is_input_list=True,
-            inputs=[
+        return cls.schema(
+            "LatentsDataset", "Latents Dataset",
+            "Latents of real images with their conditionings as a dataset for the trainer. Takes what core's Make "
+            "Training Dataset and Load Training Dataset give.",
+            ["real images", "training dataset"],
+            [
                 io.Model.Input("model", tooltip="The model that will be trained: it says how latents are scaled."),
                 io.Latent.Input("latents", tooltip="A list, or a batch; encoded with the model's own VAE."),
-                io.Conditioning.Input("positive", tooltip="A list of as many conditionings, or one for all."),
+                io.Conditioning.Input(
+                    "positive", tooltip="A list: one for each image, or for each LATENT of the list; or one for all."
+                ),
                 name_input("my_images"),
                 io.Conditioning.Input("negative", optional=True, tooltip="The empty prompt; zeros without it."),
-                dtype_input(),
             ],
-            outputs=[Dataset.Output(display_name="dataset")],
         )  # fmt: skip
-
-    @classmethod
-    def fingerprint_inputs(cls, dataset_name, **inputs) -> str:
-        return dataset_state(dataset_name[0])
 
     @classmethod
     def execute(cls, model, latents, positive, dataset_name, negative=(None,), dtype=("bfloat16",)) -> io.NodeOutput:
         folder, model = dataset_folder(dataset_name[0]), model[0]
         layout = model.get_model_object("latent_format")
         items = [image for latent in latents for image in latent["samples"]]
+        if len(positive) == len(latents):  # the conditioning of a latent is that of all images in its batch
+            positive = [cond for cond, latent in zip(positive, latents, strict=True) for _ in latent["samples"]]
         wrong = {len(image) for image in items} - {layout.latent_channels}
         if wrong:
             raise ValueError(

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..distill_core.denoiser import Cond, cat_conds
+from .comfy_families import Family
 
 # Names the host's CONDITIONING uses that mean the whole picture at every step, and so say nothing.
 NEUTRAL = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "set_area_to_bounds": False}
 RENAMED = {"pooled_output": "pooled", "guidance": "guidance"}
+# Values that only the host's sampler acts on: the network alone would do as if they were not there.
+OF_THE_SAMPLER = ("mask", "mask_strength", "area", "default")
 LIST = "#"  # "reference_latents#0": the first tensor of a list
 
 
@@ -29,12 +32,24 @@ def cond_of(conditioning: list) -> Cond:
     return cat_conds([_with_padded_mask(entry, tokens) for entry in entries])
 
 
+def check_places(cond: Cond, family: Family) -> None:
+    """Raises ValueError for values that move the image to where a discriminator would not look for it."""
+    for name in family.misplacing:
+        if any(key.partition(LIST)[0] == name for key in cond.extra):
+            raise ValueError(
+                f"a conditioning with {name} cannot be trained with on {family.name}, where it comes before the image; "
+                "use plain text prompts"
+            )
+
+
 def _entry(context: Tensor, options: dict) -> Cond:
     tensors = {"context": context}
     for name, value in options.items():
         if value is None or (name in NEUTRAL and value == NEUTRAL[name]) or _masks_nothing(name, value):
             continue
         key = RENAMED.get(name, f"extra.{name}")
+        if name in OF_THE_SAMPLER:
+            raise ValueError(f"a conditioning with {name} cannot be trained with; use plain text prompts")
         if isinstance(value, (list, tuple)) and value and all(isinstance(part, Tensor) for part in value):
             tensors |= {f"{key}{LIST}{i}": part for i, part in enumerate(value)}
         elif isinstance(value, Tensor):

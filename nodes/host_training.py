@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from ..distill_core import charts
+from ..distill_core.build import name_of
 from ..distill_core.checkpoint import save_lora
 from ..distill_core.health import Condition
-from ..distill_core.methods.ladd import LADDConfig
+from ..distill_core.methods.student import MethodConfig
 from ..distill_core.preflight import preflight
 from ..distill_core.runs import RunFolder, StudentConfig, new_run, pick_targets, student_of
 from ..distill_core.samplers import sample
@@ -28,6 +29,7 @@ from .comfy_denoiser import training_backend
 from .datasets import open_dataset
 from .folders import lora_file, run_folder
 from .host_conditioning import cond_of
+from .host_parts import cheaper_parts, distance_of, extra_identities, parts_of, refuse_pairs, vision_config
 from .model_identity import identity
 from .results import TurboLora, decode, read_turbo_lora, with_turbo_lora
 
@@ -37,12 +39,17 @@ PREVIEW_MOST = 6  # pictures of a preview
 
 @dataclass(frozen=True)
 class Request:
-    """Everything a run is asked to be."""
+    """Everything a run is asked to be.
+
+    pairs_if_stored: leave the pairs term out where the dataset keeps no pairs.  clip_vision, vision_size: what ADD's
+    discriminator sees with (`host_parts`).  guidance: of the teacher, None for that of the dataset.
+    perceptual: the distance of the pairs term, None for the method's ``regression``.
+    """
 
     model: object
     dataset: Path
     run_name: str
-    ladd: LADDConfig
+    method: MethodConfig
     train: TrainConfig
     student: StudentConfig
     lora_targets: str = ""
@@ -51,12 +58,19 @@ class Request:
     preview_positive: Sequence = ()
     preview_negative: object = None
     preview_every: int = 50
+    pairs_if_stored: bool = False
+    clip_vision: object = None
+    vision_size: int = 0
+    guidance: float | None = None
+    perceptual: object = None
 
     def asked(self) -> dict:
         """What must agree for a finished run's files to be the answer to this request."""
-        settings = {"ladd": asdict(self.ladd), "train": asdict(self.train), "student": asdict(self.student)}
+        method = {name_of(self.method): asdict(self.method)}
+        settings = {**method, "train": asdict(self.train), "student": asdict(self.student)}
         made_from = hashlib.sha256((self.dataset / "dataset.json").read_bytes()).hexdigest()[:16]
-        return {**settings, "targets": self.lora_targets, "dataset": made_from, "model": identity(self.model)}
+        found = {"targets": self.lora_targets, "dataset": made_from, "model": identity(self.model)}
+        return {**settings, **found, **extra_identities(self)}
 
 
 def train_in_graph(request: Request) -> tuple[object, TurboLora, dict]:
@@ -77,7 +91,7 @@ def train_in_graph(request: Request) -> tuple[object, TurboLora, dict]:
         except OSError as error:
             raise OSError(f"{error}. What was saved before is as it was: make room and queue again") from error
         folder.finish(asked)
-    weights = request.ladd.terms
+    weights = request.method.terms
     losses = [sum(w * entry.get(term, 0.0) for term, w in weights.items()) for entry in folder.logs()]
     return with_turbo_lora(request.model, lora_path), read_turbo_lora(lora_path), {"loss": losses}
 
@@ -100,14 +114,19 @@ def run_to_end(request: Request, folder: RunFolder, lora_path: Path) -> None:
 
 def open_run(request: Request, backend, folder: RunFolder) -> Run:
     """The run on the opened backend; resumes later, when its first step is asked for."""
-    pairs = request.ladd.weight("pairs") > 0
-    dataset = open_dataset(request.dataset, request.model, pairs)
-    ladd = request.ladd
-    if pairs and not dataset.state_sigmas:
-        ladd = replace(ladd, terms={**ladd.terms, "pairs": 0.0})
+    method = request.method
+    dataset = open_dataset(request.dataset, request.model, method.weight("pairs") > 0)
+    if request.pairs_if_stored and not dataset.state_sigmas:
+        method = replace(method, terms={**method.terms, "pairs": 0.0})
+    refuse_pairs(method, dataset, backend)
     targets = pick_targets(backend.lora_targets, request.lora_targets) if request.lora_targets else ()
     student = replace(request.student, targets=targets)
-    run = new_run(backend, dataset, ladd, request.train, student, backend.taps, folder.path)
+    taps = backend.default_taps() if name_of(method) == "ladd" else ()
+    run = new_run(
+        parts_of(request, backend), dataset, method, request.train, student, taps, folder.path,
+        vision=vision_config(request), distance=distance_of(request, backend), guidance=request.guidance,
+        beside=extra_identities(request),
+    )  # fmt: skip
     folder.start(guidance=dataset.manifest()["guidance"], latent_shape=list(dataset.shapes[0]))
     return run
 
@@ -136,7 +155,9 @@ def advice(request: Request) -> str:
         hints.append("switch gradient_checkpointing on")
     if train.batch_size > 2:
         hints.append(f"lower batch_size from {train.batch_size} to {train.batch_size // 2} and double accumulation")
-    hints.append(f"lower rank from {request.student.rank}, or train smaller sizes")
+    hints += cheaper_parts(request)
+    smaller = f"lower rank from {request.student.rank}" if request.student.rank else "set train to LoRA"
+    hints.append(f"{smaller}, or train smaller sizes")
     return (
         f"not enough memory to train: {'; '.join(hints)}. The last checkpoint is kept; changed settings need another "
         "run name"
@@ -182,7 +203,7 @@ class Listener:
         """Samples of the averaged student at its levels, always from the same noise."""
         run, request = self.run, self.request
         student, backend = run.method.student, run.method.student.backend
-        shape, sigmas = run.dataset.shapes[0], explicit_sigmas(request.ladd.student_sigmas)
+        shape, sigmas = run.dataset.shapes[0], explicit_sigmas(run.method.levels)
         choice, latents = request.student, []
         with run.ema_weights():
             for item, cond in enumerate(self.conds):
@@ -191,5 +212,6 @@ class Listener:
         with torch.inference_mode():
             images = torch.cat([decode(request.vae, {"samples": backend.latents_out(x)}) for x in latents])
         # The VAE may have needed the room of the network, which stays where it is for the rest of the run.
-        comfy.model_management.load_models_gpu([backend.patcher], memory_required=1e20, force_full_load=True)
+        teacher = run.method.teacher.backend.patcher
+        comfy.model_management.load_models_gpu([teacher], memory_required=1e20, force_full_load=True)
         return charts.grid([(f"student, {len(sigmas) - 1} steps", images)])

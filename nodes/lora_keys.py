@@ -1,4 +1,4 @@
-"""Names of trained low-rank matrices in files that core's LoRA loader and diffusers read.
+"""Names of trained weights in files that core's LoRA loader and, for low-rank matrices, diffusers read.
 
 The names come from the host's own table (comfy.lora.model_lora_keys_unet), read backwards, so whatever is written is
 what the host loads. A layer that the host keeps fused (q, k and v in one matrix) has several names there, each for some
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import comfy.lora
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distill_core.lora import LowRankPath
 from .comfy_families import Family
@@ -39,6 +39,24 @@ def export_lora(path: LowRankPath, model, family: Family) -> dict[str, Tensor]:
             state[f"{name}.{up_name}.weight"] = (reorder(part) if reorder else part).cpu().clone().contiguous()
             if kohya:
                 state[f"{name}.alpha"] = down.new_tensor(float(path.rank)).cpu()
+    return state
+
+
+def export_differences(network: nn.Module, original: nn.Module) -> dict[str, Tensor]:
+    """What must be added to the weights of ``original`` to have those of ``network``, as a file of core's LoRA loaders.
+
+    Float32 on the CPU, under the generic names (``diffusion_model.LAYER.diff``, ``.diff_b`` for a bias); weights that
+    are the same in both are left out. diffusers does not read such files.
+    """
+    state, before = {}, dict(original.named_parameters())
+    layers = {name.removesuffix(".weight") for name in before if name.endswith(".weight")}
+    for name, value in network.named_parameters():
+        difference = (value.detach() - before[name].detach().float()).cpu()
+        if not difference.any():
+            continue
+        layer, _, kind = name.rpartition(".")
+        own_name = {"weight": f"{layer}.diff", "bias": f"{layer}.diff_b" if layer in layers else f"{name}.diff"}
+        state[GENERIC + own_name.get(kind, f"{name}.diff")] = difference.contiguous()
     return state
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -30,6 +30,14 @@ def identity(model) -> str:
             digest.update(f"{name} {strength} {strength_model}".encode())
             for tensor in _tensors(getattr(patch, "weights", patch)):
                 _add(digest, "", tensor)
+    return digest.hexdigest()[:16]
+
+
+def weights_identity(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and first values of tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        _add(digest, name, value)
     return digest.hexdigest()[:16]
 
 

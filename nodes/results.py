@@ -62,7 +62,7 @@ class SaveTurboLora(io.ComfyNode):
             search_aliases=["export lora", "save lora"],
             is_output_node=True,
             inputs=[
-                io.Custom("LORA_MODEL").Input("lora", tooltip="Of LADD Trainer."),
+                io.Custom("LORA_MODEL").Input("lora", tooltip="Of a trainer."),
                 io.String.Input(
                     "filename_prefix", default="loras/turbo",
                     tooltip="Inside the output folder; under loras/ the LoRA loaders list the file.",
@@ -75,7 +75,7 @@ class SaveTurboLora(io.ComfyNode):
     def execute(cls, lora, filename_prefix) -> io.NodeOutput:
         if not isinstance(lora, TurboLora):
             raise ValueError(
-                "this LORA_MODEL does not say how it was distilled: connect LADD Trainer, or use core's Save LoRA"
+                "this LORA_MODEL does not say how it was distilled: connect a trainer, or use core's Save LoRA"
             )
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
@@ -99,7 +99,7 @@ class TrainingReport(io.ComfyNode):
             is_output_node=True,
             is_input_list=True,
             inputs=[
-                io.String.Input("run_name", default="my_turbo", tooltip="The run; connect LADD Trainer's run_name."),
+                io.String.Input("run_name", default="my_turbo", tooltip="The run; connect a trainer's run_name."),
                 io.Model.Input("model", optional=True, tooltip="The teacher, for the before/after grid."),
                 io.Vae.Input("vae", optional=True, tooltip="For the grid."),
                 io.Conditioning.Input("positive", optional=True, tooltip="One prompt or a list: a column each."),

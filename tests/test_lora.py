@@ -223,3 +223,32 @@ def test_diffusers_pipeline_loads_the_exported_file(make_backend, batch, randomi
     pipeline = StableDiffusion3Pipeline(transformer=fresh.network, **dict.fromkeys(absent))
     pipeline.load_lora_weights(tmp_path / "lora.safetensors")
     torch.testing.assert_close(Denoiser(fresh)(*batch), Denoiser(backend, path)(*batch), atol=1e-5, rtol=1e-5)
+
+
+class Attention(nn.Module):
+    """One head on [B, 4, 6]."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        q = self.linear(x).unsqueeze(1)
+        return x + nn.functional.scaled_dot_product_attention(q, q, x.unsqueeze(1)).squeeze(1)
+
+
+def test_checkpointing_recomputes_twice_with_the_kernels_of_the_forward():
+    """A double backward recomputes again, when plain attention is no longer asked for."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block, x = Attention(), torch.randn(2, 4, 6, requires_grad=True)
+    results = []
+    for run_block in (lambda block, x: block(x), PathSwitch().checkpoint):
+        with sdpa_kernel(SDPBackend.MATH):
+            y = run_block(block, run_block(block, x))
+            (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(slope.square().sum(), list(block.parameters())))
+    for plain, again in zip(*results, strict=True):
+        torch.testing.assert_close(again, plain)

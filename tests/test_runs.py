@@ -4,14 +4,17 @@ from pathlib import Path
 import pytest
 import torch
 from networks import build_cond, build_network
-from toy import LEVELS, cache_toy, toy_run
+from toy import LEVELS, ToyEncoder, cache_toy, toy_run
 
 from distill_core.backends.diffusers import DiffusersBackend
-from distill_core.build import DiscriminatorConfig
+from distill_core.build import DiscriminatorConfig, Parts, name_of
 from distill_core.checkpoint import read_lora, save_lora
 from distill_core.data import CacheConfig, LatentDataset, cache_latents
 from distill_core.denoiser import Denoiser, Guided
+from distill_core.methods.add import ADDConfig
+from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
+from distill_core.methods.student import MethodConfig
 from distill_core.process import FlowProcess
 from distill_core.runs import RunFolder, StudentConfig, folder_in, new_run, pick_targets, student_of
 from distill_core.train import TrainConfig, train
@@ -128,16 +131,21 @@ def sd3_data(tmp_path_factory) -> Path:
     return folder
 
 
-def sd3_run(data: Path, folder: Path | None = None, **changes):
+LADD_PAIRS = LADDConfig({"adversarial": 1.0, "pairs": 1.0})
+
+
+def sd3_run(data: Path, folder: Path | None = None, method: MethodConfig = LADD_PAIRS, beside=None, **changes):
     backend = DiffusersBackend(build_network("sd3"), FlowProcess())
-    ladd = LADDConfig({"adversarial": 1.0, "pairs": 1.0})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decode, encoder = torch.nn.ConvTranspose2d(4, 3, 2, 2).requires_grad_(False), ToyEncoder()
     settings = dict(steps=2, batch_size=2, student_lr=1e-2, checkpoint_every=100) | changes
     student = StudentConfig(
         2, tuple(name for name in backend.lora_targets() if "attn" in name), "ancestral", {"eta": 0.5}
     )
     run = new_run(
-        backend, LatentDataset(data), ladd, TrainConfig(**settings), student, backend.default_taps(), folder,
-        DiscriminatorConfig(width=8, blocks=1),
+        Parts(backend, decode, encoder), LatentDataset(data), method, TrainConfig(**settings), student,
+        backend.default_taps(), folder, DiscriminatorConfig(width=8, blocks=1), beside=beside,
     )  # fmt: skip
     return run, student
 
@@ -173,6 +181,32 @@ def test_the_lora_of_a_run_says_how_it_is_sampled(sd3_data, tmp_path):
         averaged = run.method.student.path.export()
     assert read.keys() == averaged.keys() and all(torch.equal(read[name], averaged[name]) for name in read)
     assert not all(torch.equal(averaged[name], value) for name, value in run.method.student.path.export().items())
+
+
+@pytest.mark.parametrize(
+    ("method", "title", "levels"),
+    [
+        (ADDConfig(), "ADD", list(LEVELS)),
+        (ADDConfig({"adversarial": 1.0, "pairs": 1.0}), "ADD + pairs", list(LEVELS)),
+        (Diffusion2GANConfig(critic_rank=2, critic="lora"), "Diffusion2GAN", [1.0]),
+    ],
+)
+def test_every_method_makes_such_a_run(sd3_data, tmp_path, method, title, levels):
+    run, student = sd3_run(sd3_data, tmp_path, method)
+    for _ in train(run):
+        pass
+    state, said = student_of(run, student)
+    assert said["method"] == title and said["sigmas"] == pytest.approx(levels) and said["steps"] == 2
+    assert name_of(method) in said["config"] and name_of(method) in run.settings()
+    assert any(value.any() for name, value in state.items() if "lora_B" in name)
+
+
+def test_what_lies_beside_the_model_is_part_of_the_run(sd3_data, tmp_path):
+    """E.g. the identity of an autoencoder: with another one the run does not go on."""
+    for _ in train(sd3_run(sd3_data, tmp_path, beside={"vae": "one"})[0]):
+        pass
+    with pytest.raises(ValueError, match="other settings .vae."):
+        next(train(sd3_run(sd3_data, tmp_path, beside={"vae": "two"}, steps=3)[0]))
 
 
 def test_another_student_is_another_run(sd3_data, tmp_path):

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 from toy import ToyEncoder
 
-from distill_core.vision import VisionNetwork, efficientnet_vision, encoder_vision, evenly, image_embedding, transformers_vision
+from distill_core.build import Parts, VisionConfig, open_vision
+from distill_core.vision import (
+    VisionNetwork,
+    efficientnet_vision,
+    encoder_vision,
+    evenly,
+    image_embedding,
+    transformers_vision,
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +97,9 @@ def test_any_torch_network_serves():
     network = nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.Flatten(2), nn.Identity())
     vision = VisionNetwork(network, ["0"], (8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
     assert vision(images())[0].shape == (2, 5, 4)
+
+
+def test_an_open_network_takes_the_place_of_the_one_that_is_named():
+    """ComfyUI hands its networks over opened."""
+    given = encoder_vision(ToyEncoder())
+    assert open_vision(VisionConfig(network="nowhere"), Parts(None, vision=given)) is given

@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from distill_core.build import DiscriminatorConfig, Parts, new_method
 from distill_core.data import CacheConfig, LatentDataset, cache_latents
 from distill_core.denoiser import Cond, Denoiser, Guided
-from distill_core.features import collect_taps, tokens_to_map
+from distill_core.features import collect_taps, hidden_states_of, tokens_to_map
 from distill_core.lora import LowRankPath, PathSwitch
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
@@ -88,6 +88,9 @@ class ToyBackend:
     def maps(self, x, timestep, cond, taps):
         outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch)
         return [tokens_to_map(out, *x.shape[2:]) for out in outputs]
+
+    def block_input(self, args, kwargs):
+        return hidden_states_of(args, kwargs)
 
     def trainable_copy(self) -> ToyBackend:
         backend = ToyBackend()

@@ -2,7 +2,7 @@
 
 The workflows of workflows.py go through the real frontend, which writes its own format; needs ComfyUI, Node.js with
 playwright-core and Chromium (tests/host/server.py and browser.py say where they are looked for). With names, only those
-workflows are made. What runs on the mini model is run for its picture, distil_mini_model in full (minutes).
+workflows are made. What runs on the mini model is run for its picture, the distil_mini_* in full (minutes).
 """
 
 from __future__ import annotations

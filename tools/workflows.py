@@ -171,21 +171,22 @@ PROMPTS = "\n".join(
 
 
 def distil(
-    name: str, source: tuple[dict, list, list, list], size: int, pairs: int = 0, teacher: dict | None = None, **trainer
-) -> dict:
-    """Prompts -> Teacher Latents -> LADD Trainer -> Save Turbo LoRA and report: a start for a model of any family."""
+    name: str, source: tuple[dict, list, list, list], size: int, pairs: int = 0, teacher: dict | None = None,
+    kind: str = "LADDTrainer", **trainer,
+) -> dict:  # fmt: skip
+    """Prompts -> Teacher Latents -> a trainer -> Save Turbo LoRA and report: a start for a model of any family."""
     loaders, model, clip, vae = source
     return loaders | {
         "prompts": node("TurboDistillPrompts", prompts=PROMPTS),
         "positive": node("CLIPTextEncode", text=link("prompts"), clip=clip),
         "negative": node("CLIPTextEncode", text="", clip=clip),
         **trainer_nodes(
-            name, model, link("positive"), link("negative"), vae, f"{size}x{size}", pairs, teacher, trainer
+            name, model, link("positive"), link("negative"), vae, f"{size}x{size}", pairs, teacher, trainer, kind
         ),
     }
 
 
-def trainer_nodes(name, model, positive, negative, vae, sizes, pairs, teacher, trainer) -> dict:
+def trainer_nodes(name, model, positive, negative, vae, sizes, pairs, teacher, trainer, kind="LADDTrainer") -> dict:
     data = dict(count=4000, steps=25, cfg=5.0, batch_size=4) | (teacher or {})
     training = dict(target_steps=4, steps=4000, batch_size=4) | trainer
     return {
@@ -194,7 +195,7 @@ def trainer_nodes(name, model, positive, negative, vae, sizes, pairs, teacher, t
             sizes=sizes, pairs_for_steps=pairs, **data,
         ),
         "train": node(
-            "TurboDistillLADDTrainer", model=model, dataset=link("dataset"), run_name=name, vae=vae,
+            f"TurboDistill{kind}", model=model, dataset=link("dataset"), run_name=name, vae=vae,
             preview_positive=positive, preview_negative=negative, **training,
         ),
         "save": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
@@ -202,22 +203,67 @@ def trainer_nodes(name, model, positive, negative, vae, sizes, pairs, teacher, t
     }  # fmt: skip
 
 
-def distil_mini() -> dict:
-    """The mini model into 4 steps; on a CPU in minutes."""
+def on_mini(name: str, kind: str, pairs: int, **trainer) -> dict:
+    """The mini model's teacher and a trainer; on a CPU in minutes."""
+    teacher = dict(count=1024, steps=8, cfg=1.5, batch_size=128, dtype="float32")
     return {
         "mini": node("TurboDistillLoadMiniModel", distilled=False),
         "teacher": node("ModelSamplingSD3", model=link("mini"), shift=1.0),
         "classes": node("TurboDistillMiniConditioning", class_name="all ten"),
         "none": node("TurboDistillMiniConditioning", class_name="none"),
         **trainer_nodes(
-            "distil_mini_model", link("teacher"), link("classes"), link("none"), link("mini", 1), "64x64", 4,
-            dict(count=1024, steps=8, cfg=1.5, batch_size=128, dtype="float32"),
-            dict(
-                steps=160, batch_size=32, student_lr=6e-4, discriminator_lr=4e-3, rank=32, renoise_mean=0.0,
-                renoise_std=1.0, sampler="ancestral", gradient_checkpointing=False,
-            ),
+            name, link("teacher"), link("classes"), link("none"), link("mini", 1), "64x64", pairs, teacher,
+            dict(student_lr=6e-4, discriminator_lr=4e-3, rank=32, sampler="ancestral", gradient_checkpointing=False)
+            | trainer, kind,
         ),
     }  # fmt: skip
+
+
+def mini_ladd() -> dict:
+    return on_mini("distil_mini_model", "LADDTrainer", 4, steps=160, batch_size=32, renoise_mean=0.0, renoise_std=1.0)
+
+
+def mini_add() -> dict:
+    """Decoding is what costs, so the heads take four updates on each decoded batch."""
+    return on_mini(
+        "distil_mini_add", "ADDTrainer", 0, steps=100, batch_size=16, student_lr=4e-4, discriminator_lr=1e-2,
+        discriminator_updates=4, vision_size=32,
+    )  # fmt: skip
+
+
+def mini_diffusion2gan() -> dict:
+    """One step, by E-LatentLPIPS on the mini model's latents and the critic on the shared backbone."""
+    return on_mini(
+        "distil_mini_diffusion2gan", "Diffusion2GANTrainer", 1, target_steps=1, steps=80, batch_size=32,
+        perceptual=link("perceptual"),
+    ) | {"perceptual": perceptual("mini model (shipped)")}  # fmt: skip
+
+
+def perceptual(weights: str) -> dict:
+    return node("TurboDistillLoadPerceptual", weights=weights, transforms="bg", draws=1, l1=0.0)
+
+
+def sdxl_add() -> dict:
+    """As SDXL-Turbo was made, at 512 px: DINOv2 looks at what a tiny autoencoder decodes."""
+    extras = {
+        "tiny": node("VAELoader", vae_name="taesdxl"),
+        "vision": node("CLIPVisionLoader", clip_name="dinov2_large.safetensors"),
+    }
+    loaders, model, clip, _ = checkpoint("sd_xl_base_1.0.safetensors")
+    return distil(
+        "distil_sdxl_add", (loaders | extras, model, clip, link("tiny")), 512, teacher=dict(cfg=6.0), kind="ADDTrainer",
+        clip_vision=link("vision"),
+    )  # fmt: skip
+
+
+def sd15_diffusion2gan() -> dict:
+    """SD 1.5 in one step, as in the paper: pairs of 50 steps at cfg 8, E-LatentLPIPS."""
+    loaders, model, clip, vae = checkpoint("v1-5-pruned-emaonly-fp16.safetensors")
+    loaders["perceptual"] = perceptual("sd15.safetensors")
+    return distil(
+        "distil_sd1.5_diffusion2gan", (loaders, model, clip, vae), 512, 1, dict(count=20000, steps=50, cfg=8.0),
+        "Diffusion2GANTrainer", target_steps=1, steps=10000, batch_size=8, perceptual=link("perceptual"),
+    )  # fmt: skip
 
 
 def flux_dev() -> dict:
@@ -298,7 +344,11 @@ WORKFLOWS = {
     "sdxl_dmd2_lora": sdxl_dmd2_lora(),
     "image_to_image_2_steps": image_to_image(),
     "inpainting_4_steps": inpainting(),
-    "distil_mini_model": distil_mini(),
+    "distil_mini_model": mini_ladd(),
+    "distil_mini_add": mini_add(),
+    "distil_mini_diffusion2gan": mini_diffusion2gan(),
+    "distil_sdxl_add": sdxl_add(),
+    "distil_sd1.5_diffusion2gan": sd15_diffusion2gan(),
     "distil_sdxl_fine_tune": distil(
         "distil_sdxl_fine_tune", checkpoint("my_sdxl_fine_tune.safetensors"), 1024, teacher=dict(cfg=6.0)
     ),
@@ -313,8 +363,13 @@ WORKFLOWS = {
 MODEL_FOLDERS = {
     "ckpt_name": "models/checkpoints", "unet_name": "models/diffusion_models", "lora_name": "models/loras",
     "vae_name": "models/vae", "clip_name": "models/text_encoders", "image": "input",
+    "CLIPVisionLoader.clip_name": "models/clip_vision", "TurboDistillLoadPerceptual.weights": "models/perceptual",
 }  # fmt: skip
-RUNS_ANYWHERE = ("schedule_doctor", "mini_model", "distil_mini_model", "compare_latents")
+TINY = ("taesd", "taesdxl", "taesd3", "taef1")  # VAEs that Load VAE makes of two files in models/vae_approx
+RUNS_ANYWHERE = (
+    "schedule_doctor", "mini_model", "distil_mini_model", "distil_mini_add", "distil_mini_diffusion2gan",
+    "compare_latents",
+)  # fmt: skip
 
 
 def files() -> set[str]:
@@ -323,8 +378,11 @@ def files() -> set[str]:
     for workflow in WORKFLOWS.values():
         for entry in workflow.values():
             for key, value in entry["inputs"].items():
-                folder = MODEL_FOLDERS.get(key.rstrip("123"))
-                if folder and isinstance(value, str):
+                key = key.rstrip("123")
+                folder = MODEL_FOLDERS.get(f"{entry['class_type']}.{key}") or MODEL_FOLDERS.get(key)
+                if value in TINY:
+                    found |= {f"models/vae_approx/{value}_{part}.safetensors" for part in ("encoder", "decoder")}
+                elif folder and isinstance(value, str) and "." in value:
                     found.add(f"{folder}/{value}")
     return found
 

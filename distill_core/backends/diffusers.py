@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import fingerprint
 from ..denoiser import Cond
-from ..features import collect_taps, spread_taps, tokens_to_map
+from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
 from ..lora import LowRankPath, PathSwitch, linear_layers
 from ..process import DiscreteProcess, FlowProcess, cumulative_alphas, zero_terminal_snr
 
@@ -139,9 +139,10 @@ class DiffusersBackend:
         """
         if self.family_name == "unet":
             return _unet_decoder(self.network), _unet_down(self.network)[1:]
-        names = self.tap_names
-        ends = [len(names) * (i + 1) // min(count, len(names)) for i in range(min(count, len(names)))]
-        return [names[end - 1] for end in ends], [names[end] for end in ends[:-1]]
+        return depth_scales(self.tap_names, count)
+
+    def block_input(self, args: tuple, kwargs: dict) -> BlockInput:
+        return hidden_states_of(args, kwargs)
 
     def trainable_copy(self, dtype: torch.dtype = torch.float32) -> DiffusersBackend:
         """The same network once more, with weights to train; nothing that was hooked onto this one comes along."""

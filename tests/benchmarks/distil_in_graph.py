@@ -1,6 +1,6 @@
-"""The workflow distil_mini_model in a real ComfyUI: how long it takes, what its LoRA reaches, and the picture.
+"""A workflow on the mini model in a real ComfyUI: how long it takes, what its LoRA reaches, and the picture.
 
-python tests/benchmarks/distil_in_graph.py --out DIR [--images 100] [--picture docs/distil_in_graph.jpg]
+python tests/benchmarks/distil_in_graph.py --out DIR [--workflow distil_mini_add] [--images 100] [--picture FILE.jpg]
 
 Needs ComfyUI (tests/host/server.py says where it is looked for). ``--images``: of each class.
 """
@@ -30,12 +30,13 @@ from distill_core.demo import git_commit, machine  # noqa: E402
 from distill_core.metrics import MiniEvaluator  # noqa: E402
 from workflows import WORKFLOWS  # noqa: E402
 
-NAME = "distil_mini_model"
+NAMES = ("distil_mini_model", "distil_mini_add", "distil_mini_diffusion2gan")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workflow", choices=NAMES, default=NAMES[0])
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
@@ -43,31 +44,32 @@ def main() -> None:
     host = Host(Path(tempfile.mkdtemp(prefix="comfyui-", dir=args.out)))
     try:
         host.start()
-        report = measure(host, args.images)
+        report = measure(host, args.workflow, args.images)
     finally:
         host.stop()
-    picture = next((host.base_dir / "output").glob(f"{NAME}_*.png"))
-    Image.open(picture).convert("RGB").save(args.picture or args.out / "distil_in_graph.jpg", quality=85)
-    save_json(args.out / "distil_in_graph.json", report | {"commit": git_commit(), "machine": machine()})
+    picture = next((host.base_dir / "output").glob(f"{args.workflow}_*.png"))
+    Image.open(picture).convert("RGB").save(args.picture or args.out / f"{args.workflow}.jpg", quality=85)
+    save_json(args.out / f"{args.workflow}.json", report | {"commit": git_commit(), "machine": machine()})
 
 
-def measure(host: Host, images: int) -> dict:
+def measure(host: Host, name: str, images: int) -> dict:
     """Seconds of the workflow, and fd of teacher and student by number of steps."""
     process, started = psutil.Process(host.process.pid), time.monotonic()
     before = process.cpu_times()
-    host.run(numbered(WORKFLOWS[NAME]), 7200)
+    host.run(numbered(WORKFLOWS[name]), 7200)
     after = process.cpu_times()
     report = {
         "seconds": time.monotonic() - started,
         "cpu_seconds": after.user + after.system - before.user - before.system,
     }
     labels, evaluate = torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(images), MiniEvaluator()
-    for steps in (1, 2, 4):
+    most = WORKFLOWS[name]["train"]["inputs"]["target_steps"]
+    for steps in (n for n in (1, 2, 4) if n <= most):
         teacher, guided = guided_teacher(steps)
         latents = {
             "teacher": class_samples(host, teacher, ["base", 0], images, **guided),
             "student": class_samples(
-                host, saved_student(f"{NAME}_00001_.safetensors"), ["model", 0], images, steps=steps
+                host, saved_student(f"{name}_00001_.safetensors"), ["model", 0], images, steps=steps
             ),
         }
         report[str(steps)] = {name: evaluate(x, labels) for name, x in latents.items()}

@@ -3,7 +3,8 @@
     python tests/benchmarks/host_memory.py
 
 An SD3-type model of 68 M weights, latents 16 x 32 x 32, 16 text tokens, batch 2, LoRA rank 8. Core runs at its defaults
-(bfloat16, gradient checkpointing on, depth 1); ours is a full LADD step, student and discriminator, in float32. Each
+(bfloat16, gradient checkpointing on, depth 1); ours is a full LADD step, student and discriminator, in float32, of a
+LoRA or of all weights of a copy. Each
 in a process of its own; the peak is the kernel's (VmHWM) from the loaded model on, over what was resident then.
 """
 
@@ -23,6 +24,7 @@ KINDS = {
     "core": "core TrainLoraNode, defaults",
     "plain": "ours, no checkpointing",
     "checkpointed": "ours, checkpointing",
+    "full": "ours, checkpointing, all weights",
 }
 
 
@@ -70,7 +72,7 @@ def core_step(model, latents, conditioning) -> None:
     TrainLoraNode.execute(model=[model], latents=[{"samples": latents}], positive=[conditioning], **settings)
 
 
-def our_step(model, latents, conditioning, checkpointing: bool) -> None:
+def our_step(model, latents, conditioning, checkpointing: bool, full: bool) -> None:
     from pack.distill_core.data import Batch
     from pack.distill_core.denoiser import Denoiser
     from pack.distill_core.discriminators import LatentDiscriminator
@@ -84,9 +86,10 @@ def our_step(model, latents, conditioning, checkpointing: bool) -> None:
 
     with training_backend(model, checkpointing) as backend:
         content = Batch(backend.latents_in(latents), backend.cond(conditioning))
-        teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(RANK))
-        heads = LatentDiscriminator.for_teacher(teacher, backend.taps, content)
-        method = LADD(student, teacher, heads, backend.taps)
+        teacher = Denoiser(backend)
+        student = Denoiser(backend.trainable_copy()) if full else Denoiser(backend, backend.new_path(RANK))
+        heads = LatentDiscriminator.for_teacher(teacher, backend.default_taps(), content)
+        method = LADD(student, teacher, heads, backend.default_taps())
         training_step(Run(method, OneBatch(), TrainConfig(batch_size=BATCH)))
 
 
@@ -108,7 +111,7 @@ def measure(kind: str) -> dict[str, float]:
         if kind == "core":
             core_step(model, latents, conditioning)
         else:
-            our_step(model, latents, conditioning, kind == "checkpointed")
+            our_step(model, latents, conditioning, kind != "plain", kind == "full")
     peak = memory("VmHWM")
     return {"weights": weights * 4 / 2**20, "resident before": before, "peak": peak, "over it": peak - before}
 

@@ -53,7 +53,7 @@ function layOut() {
       const size = node.computeSize();
       node.size = [Math.max(size[0], 270), Math.max(size[1], node.type.includes('TextEncode') ? 150 : 0)];
       if (['PreviewImage', 'SaveImage', 'LoadImage', 'PreviewAny'].includes(node.type)) node.size = [340, 380];
-      if (node.type === 'TurboDistillLADDTrainer') node.size = [340, size[1] + 240]; // room for its live preview
+      if (node.type.endsWith('Trainer')) node.size = [340, size[1] + 240]; // room for its live preview
       node.pos = [x, y];
       y += node.size[1] + 70; width = Math.max(width, node.size[0]);
     }

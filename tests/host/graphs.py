@@ -32,18 +32,27 @@ def mini_dataset(name: str, **teacher) -> dict:
     }
 
 
-def mini_training(run_name: str, dataset: str = "few", teacher: dict | None = None, **trainer) -> dict:
-    """`mini_dataset` -> LADD Trainer -> Save Turbo LoRA; a few quick steps unless ``trainer`` says otherwise."""
+OWN = {  # widgets that only one trainer has
+    "LADD": dict(renoise_mean=0.0, renoise_std=1.0),
+    "ADD": dict(vae=["mini", 1], vision_size=32),
+    "Diffusion2GAN": dict(critic_rank=4),
+}
+
+
+def mini_training(
+    run_name: str, dataset: str = "few", teacher: dict | None = None, method: str = "LADD", **trainer
+) -> dict:
+    """`mini_dataset` -> a trainer -> Save Turbo LoRA; a few quick steps unless ``trainer`` says otherwise (None: not
+    connected)."""
     settings = dict(
-        run_name=run_name, target_steps=1, steps=4, batch_size=8, student_lr=6e-4, discriminator_lr=4e-3, rank=4,
-        renoise_mean=0.0, renoise_std=1.0, sampler="ancestral", gradient_checkpointing=False,
+        model=["teacher", 0], dataset=["dataset", 0], run_name=run_name, target_steps=1, steps=4, batch_size=8,
+        student_lr=6e-4, discriminator_lr=4e-3, rank=4, sampler="ancestral", gradient_checkpointing=False,
     )  # fmt: skip
+    settings = {k: v for k, v in (settings | OWN[method] | trainer).items() if v is not None}
     return mini_dataset(dataset, **(teacher or {})) | {
-        "train": node(
-            "TurboDistillLADDTrainer", model=["teacher", 0], dataset=["dataset", 0], **(settings | trainer)
-        ),
+        "train": node(f"TurboDistill{method}Trainer", **settings),
         "save": node("TurboDistillSaveLora", lora=["train", 1], filename_prefix=f"loras/{run_name}"),
-    }  # fmt: skip
+    }
 
 
 def class_samples(host: Host, model: dict, source: list, count: int, **sampling) -> torch.Tensor:

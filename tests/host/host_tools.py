@@ -1,41 +1,23 @@
-"""Imported first by the training probes: makes this process the host's, and has what several of them need.
+"""What several of the training probes need; they import it first. `load` loads as nodes do, under inference mode."""
 
-The script's argument is the folder for models and results; nodes run under inference mode, so `load` does, too.
-"""
+from as_host import folder
 
+# isort: split
 import json
+import logging
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-from launch import ImportHooks, load_pack  # noqa: E402
-
-sys.meta_path.insert(0, ImportHooks())
-sys.path[0] = str(Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser())
-sys.path.append(str(HERE))
-folder = Path(sys.argv[1])
-sys.argv[1:] = ["--cpu"]
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.samplers  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy_api.latest  # noqa: E402, F401
-import tiny_models  # noqa: E402
-import torch  # noqa: E402
-
-load_pack("pack")
-from pack.distill_core.data import Batch  # noqa: E402
-from pack.distill_core.denoiser import Denoiser  # noqa: E402
-from pack.distill_core.discriminators import LatentDiscriminator  # noqa: E402
-from pack.distill_core.methods.ladd import LADD, LADDConfig  # noqa: E402
-from pack.distill_core.train import Run, TrainConfig  # noqa: E402
-from pack.nodes.comfy_denoiser import training_backend  # noqa: E402
+import comfy.samplers
+import comfy.sd
+import tiny_models
+import torch
+from pack.distill_core.data import Batch
+from pack.distill_core.denoiser import Denoiser
+from pack.distill_core.discriminators import LatentDiscriminator
+from pack.distill_core.methods.ladd import LADD, LADDConfig
+from pack.distill_core.train import Run, TrainConfig
+from pack.nodes.comfy_denoiser import training_backend
 
 torch.set_num_threads(1)
 PATHS = {family: tiny_models.write(family, folder) for family in tiny_models.BUILDERS}
@@ -112,9 +94,27 @@ class OneBatch:
 def a_run(backend, positive: list, x: torch.Tensor, **settings) -> Run:
     teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(4))
     dataset = OneBatch(Batch(x, backend.cond(positive * len(x))))
-    heads = LatentDiscriminator.for_teacher(teacher, backend.taps, dataset.content, width=8, blocks=1)
-    method = LADD(student, teacher, heads, backend.taps, LADDConfig(warmup_steps=0))
+    heads = LatentDiscriminator.for_teacher(teacher, backend.default_taps(), dataset.content, width=8, blocks=1)
+    method = LADD(student, teacher, heads, backend.default_taps(), LADDConfig(warmup_steps=0))
     return Run(method, dataset, TrainConfig(batch_size=len(x), steps=4, **settings))
+
+
+class Warnings(logging.Handler):
+    """Collects what the host warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record) -> None:
+        self.texts.append(record.getMessage())
+
+    def __enter__(self):
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *args) -> None:
+        logging.getLogger().removeHandler(self)
 
 
 def write(name: str, measures: list[Callable]) -> None:

@@ -6,38 +6,22 @@ Prints JSON: what the run left of the host's state, and what happens when memory
 it must be.
 """
 
+from as_host import folder
+
+# isort: split
 import json
-import os
 import resource
-import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-from launch import ImportHooks, load_pack  # noqa: E402
-
-sys.meta_path.insert(0, ImportHooks())
-sys.path[0] = str(Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser())
-sys.path.append(str(HERE))
-folder = Path(sys.argv[1])
-sys.argv[1:] = ["--cpu"]
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.model_management  # noqa: E402
-import comfy_api.latest  # noqa: E402, F401
-import folder_paths  # noqa: E402
-import psutil  # noqa: E402
-import torch  # noqa: E402
-
-load_pack("pack")
-from pack.nodes import mini  # noqa: E402
-from pack.nodes.datasets import TeacherLatents  # noqa: E402
-from pack.nodes.folders import run_folder  # noqa: E402
-from pack.nodes.host_training import train_in_graph  # noqa: E402
-from pack.nodes.training import request_of  # noqa: E402
+import comfy.model_management
+import folder_paths
+import psutil
+import torch
+from pack.nodes import mini
+from pack.nodes.datasets import TeacherLatents
+from pack.nodes.folders import run_folder
+from pack.nodes.host_training import advice, train_in_graph
+from pack.nodes.ladd_trainer import LADDTrainer
 
 folder_paths.set_output_directory(str(folder))
 
@@ -60,7 +44,7 @@ def output_of(model) -> torch.Tensor:
 def request(model, dataset: Path, name: str, **changes):
     settings = dict(target_steps=1, steps=3, batch_size=256, student_lr=6e-4, discriminator_lr=4e-3, rank=4)
     settings |= dict(renoise_mean=0.0, renoise_std=1.0)
-    return request_of(model, dataset, name, **(settings | changes))
+    return LADDTrainer.request(model=model, dataset=dataset, run_name=name, **(settings | changes))
 
 
 def host_state(model) -> dict:
@@ -105,4 +89,5 @@ with torch.inference_mode():
     result["in_training"] = comfy.model_management.in_training
     again = train_in_graph(request(model, dataset, "short"))[1]
     result["resumed"] = all(torch.equal(again[name], lora[name]) for name in lora)
+    result["advice on all weights"] = advice(request(model, dataset, "full", train="all weights"))
 print(json.dumps(result))

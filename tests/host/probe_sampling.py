@@ -5,43 +5,26 @@
 Each function below measures one thing and returns what JSON can hold; test_sampling_nodes.py says what it must be.
 """
 
+from as_host import folder
+
+# isort: split
 import dataclasses
 import json
-import os
-import sys
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-from launch import ImportHooks, load_pack  # noqa: E402
-
-sys.meta_path.insert(0, ImportHooks())
-sys.path[0] = str(Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser())
-sys.path.append(str(HERE))
-folder = Path(sys.argv[1])
-sys.argv[1:] = ["--cpu"]
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.sample  # noqa: E402
-import comfy.samplers  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy_api.latest  # noqa: E402, F401
-import comfy_extras.nodes_custom_sampler as core  # noqa: E402
-import comfy_extras.nodes_flux as core_flux  # noqa: E402
-import comfy_extras.nodes_model_advanced as core_models  # noqa: E402
-import latent_preview  # noqa: E402
-import tiny_models  # noqa: E402
-import torch  # noqa: E402
-
-load_pack("pack")
-from pack.distill_core.doctor import diagnose  # noqa: E402
-from pack.distill_core.noise import ItemNoise  # noqa: E402
-from pack.distill_core.recipe import make_recipe  # noqa: E402
-from pack.distill_core.samplers import SAMPLERS  # noqa: E402
-from pack.nodes import doctor, host_model, host_sampling, sampling  # noqa: E402
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy_extras.nodes_custom_sampler as core
+import comfy_extras.nodes_flux as core_flux
+import comfy_extras.nodes_model_advanced as core_models
+import latent_preview
+import tiny_models
+import torch
+from pack.distill_core.doctor import diagnose
+from pack.distill_core.noise import ItemNoise
+from pack.distill_core.recipe import make_recipe
+from pack.distill_core.samplers import SAMPLERS
+from pack.nodes import doctor, host_model, host_sampling, sampling
 
 DENOISES = [round(0.3 + 0.01 * i, 2) for i in range(71)]
 PATHS = {family: tiny_models.write(family, folder) for family in tiny_models.BUILDERS}

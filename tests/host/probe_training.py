@@ -7,6 +7,7 @@ receives LoRAs with the student's output, too, for diffusers.
 from host_tools import (
     DIRECT,
     OneBatch,
+    Warnings,
     a_lora,
     a_run,
     excite,
@@ -20,11 +21,11 @@ from host_tools import (
 
 # isort: split
 import gc
-import logging
 import weakref
 from dataclasses import replace
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import comfy_extras.nodes_model_advanced as core_models
@@ -115,11 +116,13 @@ def mixed_texts() -> dict:
             teacher = Denoiser(backend)
             batch = backend.cond(short + long + short)
             alone = [backend.cond(short), backend.cond(long), backend.cond(short)]
-            out, maps = teacher(x, sigma, batch), teacher.features(x, sigma, batch, backend.taps)
+            out, maps = teacher(x, sigma, batch), teacher.features(x, sigma, batch, backend.default_taps())
             joined = teacher(x, sigma, cat_conds(alone))
             rows = [slice(i, i + 1) for i in range(3)]
             single = torch.cat([teacher(x[r], sigma[r], c) for r, c in zip(rows, alone, strict=True)])
-            features = [teacher.features(x[r], sigma[r], c, backend.taps) for r, c in zip(rows, alone, strict=True)]
+            features = [
+                teacher.features(x[r], sigma[r], c, backend.default_taps()) for r, c in zip(rows, alone, strict=True)
+            ]
             result[family] = {
                 "output": relative(out, single),
                 "joined": relative(joined, single),
@@ -147,6 +150,29 @@ def features_are_the_image() -> dict:
             place = moved.flatten().argmax().item()
             result[family] = {
                 "shape": list(before.shape), "corner": [place // moved.shape[1], place % moved.shape[1]],
+            }  # fmt: skip
+    return result
+
+
+def features_beside_a_reference() -> dict:
+    """The same with reference latents in the sequence: what differs is still where the latents differ."""
+    result = {}
+    for family in ("flux", "flux2", "qwen-image"):
+        with training_backend(load(family)) as backend, torch.no_grad():
+            text, options = tiny_models.conditioning(family)[0]
+            reference = torch.randn(tiny_models.empty_latent(family).shape, generator=torch.Generator().manual_seed(4))
+            cond = backend.cond([[text, {**options, "reference_latents": [reference]}]])
+            x, sigma = latents(family, 1), backend.process.sigma_at_flow_time(torch.tensor([0.5]))
+            changed = x.clone()
+            changed[..., -2:, :2] += 3.0
+            last = backend.tap_names[-1:]
+            (before,), (after,) = (Denoiser(backend).features(v, sigma, cond, last) for v in (x, changed))
+            (alone,) = Denoiser(backend).features(x, sigma, backend.cond([[text, options]]), last)
+            moved = (after - before).abs().mean((0, 1))
+            place = moved.flatten().argmax().item()
+            result[family] = {
+                "shape": list(before.shape), "corner": [place // moved.shape[1], place % moved.shape[1]],
+                "effect": relative(before, alone),
             }  # fmt: skip
     return result
 
@@ -291,24 +317,6 @@ def without_a_loader() -> dict:
     return {**result, "patched at that moment": in_memory, "same afterwards": torch.equal(again, patched)}
 
 
-class Warnings(logging.Handler):
-    """Collects what the host warns of."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record) -> None:
-        self.texts.append(record.getMessage())
-
-    def __enter__(self):
-        logging.getLogger().addHandler(self)
-        return self
-
-    def __exit__(self, *args) -> None:
-        logging.getLogger().removeHandler(self)
-
-
 def diffusers_weights(family: str, table) -> dict[str, torch.Tensor]:
     """The tiny network's weights under diffusers' names, by the host's own table."""
     inner = load(family).model
@@ -388,6 +396,14 @@ def latent_spaces() -> dict:
     return result
 
 
+def quantized(backend):
+    """The backend with one layer quantized."""
+    layer = backend.network.get_submodule("joint_blocks.0.x_block.mlp.fc1")
+    weight = comfy.ops.QuantizedTensor.from_float(layer.weight.detach(), "TensorCoreFP8Layout")
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return backend
+
+
 def mistakes() -> dict:
     """What is said to a user who connects the wrong thing."""
     with training_backend(load("sd3")) as backend:
@@ -411,10 +427,20 @@ def mistakes() -> dict:
             "no pooled": said(lambda: Denoiser(backend)(x, sigma, no_pooled)),
             "unlike conditionings": said(lambda: cat_conds(half)),
             "quantized": said(lambda: setattr(backend, "architecture", no_layers) or backend.new_path(2)),
+            "quantized, all weights": said(lambda: quantized(backend).trainable_copy()),
             "other channels": said(lambda: backend.latents_in(torch.zeros(1, 4, 8, 8))),
         }
+
+        masked = [[positive[0][0], {**positive[0][1], "mask": torch.ones(1, 64, 64), "mask_strength": 1.0}]]
+        result["mask"] = said(lambda: backend.cond(masked))
     with training_backend(load("wan")) as backend:
         result["video"] = said(lambda: backend.latents_in(torch.zeros(1, 16, 5, 8, 8)))
+        text, options = tiny_models.conditioning("wan")[0]
+        reference = backend.cond([[text, {**options, "reference_latents": [torch.zeros(1, 16, 1, 8, 8)]}]])
+        taps, wan_latents = backend.default_taps(), latents("wan", 1)
+        result["reference before the image"] = said(
+            lambda: Denoiser(backend).features(wan_latents, torch.tensor([0.5]), reference, taps)
+        )
 
     def enter(model) -> None:
         with training_backend(model):
@@ -433,7 +459,8 @@ if __name__ == "__main__":
     write(
         "training",
         [
-            same_as_sampling, shift_of_the_teacher, mixed_texts, features_are_the_image, forwards_of_a_step,
+            same_as_sampling, shift_of_the_teacher, mixed_texts, features_are_the_image, features_beside_a_reference,
+            forwards_of_a_step,
             flops_of_a_step, one_copy, nothing_leaks, without_a_loader, exported_loras, latent_spaces, mistakes,
         ],
     )  # fmt: skip

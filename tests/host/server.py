@@ -48,6 +48,7 @@ class Host:
         for folder in MODEL_FOLDERS:
             (base_dir / "models" / folder).mkdir(parents=True)
         (base_dir / "custom_nodes").mkdir()
+        (base_dir / "custom_nodes" / "test_nodes").symlink_to(HERE / "test_nodes", True)
         if (REPO / "__init__.py").is_file():
             (base_dir / "custom_nodes" / "turbo-distill").symlink_to(REPO, True)
 

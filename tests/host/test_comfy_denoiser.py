@@ -92,7 +92,18 @@ def test_texts_of_different_lengths_share_a_batch(probe, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_are_the_image_in_its_place(probe, family):
     """A change in the lower left corner of a latent moves the first block's map there most."""
-    found = probe["features_are_the_image"][family]
+    check_place(probe["features_are_the_image"][family], family)
+
+
+@pytest.mark.parametrize("family", ["flux", "flux2", "qwen-image"])
+def test_maps_are_the_image_beside_reference_latents(probe, family):
+    """The same in the last block's map, which the reference has changed."""
+    found = probe["features_beside_a_reference"][family]
+    check_place(found, family)
+    assert found["effect"] > 1e-3
+
+
+def check_place(found: dict, family: str) -> None:
     _, _, height, width = found["shape"]
     assert (height, width) in ((4, 6), (8, 12))
     row, column = found["corner"]
@@ -219,7 +230,10 @@ MESSAGES = {
     "no pooled": "lacks 'pooled_output', which this model needs",
     "unlike conditionings": "only some of them have pooled",
     "quantized": "quantized in a way that cannot be trained on",
+    "quantized, all weights": "quantized network .joint_blocks.0.x_block.mlp.fc1.weight. cannot be copied",
     "other channels": "4 channels, this model's have 16: encode the images with the model's own VAE",
+    "mask": "conditioning with mask cannot be trained with",
+    "reference before the image": "reference_latents cannot be trained with on wan",
     "video": "only images can be trained on, not videos of 5",
     "unknown network": "HunYuanDiT network cannot be distilled yet; those that can: .*Qwen-Image",
     "unknown sampling": "a model with x0 sampling .* cannot be distilled",

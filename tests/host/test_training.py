@@ -7,59 +7,18 @@ import os
 import random
 import subprocess
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from graphs import class_samples, guided_teacher, mini_training, node, saved_student
+from run_files import assert_same_files, fails, log_of, lora_of, run_folder, steps_of, wait_for_step
 from safetensors.torch import load_file
 from server import HERE, PYTHON, Host, failure_text
 
 from distill_core import mini
 from distill_core.checkpoint import load_tensors, read_lora
 from distill_core.metrics import MiniEvaluator
-from distill_core.runs import RunFolder
-
-
-def run_folder(host: Host, name: str) -> Path:
-    return host.base_dir / "output" / "turbo_distill" / "runs" / name
-
-
-def lora_of(host: Host, name: str) -> Path:
-    return host.base_dir / "output" / "loras" / "turbo_distill" / f"{name}.safetensors"
-
-
-def log_of(host: Host, name: str) -> list[dict]:
-    return RunFolder(run_folder(host, name)).logs()
-
-
-def steps_of(host: Host, name: str) -> list[int]:
-    """The steps in the run's log, which must be 1, 2, 3, ..."""
-    return [entry["step"] for entry in log_of(host, name)]
-
-
-def wait_for_step(host: Host, name: str, step: int, timeout: float = 300.0) -> None:
-    end = time.monotonic() + timeout
-    while len(steps_of(host, name)) < step:
-        host.check_alive()
-        assert time.monotonic() < end, f"no step {step} in {timeout} s\n{host.log()[-3000:]}"
-        time.sleep(0.01)
-
-
-def fails(host: Host, graph: dict) -> str:
-    """The error that a workflow ends with; the server must be alive after it."""
-    entry = host.wait(host.queue(graph), 300)
-    assert entry["status"]["status_str"] == "error", entry["status"]
-    host.get("/system_stats")
-    return failure_text(entry)
-
-
-def assert_same_files(a: Path, b: Path) -> None:
-    first, second = load_file(a), load_file(b)
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
 
 # What it reaches
 
@@ -132,8 +91,9 @@ def cpu(host: Host) -> float:
 # Cancel and resume
 
 
-def test_a_cancelled_run_stops_soon_and_goes_on_to_the_same_weights(host):
-    whole, cut, settings = "whole", "cut", dict(steps=30, seed=1)
+@pytest.mark.parametrize("train", ["LoRA", "all weights"])
+def test_a_cancelled_run_stops_soon_and_goes_on_to_the_same_weights(host, train):
+    whole, cut, settings = f"whole {train}", f"cut {train}", dict(steps=30, seed=1, train=train)
     host.run(mini_training(whole, **settings), 300)
     prompt = host.queue(mini_training(cut, **settings))
     wait_for_step(host, cut, random.randint(2, 20))
@@ -267,6 +227,7 @@ def test_without_memory_the_run_says_what_to_change_and_can_go_on(probe):
     for text in ("OutOfMemoryError: not enough memory to train", *hints):
         assert text in probe["error"]
     assert probe["kept"] and not probe["in_training"] and probe["resumed"]
+    assert "set train to LoRA" in probe["advice on all weights"] and "rank" not in probe["advice on all weights"]
 
 
 def test_twenty_runs_in_a_row_do_not_grow_the_server(host):

@@ -19,15 +19,20 @@ from make_pack_files import locale  # noqa: E402
 from workflows import RUNS_ANYWHERE, WORKFLOWS, add_placeholders  # noqa: E402
 
 ARTEFACTS = Path(os.environ.get("TEST_ARTEFACTS") or REPO / "build" / "artefacts")
-PICTURES = {"distil_mini_model": 1}  # that a run saves; the others save a batch of four
-# The run of the file is that of tests/benchmarks/distil_in_graph.py; here it is cut to a few steps.
-SHORTER = {
-    "distil_mini_model": {
-        "TurboDistillTeacherLatents": {"count": 64, "steps": 4, "batch_size": 64},
-        "TurboDistillLADDTrainer": {"steps": 6, "batch_size": 8, "preview_every": 2},
-    }
+TRAINERS = {
+    "distil_mini_model": "TurboDistillLADDTrainer",
+    "distil_mini_add": "TurboDistillADDTrainer",
+    "distil_mini_diffusion2gan": "TurboDistillDiffusion2GANTrainer",
 }
-TRAINING = {"type": "TurboDistillLADDTrainer", "previews": 2}  # a picture is taken at the second live preview
+PICTURES = dict.fromkeys(TRAINERS, 1)  # that a run saves; the others save a batch of four
+# The runs of the files are those of tests/benchmarks/distil_in_graph.py; here they are cut to a few steps.
+SHORTER = {
+    name: {
+        "TurboDistillTeacherLatents": {"count": 64, "steps": 4, "batch_size": 64},
+        trainer: {"steps": 6, "batch_size": 8, "preview_every": 2},
+    }
+    for name, trainer in TRAINERS.items()
+}
 FILES = sorted((REPO / "workflows").glob("*.json"))
 
 
@@ -72,11 +77,13 @@ def opened(host) -> dict:
             "picture": str(ARTEFACTS / f"{name}.png"),
             "timeout": 300,
             "set": SHORTER.get(name, {}),
-            "watch": {**TRAINING, "picture": str(ARTEFACTS / f"{name}_training.png")} if name in SHORTER else None,
+            # a picture is taken at the second live preview
+            "watch": name in TRAINERS
+            and {"type": TRAINERS[name], "previews": 2, "picture": str(ARTEFACTS / f"{name}_training.png")},
         }
         for name in WORKFLOWS
     ]
-    return {result["name"]: result for result in drive(host.url, jobs)}
+    return {result["name"]: result for result in drive(host.url, jobs, timeout=1200)}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -95,7 +102,8 @@ def test_it_runs_to_its_picture(opened, host, name):
     assert (ARTEFACTS / f"{name}.png").stat().st_size > 10_000
 
 
-def test_the_trainer_shows_live_previews(opened):
-    if "run" not in opened["distil_mini_model"]:
+@pytest.mark.parametrize("name", TRAINERS)
+def test_the_trainer_shows_live_previews(opened, name):
+    if "run" not in opened[name]:
         pytest.skip("the mini model's files are not in distill_core/assets/mini")
-    assert opened["distil_mini_model"]["previews"]["TurboDistillLADDTrainer"] >= 3, "samples at steps 2, 4 and 6"
+    assert opened[name]["previews"][TRAINERS[name]] >= 3, "samples at steps 2, 4 and 6"

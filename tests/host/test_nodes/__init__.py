@@ -1,0 +1,39 @@
+"""A node pack for the tests' server: a CLIP of the host's own classes, small enough to need no file."""
+
+import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import comfy.sd
+import comfy.sd1_clip
+import torch
+
+
+class TinyClip:
+    """A text encoder of one layer with the mini model's width of 64 and random weights."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {}}
+
+    def make(self) -> tuple:
+        config = json.loads((Path(comfy.sd1_clip.__file__).parent / "sd1_clip_config.json").read_text())
+        config |= {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 64}
+        kind = partial(comfy.sd1_clip.SD1ClipModel, clip_model=comfy.sd1_clip.SDClipModel)
+        target = SimpleNamespace(
+            params={"textmodel_json_config": config}, clip=kind, tokenizer=comfy.sd1_clip.SD1Tokenizer
+        )
+        clip = comfy.sd.CLIP(target, disable_dynamic=True)
+        generator = torch.Generator().manual_seed(0)
+        for value in clip.cond_stage_model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+        return (clip,)
+
+
+NODE_CLASS_MAPPINGS = {"TestTinyClip": TinyClip}
