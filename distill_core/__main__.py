@@ -24,7 +24,7 @@ from .compare import add_compare_command
 from .config import Config, describe_keys, load_config
 from .data import LatentDataset, cache_latents, check_pairs
 from .demo import demo
-from .denoiser import Cond, Denoiser, Guided
+from .denoiser import Denoiser, Guided
 from .health import Condition, watched
 from .perceptual import ELatentLPIPS, load_metric
 from .perceptual.command import add_perceptual_command
@@ -32,7 +32,7 @@ from .pipelines import open_source, read_prompts
 from .preflight import preflight
 from .presets import add_presets_command
 from .recipe import student_levels
-from .samplers import SAMPLERS, sample
+from .samplers import SAMPLERS, sample_many
 from .schedules import grid_sigmas
 from .train import Event, Run
 
@@ -263,7 +263,7 @@ def run_sample(args: argparse.Namespace) -> None:
     conds, uncond = source.encode(prompts, config.prompts.negative)
     model = model if args.lora else Guided(Denoiser(source.backend), uncond, config.cache.guidance)
     shape = (source.channels, *config.cache.sizes[0])
-    latents = in_batches(model, sigmas, conds, shape, sampler, args)
+    latents = sample_many(model, sigmas, conds, shape, args.seed, args.count, progress=True, **sampler)
     images = torch.cat([source.decode(part) for part in latents.split(config.cache.batch_size)])
     args.out.mkdir(parents=True, exist_ok=True)
     save_images(images, prompts, args)
@@ -272,16 +272,6 @@ def run_sample(args: argparse.Namespace) -> None:
 def sampler_of(description: dict) -> dict:
     """The arguments of `samplers.sample` that a LoRA's description asks for."""
     return {"sampler": description["sampler"], **description.get("sampler_options", {})}
-
-
-def in_batches(model, sigmas: Tensor, conds: Cond, shape, sampler: dict, args, size: int = 50) -> Tensor:
-    """``args.count`` latents; item i takes conditioning i mod len(conds) and noise of (seed, i)."""
-    parts = []
-    for start in tqdm(range(0, args.count, size), desc=f"sample: {len(sigmas) - 1} steps"):
-        items = range(start, min(start + size, args.count))
-        cond = conds[[i % len(conds) for i in items]]
-        parts.append(sample(model, model.process, sigmas, cond, shape, args.seed, items, **sampler))
-    return torch.cat(parts)
 
 
 def save_images(images: Tensor, prompts: list[str], args: argparse.Namespace) -> None:
@@ -313,7 +303,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     report = {"reference": len(reference), "count": args.count, "seed": args.seed, "fd": {}}
     for steps in range(1, len(description["sigmas"]) + 1):
         sigmas = student_levels(description["sigmas"], steps)
-        latents = in_batches(student, sigmas, conds, shape, sampler_of(description), args)
+        latents = sample_many(
+            student, sigmas, conds, shape, args.seed, args.count, progress=True, **sampler_of(description)
+        )
         report["fd"][str(steps)] = fd_between(features(latents), reference)
     save_json(args.out / "evaluation.json", report)
     print(json.dumps(report, indent=1))

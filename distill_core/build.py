@@ -16,11 +16,11 @@ from .methods.add import ADD, ADDConfig
 from .methods.diffusion2gan import Diffusion2GAN, Diffusion2GANConfig
 from .methods.ladd import LADD, LADDConfig
 from .methods.student import Distance, MethodConfig, StudentMethod
-from .vision import VisionNetwork, encoder_vision, image_embedding, transformers_vision
+from .vision import VisionNetwork, efficientnet_vision, encoder_vision, image_embedding, transformers_vision
 
 METHODS = {"ladd": LADDConfig, "add": ADDConfig, "diffusion2gan": Diffusion2GANConfig}
 TITLES = {"ladd": "LADD", "add": "ADD", "diffusion2gan": "Diffusion2GAN"}
-ENCODER = "encoder"
+ENCODER, EFFICIENTNET = "encoder", "efficientnet"
 
 
 def name_of(config: MethodConfig) -> str:
@@ -48,8 +48,9 @@ class DiscriminatorConfig:
 class VisionConfig:
     """What ADD needs beside the model.
 
-    network: the folder of a DINOv2 of transformers, or "encoder" for the encoder of the model's tiny autoencoder.
-    size: side of its square input, 0 for 224 (DINOv2) or the images' own size (encoder).  blocks: how many it is tapped
+    network: the folder of a DINOv2 of transformers, "encoder" for the encoder of the model's tiny autoencoder, or
+    "efficientnet" for an ImageNet network that a package carries (the extra ``metrics``).
+    size: side of its square input, 0 for 224 or the images' own size (encoder).  blocks: how many it is tapped
     at (DINOv2).  decoder: the folder of a diffusers AutoencoderTiny (TAESD) that decodes in place of the model's own
     autoencoder, at a fraction of the cost.
     """
@@ -89,12 +90,14 @@ def open_vision(config: VisionConfig, parts: Parts) -> VisionNetwork:
     """The vision network of ``parts``, or that which ``config`` names. Raises ValueError when it is not there."""
     if parts.vision is not None:
         return parts.vision
+    if config.network == EFFICIENTNET:
+        return efficientnet_vision(config.size or 224)
     if config.network != ENCODER:
         return transformers_vision(config.network, config.blocks, config.size or 224)
     if parts.encoder is None:
         raise ValueError(
-            "ADD needs a frozen vision network: set [vision] network to the folder of a DINOv2, or [vision] decoder to "
-            "that of a tiny autoencoder (TAESD), whose encoder can serve"
+            'ADD needs a frozen vision network: set [vision] network to the folder of a DINOv2 or to "efficientnet", '
+            "or [vision] decoder to the folder of a tiny autoencoder (TAESD), whose encoder can serve"
         )
     return encoder_vision(parts.encoder, (config.size, config.size) if config.size else None)
 

@@ -1,27 +1,31 @@
 """All methods on the mini model at one budget: ``python -m distill_core compare --out DIR``.
 
-Every entry of `ENTRIES` is trained and evaluated for every seed, one after the other, on one thread; each run's result
-is written when it is done, so the command can be stopped and started again, and the table so far is always there.
-Budgets are equal in processor time: an entry's steps are those that took about `BUDGET` seconds on the machine the
-table in docs/methods.md was made on. Teacher latents and their paths are cached before and not counted, for any method.
+Every entry of `entries.ENTRIES` is trained and evaluated for every seed, each run on one thread; a run's result is
+written when it is done, so the command can be stopped and started again, and the results so far are always there:
+``table.md``, ``claims.md`` and ``compare.png``. Budgets are equal in processor time. Teacher latents and their paths
+are cached before and not counted, for any method.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import mini, plots
-from .build import Parts, VisionConfig, new_method
+from .build import Parts, new_method
 from .checkpoint import load_tensors, save_json, save_tensors
+from .claims import claims_table, spread
 from .data import LatentDataset
 from .demo import (
     EVALUATION_SEED,
@@ -34,75 +38,20 @@ from .demo import (
     mini_conditioning,
 )
 from .denoiser import Denoiser, Guided
-from .methods.add import ADDConfig
-from .methods.diffusion2gan import Diffusion2GANConfig
+from .entries import ENTRIES, VISION, Entry
 from .methods.ladd import LADDConfig
-from .methods.student import MethodConfig
 from .metrics import MiniEvaluator
-from .train import Run, TrainConfig, train
+from .mini_train import DEBIAN_DATA, read_split, upscale
+from .noise import item_generator
+from .perceptual import load_metric
+from .real_latents import save_latents
+from .train import Run, train
 
-BUDGET = 70
 IMAGES = 1000
 RANK = 32
-VISION_SIZE = 32  # px, for the encoder under ADD's heads; the images' own 64 px would cost four times as much
 TEACHER_STEPS = (1, 2, 4, 25)
 CACHE = DemoConfig().cache
 DRIFT_IMAGES = 300
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One configuration: the method's settings, the loop's, and how the student is sampled.
-
-    steps: the step counts it is evaluated at.  eta: of the ancestral sampler.  pretrained: whether the student starts
-    as the teacher; else as a network of random weights, all of them trained.
-    """
-
-    method: MethodConfig
-    train: TrainConfig
-    steps: tuple[int, ...] = (1, 2, 4)
-    eta: float = 1.0
-    pretrained: bool = True
-
-
-def settings(steps: int, batch_size: int = 32, student_lr: float = 6e-4, **more) -> TrainConfig:
-    return TrainConfig(steps, batch_size, student_lr=student_lr, **{"discriminator_lr": 4e-3, **more})
-
-
-def for_add(steps: int) -> TrainConfig:
-    """Decoding is what costs, so the heads take four updates on each decoded batch."""
-    return settings(steps, 16, 4e-4, discriminator_lr=1e-2, discriminator_updates=4)
-
-
-LADD_SETTINGS = LADDConfig(
-    probabilities=(0.4, 0.2, 0.2, 0.2), warmup_probabilities=(0.5, 0.5, 0.0, 0.0), warmup_steps=30, renoise_mean=0.0
-)
-ADD_SETTINGS = ADDConfig(probabilities=(0.55, 0.15, 0.15, 0.15))
-PAIRS = Diffusion2GANConfig({"pairs": 1.0})
-ONE_STEP = (1,)
-
-# The methods, and with them what the claims of the papers need (docs/methods.md).
-ENTRIES: dict[str, Entry] = {
-    "Diffusion2GAN": Entry(Diffusion2GANConfig(), settings(106), ONE_STEP),
-    "ADD": Entry(ADD_SETTINGS, for_add(76)),
-    "LADD": Entry(LADD_SETTINGS, settings(175, student_lr=4e-4), eta=0.5),
-    "pairs only": Entry(PAIRS, settings(420), ONE_STEP),
-    "consistency only": Entry(replace(LADD_SETTINGS, terms={"consistency": 1.0}), settings(225)),
-    "ADD, adversarial only": Entry(replace(ADD_SETTINGS, terms={"adversarial": 1.0}), for_add(86)),
-    "LADD + pairs": Entry(replace(LADD_SETTINGS, terms={"adversarial": 1.0, "pairs": 1.0}), settings(175)),
-    "ADD, distillation only": Entry(replace(ADD_SETTINGS, terms={"distillation": 2.5}), for_add(106)),
-    "pairs only, mse": Entry(replace(PAIRS, regression="mse"), settings(420), ONE_STEP),
-    "pairs only, random start": Entry(PAIRS, settings(420), ONE_STEP, pretrained=False),
-    "Diffusion2GAN, LADD's discriminator": Entry(
-        LADDConfig(
-            {"pairs": 1.0, "adversarial": 0.1}, (1.0,), (1.0,), (1.0,), gan_loss="nonsaturating", renoise_mean=0.0
-        ),
-        settings(175), ONE_STEP,
-    ),
-    "Diffusion2GAN, plain discriminator": Entry(
-        Diffusion2GANConfig(r1=0.0, mix_share=0.0, noise_condition=False, multi_scale=False), settings(110), ONE_STEP
-    ),
-}  # fmt: skip
 
 
 def initial_student(entry: Entry, method) -> None:
@@ -127,8 +76,8 @@ def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None
     rank = RANK if entry.pretrained else 0
     example, uncond = dataset.batch(0, 16, seed), dataset.uncond()
     method = new_method(
-        entry.method, parts, example, rank, uncond, mini.GUIDANCE, taps=taps_of(entry, backend),
-        vision=VisionConfig(size=VISION_SIZE),
+        entry.method, parts, example, rank, uncond, mini.GUIDANCE, taps=taps_of(entry, backend), vision=VISION,
+        distance=load_metric() if entry.perceptual else None,
     )  # fmt: skip
     initial_student(entry, method)
     return Run(method, dataset, config, folder, {"entry": asdict(entry)})
@@ -186,21 +135,36 @@ def averages(logs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(model, entry_steps: Sequence[int], sampler: dict, evaluator, seed: int, own: Tensor | None) -> dict:
-    """Scores at each step count; at one step also ``drift``: the relative RMS distance to ``own``, where the teacher's
-    own paths from the same noises and classes end."""
+    """Scores at each step count; at one step also `against_own_paths`, if ``own`` is given."""
     classes, _ = mini_conditioning()
     labels, scores = torch.arange(IMAGES) % len(classes), {}
     for steps in entry_steps:
         latents = draw_samples(model, steps, seed=seed + EVALUATION_SEED, count=IMAGES, conds=classes, **sampler)
         scores[str(steps)] = evaluator(latents, labels, pixels=steps == 1)
         if own is not None and steps == 1:
-            distance = (latents[: len(own)] - own).square().mean() / own.var()
-            scores["1"]["drift"] = round(distance.sqrt().item(), 4)
+            scores["1"] |= against_own_paths(latents[: len(own)], own, evaluator)
     return scores
 
 
-def evaluate_teacher(evaluator: MiniEvaluator, seed: int, folder: Path) -> Tensor:
-    """Score the guided teacher (two forwards a step) once a seed; returns the ends of its paths from the first noises,
+def against_own_paths(latents: Tensor, own: Tensor, evaluator: MiniEvaluator) -> dict[str, float]:
+    """How a student differs from the ends ``own`` of the teacher's paths from the same noises and classes.
+
+    drift: relative RMS distance of the latents.  detail_error: by how much the decoded images have another amount of
+    fine detail, |log| of the ratio of their energies.
+    """
+    drift = ((latents - own).square().mean() / own.var()).sqrt()
+    ratio = fine_detail(evaluator.decode(latents)) / fine_detail(evaluator.decode(own))
+    return {"drift": round(drift.item(), 4), "detail_error": round(ratio.log().abs().item(), 4)}
+
+
+def fine_detail(images: Tensor) -> Tensor:
+    """Mean energy of what is lost when images [N, C, H, W] are halved and enlarged again."""
+    coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    return (images - coarse).square().mean()
+
+
+def teacher_scores(evaluator: MiniEvaluator, seed: int, folder: Path) -> None:
+    """Score the guided teacher (two forwards a step) once a seed, and keep the ends of its paths from the first noises,
     solved as the cached ones are."""
     path, ends = folder / f"teacher-{seed}.json", folder / f"teacher-{seed}.safetensors"
     classes, empty = mini_conditioning()
@@ -211,38 +175,74 @@ def evaluate_teacher(evaluator: MiniEvaluator, seed: int, folder: Path) -> Tenso
     if not path.exists():
         scores = evaluate(teacher, TEACHER_STEPS, {"sampler": "euler"}, evaluator, seed, None)
         save_json(path, {"entry": "teacher", "seed": seed, "scores": scores})
-    return load_tensors(ends)[0]["latents"]
+
+
+def cache_photographs(data: Path, seed: int, folder: Path) -> None:
+    """As many real images as the teacher's dataset has, drawn from Fashion-MNIST and encoded, in a dataset's form."""
+    if folder.exists():
+        return
+    images, labels = read_split(data, "train")
+    chosen = torch.randperm(len(images), generator=item_generator(seed, 0))[: CACHE.count]
+    encoder, (classes, empty) = mini.load_autoencoder().encoder, mini_conditioning()
+    with torch.no_grad():
+        latents = torch.cat([encoder(upscale(part)) for part in images[chosen].split(64)])
+    save_latents(list(latents), [classes[c : c + 1] for c in labels[chosen].tolist()], empty, folder)
 
 
 def result_path(folder: Path, name: str, seed: int) -> Path:
     return folder / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
 
 
-def compare(out: Path, seeds: Sequence[int], names: Sequence[str]) -> None:
-    """Run what has no result yet, seed by seed; the table and the picture are renewed after every run."""
+def run_entry(out: Path, seed: int, name: str) -> None:
+    """Train and score one entry with one seed, on one thread, and write its result."""
+    torch.set_num_threads(1)
+    entry = ENTRIES[name]
+    run, cost = train_entry(entry, LatentDataset(out / f"{'photographs' if entry.real else 'dataset'}-{seed}"), seed)
+    own = load_tensors(out / f"teacher-{seed}.safetensors")[0]["latents"]
+    with run.ema_weights():
+        sampler = {"sampler": "ancestral", "eta": entry.eta}
+        scores = evaluate(run.method.student, entry.steps, sampler, MiniEvaluator(), seed, own)
+    save_json(result_path(out, name, seed), {
+        "entry": name, "seed": seed, "scores": scores, **cost, "settings": asdict(entry),
+        "commit": git_commit(), "machine": machine(),
+    })  # fmt: skip
+
+
+def compare(out: Path, seeds: Sequence[int], names: Sequence[str], workers: int = 1, photographs: Path | None = None):
+    """Run what has no result yet, seed by seed, ``workers`` runs at once; tables and picture are renewed after each.
+
+    photographs: folder of Fashion-MNIST's files, for the entries on real images. Raises ValueError for an unknown entry
+    and for one whose images are missing.
+    """
     unknown = sorted(set(names) - ENTRIES.keys())
     if unknown:
         raise ValueError(f"no entry {unknown}; known: {', '.join(ENTRIES)}")
+    real = [name for name in names if ENTRIES[name].real]
+    if real and not (photographs and photographs.is_dir()):
+        raise ValueError(
+            f"{real} need the files of Fashion-MNIST: install Debian's dataset-fashion-mnist, give --photographs DIR, "
+            "or leave them out with --entries"
+        )
     torch.set_num_threads(1)
     evaluator = MiniEvaluator()
     for seed in seeds:
-        folder = out / f"dataset-{seed}"
-        cache_dataset(mini_backend(), replace(CACHE, seed=seed), folder)
-        own = evaluate_teacher(evaluator, seed, out)
-        for name in tqdm(names, desc=f"seed {seed}"):
-            path = result_path(out, name, seed)
-            if path.exists():
-                continue
-            entry = ENTRIES[name]
-            run, cost = train_entry(entry, LatentDataset(folder), seed)
-            with run.ema_weights():
-                sampler = {"sampler": "ancestral", "eta": entry.eta}
-                scores = evaluate(run.method.student, entry.steps, sampler, evaluator, seed, own)
-            save_json(path, {
-                "entry": name, "seed": seed, "scores": scores, **cost, "settings": asdict(entry),
-                "commit": git_commit(), "machine": machine(),
-            })  # fmt: skip
-            report(out)
+        cache_dataset(mini_backend(), replace(CACHE, seed=seed), out / f"dataset-{seed}")
+        teacher_scores(evaluator, seed, out)
+        if real:
+            cache_photographs(photographs, seed, out / f"photographs-{seed}")
+    jobs = [(seed, name) for seed in seeds for name in names if not result_path(out, name, seed).exists()]
+    for _ in tqdm(run_all(out, jobs, workers), total=len(jobs), desc="runs"):
+        report(out)
+
+
+def run_all(out: Path, jobs: Sequence[tuple[int, str]], workers: int) -> Iterator[None]:
+    """Yields after each run that is done."""
+    if workers == 1:
+        yield from (run_entry(out, *job) for job in jobs)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run_entry, out, *job) for job in jobs]):
+            yield done.result()
 
 
 def read_results(out: Path) -> dict[str, list[dict]]:
@@ -252,12 +252,6 @@ def read_results(out: Path) -> dict[str, list[dict]]:
         result = json.loads(path.read_text())
         found.setdefault(result["entry"], []).append(result)
     return {name: results for name, results in found.items() if results}
-
-
-def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """Median and, of several values, the smallest and largest."""
-    text = form.format(median(values))
-    return text if len(values) == 1 else f"{text} ({form.format(min(values))}-{form.format(max(values))})"
 
 
 def table(results: dict[str, list[dict]]) -> str:
@@ -280,13 +274,14 @@ def table(results: dict[str, list[dict]]) -> str:
 
 
 def report(out: Path) -> str:
-    """Write table.md and compare.png for what has been run."""
+    """Write table.md, claims.md and compare.png for what has been run; returns both tables."""
     results = read_results(out)
-    text = table(results)
-    (out / "table.md").write_text(text + "\n")
+    parts = {"table.md": table(results), "claims.md": claims_table(results)}
+    for file, text in parts.items():
+        (out / file).write_text(text + "\n")
     fd = {name: {s: [r["scores"][s]["fd"] for r in runs] for s in runs[0]["scores"]} for name, runs in results.items()}
     plots.comparison(fd, out / "compare.png")
-    return text
+    return "\n\n".join(parts.values())
 
 
 def add_compare_command(commands) -> None:
@@ -297,10 +292,12 @@ def add_compare_command(commands) -> None:
     sub.add_argument("--out", type=Path, required=True, help="output folder; a stopped command goes on there")
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sub.add_argument("--entries", nargs="+", default=list(ENTRIES), help=f"of {', '.join(ENTRIES)}")
+    sub.add_argument("--workers", type=int, default=1, help="runs at once, each on one thread")
+    sub.add_argument("--photographs", type=Path, default=Path(DEBIAN_DATA), help="folder of Fashion-MNIST's .gz files")
     sub.set_defaults(command=run_compare)
 
 
 def run_compare(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    compare(args.out, args.seeds, args.entries)
+    compare(args.out, args.seeds, args.entries, args.workers, args.photographs)
     print(report(args.out))

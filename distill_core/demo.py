@@ -28,7 +28,7 @@ from .discriminators import LatentDiscriminator
 from .methods.ladd import LADD, LADDConfig
 from .metrics import MiniEvaluator
 from .process import FlowProcess
-from .samplers import sample
+from .samplers import sample_many
 from .schedules import shifted_sigmas
 from .train import Run, TrainConfig, train
 
@@ -40,15 +40,10 @@ EVALUATION_SEED = 1_000_000  # added to the seed, so that no evaluation noise wa
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train a student: the method's settings, the loop's, and the sampler the student is meant for.
-
-    Students are sampled with ancestral steps: re-noising in full narrows the samples from step to step, Euler (eta 0)
-    widens them, and ``eta`` chooses between.
-    """
+    """One way to train a student: the method's settings and the loop's."""
 
     ladd: LADDConfig
     train: TrainConfig
-    eta: float
 
 
 LADD_SETTINGS = LADDConfig(
@@ -70,13 +65,11 @@ class DemoConfig:
     mixed: Recipe = Recipe(
         replace(LADD_SETTINGS, terms={"adversarial": 0.25, "pairs": 1.0}),
         TrainConfig(steps=405, batch_size=32, student_lr=6e-4, discriminator_lr=4e-3),
-        eta=1.0,
     )
     # The regression is what allows the higher student rate above; pure LADD is worse with it.
     ladd_only: Recipe = Recipe(
         replace(LADD_SETTINGS, gan_loss="relativistic", renoise_mean=-0.5),
         TrainConfig(steps=270, batch_size=48, student_lr=3e-4, discriminator_lr=2e-3),
-        eta=1.0,
     )
     rank: int = 32
     head_width: int = 64
@@ -116,12 +109,8 @@ def new_ladd(backend: DiffusersBackend, dataset: LatentDataset, config: DemoConf
 
 def draw_samples(model, steps: int, sampler: str, seed: int, count: int, conds: Cond, **options) -> Tensor:
     """``count`` latents from the same noises and classes whatever the model: item i has class i mod 10."""
-    sigmas, parts = shifted_sigmas(steps, shift_alpha=1.0), []
-    for start in range(0, count, 250):
-        items = range(start, min(start + 250, count))
-        cond = conds[[i % len(conds) for i in items]]
-        parts.append(sample(model, model.process, sigmas, cond, mini.LATENT_SHAPE, seed, items, sampler, **options))
-    return torch.cat(parts)
+    sigmas = shifted_sigmas(steps, shift_alpha=1.0)
+    return sample_many(model, sigmas, conds, mini.LATENT_SHAPE, seed, count, 250, sampler=sampler, **options)
 
 
 Trained = tuple[dict[str, Tensor], list[dict]]  # a student's averaged LoRA, and the logs of all steps
@@ -152,12 +141,15 @@ def train_students(folder: Path, config: DemoConfig, recipes: Sequence[Recipe]) 
 def evaluate_student(
     backend: DiffusersBackend,
     lora: dict[str, Tensor],
-    eta: float,
     evaluator: MiniEvaluator,
     config: DemoConfig,
     seed: int,
 ) -> tuple[dict, dict]:
-    """Scores and latents of a student at each of its step counts."""
+    """Scores and latents of a student at each of its step counts.
+
+    Students are sampled with ancestral steps, eta 1: re-noising in full narrows the samples from step to step, Euler
+    (eta 0) widens them.
+    """
     classes, _ = mini_conditioning()
     path = backend.new_path(config.rank)
     path.load_export(lora)
@@ -165,7 +157,7 @@ def evaluate_student(
     labels = torch.arange(config.images) % len(classes)
     scores, latents = {}, {}
     for steps in STUDENT_STEPS:
-        latents[steps] = draw_samples(student, steps, "ancestral", seed, config.images, classes, eta=eta)
+        latents[steps] = draw_samples(student, steps, "ancestral", seed, config.images, classes)
         scores[str(steps)] = evaluator(latents[steps], labels)
     path.remove()
     return scores, latents
@@ -219,7 +211,7 @@ def describe(backend: DiffusersBackend, recipe: Recipe) -> dict:
     """The metadata of the student's LoRA (DESIGN: files we write)."""
     return {
         "method": name_of(recipe), "sigmas": list(recipe.ladd.student_sigmas), "sampler": "ancestral",
-        "sampler_options": {"eta": recipe.eta}, "cfg": 1.0, **backend.description(), "steps": recipe.train.steps,
+        "sampler_options": {"eta": 1.0}, "cfg": 1.0, **backend.description(), "steps": recipe.train.steps,
         "config": asdict(recipe),
     }  # fmt: skip
 
@@ -243,8 +235,7 @@ def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> d
 
     report, latents, evaluation_seed = {}, {}, seed + EVALUATION_SEED
     for key, (lora, _) in trained.items():
-        eta = recipes[key].eta
-        report[key], latents[key] = evaluate_student(backend, lora, eta, evaluator, config, evaluation_seed)
+        report[key], latents[key] = evaluate_student(backend, lora, evaluator, config, evaluation_seed)
     report["teacher"], latents["teacher"] = evaluate_teacher(backend, evaluator, config, evaluation_seed)
 
     draw_rows(evaluator, latents, out / "samples.png")

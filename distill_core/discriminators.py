@@ -81,7 +81,8 @@ class PixelDiscriminator(nn.Module):
 
     real: tokens [B, C_k, N_k] of a few real images, which give each tap's width, mean and deviation.
     text_dim, image_dim: sizes of the two embeddings, which are concatenated before the projection; 0 leaves one out.
-    ``forward(tokens, text, image)``: tokens [B, C_k, N_k], text [B, text_dim], image [B, image_dim] -> logits [B, N].
+    ``forward(tokens, text, image)``: tokens [B, C_k, N_k], text [B, text_dim], image [B, image_dim] -> logits [B, N],
+    N = heads * max N_k: the logits of taps with fewer tokens are repeated, so that every head weighs the same.
     """
 
     def __init__(self, real: Sequence[Tensor], text_dim: int, image_dim: int, width: int = 64) -> None:
@@ -95,7 +96,9 @@ class PixelDiscriminator(nn.Module):
         dtype = self.heads[0].projection.weight.dtype
         parts = [part.to(dtype) for part, dim in ((text, self.text_dim), (image, self.image_dim)) if dim]
         cond = torch.cat(parts, dim=1) if parts else text.new_ones(len(text), 1).to(dtype)
-        return torch.cat([head(t.to(dtype), cond) for head, t in zip(self.heads, tokens, strict=True)], dim=1)
+        logits = [head(t.to(dtype), cond) for head, t in zip(self.heads, tokens, strict=True)]
+        most = max(part.shape[1] for part in logits)
+        return torch.cat([F.interpolate(part.unsqueeze(1), most).squeeze(1) for part in logits], dim=1)
 
 
 class NetworkDiscriminator(nn.Module):

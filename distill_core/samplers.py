@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import trange
+from tqdm import tqdm, trange
 
 from .noise import ItemNoise
 from .process import FlowProcess
@@ -171,3 +171,18 @@ def sample(
     return SAMPLERS[sampler](
         model, x, sigmas, {"cond": cond}, disable=disable, noise_sampler=lambda s, n: noise.normal_like(x), **options
     )
+
+
+def sample_many(
+    model, sigmas: Tensor, conds, shape, seed: int, count: int, size: int = 50, progress: bool = False, **options
+) -> Tensor:
+    """``count`` latents in batches of ``size``: item i has the noise of (seed, i) and conditioning i mod len(conds).
+
+    progress: show a bar.  options: of `sample`.
+    """
+    parts = []
+    for start in tqdm(range(0, count, size), desc=f"sample: {len(sigmas) - 1} steps", disable=not progress):
+        items = range(start, min(start + size, count))
+        cond = conds[[i % len(conds) for i in items]]
+        parts.append(sample(model, model.process, sigmas, cond, shape, seed, items, **options))
+    return torch.cat(parts)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .features import collect_taps
 from .lora import PathSwitch
+from .metrics import image_network
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -82,6 +84,18 @@ def encoder_vision(encoder: nn.Module, size: tuple[int, int] | None = None) -> V
     halvings = [i for i, layer in enumerate(layers) if getattr(layer, "stride", (1,)) == (2, 2)]
     taps = [f"layers.{i - 1}" for i in (*halvings[1:], len(layers))]
     return VisionNetwork(encoder, taps, size, mean=None, std=None)
+
+
+def efficientnet_vision(size: int) -> VisionNetwork:
+    """EfficientNet-lite0 trained on ImageNet, which a package carries (`metrics.image_network`), at ``size`` px.
+
+    Tapped before each halving of the resolution but the first two, and at the end.
+    Raises ValueError when the package is missing.
+    """
+    network = image_network().to(memory_format=torch.channels_last)
+    halvings = [i for i, block in enumerate(network._blocks) if block._depthwise_conv.stride[0] == 2]
+    taps = [f"_blocks.{i - 1}" for i in (*halvings[1:], len(network._blocks))]
+    return VisionNetwork(network, taps, (size, size), mean=None, std=None)
 
 
 def transformers_vision(folder: str | Path, blocks: int = 4, size: int = 224) -> VisionNetwork:

@@ -28,8 +28,8 @@ def vision_inputs() -> list:
         ),
         io.ClipVision.Input(
             "clip_vision", optional=True,
-            tooltip="The frozen network under the heads, of Load CLIP Vision: DINOv2 (ADD's choice), DINOv3, CLIP or "
-            "SigLIP. Without it a tiny VAE's own encoder serves, which was never trained to recognise anything.",
+            tooltip="The frozen network under the heads, of Load CLIP Vision: DINOv2 (ADD's choice), DINOv3 or CLIP. "
+            "Without it a tiny VAE's own encoder serves, which was never trained to recognise anything.",
         ),
         io.Int.Input(
             "vision_size", default=0, min=0, max=2048, optional=True, advanced=True,

@@ -1,5 +1,6 @@
 """The comparison: results are written run by run, kept, and summarised with their spread."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import torch
 
 from distill_core import compare
 from distill_core.__main__ import main
+from distill_core.demo import mini_conditioning
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
@@ -33,23 +35,24 @@ def small(monkeypatch):
 def test_a_comparison_goes_on_where_it_was(small, tmp_path, monkeypatch):
     first, second = small
     trained = []
-    train_entry = compare.train_entry
+    run_entry = compare.run_entry
 
-    def watch(entry, dataset, seed):
-        trained.append((entry, seed))
-        return train_entry(entry, dataset, seed)
+    def watch(out, seed, name):
+        trained.append((seed, name))
+        run_entry(out, seed, name)
 
-    monkeypatch.setattr(compare, "train_entry", watch)
+    monkeypatch.setattr(compare, "run_entry", watch)
     arguments = ["compare", "--out", str(tmp_path), "--seeds", "7"]
     assert main([*arguments, "--entries", first]) == 0
     assert main([*arguments, "--entries", first, second]) == 0
-    assert [entry for entry, _ in trained] == [compare.ENTRIES[name] for name in small]
+    assert trained == [(7, first), (7, second)]
     result = json.loads(compare.result_path(tmp_path, first, 7).read_text())
     assert result["entry"] == first and result["steps"] == 2 and result["cpu_s"] > 0 and list(result["scores"]) == ["1"]
-    assert {"fd", "fd_pixels", "accuracy", "diversity", "drift"} <= result["scores"]["1"].keys()
+    assert {"fd", "fd_pixels", "accuracy", "diversity", "drift", "detail_error"} <= result["scores"]["1"].keys()
     # 16 real latents calibrate the heads; a step passes 4 fakes twice and 4 reals once, the first R1's one item on top
     assert result["forwards"]["discriminator copy"] == 16 + 2 * (4 + 4 + 4) + 1 - 16
     table = (tmp_path / "table.md").read_text()
+    assert "not run" in (tmp_path / "claims.md").read_text()
     assert (tmp_path / "compare.png").stat().st_size > 5000
     assert all(name in table for name in ("teacher", first, second)) and table.count("| consistency only |") == 3
 
@@ -57,6 +60,35 @@ def test_a_comparison_goes_on_where_it_was(small, tmp_path, monkeypatch):
 def test_unknown_entries_are_refused(tmp_path, capsys):
     assert main(["compare", "--out", str(tmp_path), "--entries", "LCM"]) == 2
     assert "no entry ['LCM']" in capsys.readouterr().err
+
+
+def test_entries_on_photographs_need_them(small, tmp_path, capsys, monkeypatch):
+    first = small[0]
+    entries = {first: replace(compare.ENTRIES[first], real=True)}
+    monkeypatch.setattr(compare, "ENTRIES", entries)
+    assert main(["compare", "--out", str(tmp_path), "--photographs", str(tmp_path / "none")]) == 2
+    assert "Fashion-MNIST" in capsys.readouterr().err
+
+
+def test_photographs_become_a_dataset_of_their_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "CACHE", replace(compare.CACHE, count=40))
+    pixels = torch.randint(256, (60, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(60, dtype=torch.uint8) % 10
+    for name, header, data in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
+        with gzip.open(tmp_path / f"train-{name}-ubyte.gz", "wb") as file:
+            file.write(bytes(header) + data.numpy().tobytes())
+    compare.cache_photographs(tmp_path, 3, tmp_path / "photographs")
+    dataset = compare.LatentDataset(tmp_path / "photographs")
+    batch = dataset.batch(0, 40, 0)
+    assert len(dataset) == 40 and batch.latents.shape == (40, 16, 8, 8) and batch.states is None
+    classes, _ = mini_conditioning()
+    assert all(any(torch.equal(row, known) for known in classes.pooled) for row in batch.cond.pooled)
+
+
+def test_fine_detail_is_what_halving_loses():
+    flat = torch.ones(1, 3, 8, 8)
+    checks = flat * (torch.arange(8) % 2 * 2 - 1)
+    assert compare.fine_detail(flat) == 0 and compare.fine_detail(checks) == 1
 
 
 def test_the_table_gives_medians_and_ranges():

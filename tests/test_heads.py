@@ -196,6 +196,16 @@ def test_the_projection_is_the_conditioning():
     assert PixelDiscriminator([tokens()], 0, 0)([tokens()], text, image).shape == (3, 20)
 
 
+def test_every_vision_head_weighs_the_same():
+    fine, coarse = tokens(), tokens()[:, :, :5]
+    discriminator, none = PixelDiscriminator([fine, coarse], 0, 0).eval(), torch.zeros(3, 0)
+    logits = discriminator([fine, coarse], none, none)
+    one = torch.ones(3, 1)
+    each = [head(t, one).mean(1) for head, t in zip(discriminator.heads, (fine, coarse), strict=True)]
+    assert logits.shape == (3, 40)
+    torch.testing.assert_close(logits.mean(1), (each[0] + each[1]) / 2)
+
+
 def test_text_is_pooled_or_the_mean_of_its_real_tokens():
     context, pooled = torch.randn(2, 4, 3), torch.randn(2, 6)
     assert torch.equal(text_embedding(Cond(context, pooled)), pooled)

@@ -6,7 +6,14 @@ from torch import nn
 from toy import ToyEncoder
 
 from distill_core.build import Parts, VisionConfig, open_vision
-from distill_core.vision import VisionNetwork, encoder_vision, evenly, image_embedding, transformers_vision
+from distill_core.vision import (
+    VisionNetwork,
+    efficientnet_vision,
+    encoder_vision,
+    evenly,
+    image_embedding,
+    transformers_vision,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,15 @@ def test_the_network_is_frozen_and_passes_gradients():
 def test_an_encoder_is_tapped_at_its_resolutions():
     vision = encoder_vision(ToyEncoder(), (16, 16))
     assert vision.taps == ["layers.1", "layers.3"] and [t.shape[2] for t in vision(images())] == [64, 16]
+
+
+def test_an_imagenet_network_comes_inside_a_package():
+    x = images().requires_grad_()
+    vision = efficientnet_vision(64)
+    tokens = vision(x)
+    assert [t.shape for t in tokens] == [(2, 24, 256), (2, 40, 64), (2, 112, 16), (2, 320, 4)]
+    sum(t.square().mean() for t in tokens).backward()
+    assert x.grad.any() and not any(p.requires_grad for p in vision.network.parameters())
 
 
 def test_the_embedding_is_normalised():

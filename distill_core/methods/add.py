@@ -33,8 +33,9 @@ class ADDConfig(MethodConfig):
     teacher's direction.  space: where its distance is taken, "pixel" (ADD) or "latent".
     reduction: squared error summed over an item or its mean.  teacher_steps: Euler steps of the teacher from t (ADD 1).
     time_range: flow times t of its noise, drawn evenly.  nfsd_scale: weight of its classifier-free part.
-    r1: weight of the penalty on the heads' inputs.  text_condition, image_condition: what the heads are projected on;
-    the image's embedding is 0 where the student starts from pure noise and cannot know the image.
+    r1: weight of the penalty on the heads' inputs.  r1_every: of several discriminator updates on a batch, one in so
+    many takes it and counts it as often.  text_condition, image_condition: what the heads are projected on; the image's
+    embedding is 0 where the student starts from pure noise and cannot know the image.
     """
 
     terms: dict[str, float] = field(default_factory=lambda: {"adversarial": 1.0, "distillation": 2.5})
@@ -45,6 +46,7 @@ class ADDConfig(MethodConfig):
     time_range: tuple[float, float] = (0.02, 0.98)
     nfsd_scale: float = 7.5
     r1: float = 1e-5
+    r1_every: int = 1
     text_condition: bool = True
     image_condition: bool = True
 
@@ -58,8 +60,8 @@ class ADDConfig(MethodConfig):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, not {getattr(self, name)!r}")
         low, high = self.time_range
-        if not 0 < low <= high < 1 or self.teacher_steps < 1:
-            raise ValueError("time_range must lie inside (0, 1) and teacher_steps be at least 1")
+        if not 0 < low <= high < 1 or min(self.teacher_steps, self.r1_every) < 1:
+            raise ValueError("time_range must lie inside (0, 1), teacher_steps and r1_every be at least 1")
 
 
 class ADD(StudentMethod):
@@ -144,19 +146,27 @@ class ADD(StudentMethod):
 
     def discriminator_loss(self, step: ADDStep) -> tuple[Tensor, dict[str, float]]:
         """GAN loss on detached tokens plus R1 on those of real images (ADD eq. 3); heads only."""
-        fake = self._logits([t.detach() for t in step.fake_tokens], step)
-        tokens = [t.detach().requires_grad_(self.config.r1 > 0) for t in step.real_tokens]
-        real = self._logits(tokens, step)
+        fake_tokens = [t.detach() for t in step.fake_tokens]
+        penalised = self.config.r1 > 0 and step.updates % self.config.r1_every == 0
+        step.updates += 1
+        if penalised:
+            tokens = [t.detach().requires_grad_() for t in step.real_tokens]
+            fake, real = self._logits(fake_tokens, step), self._logits(tokens, step)
+        else:
+            both = [torch.cat(pair) for pair in zip(fake_tokens, step.real_tokens, strict=True)]
+            fake, real = self.discriminator(both, step.text.repeat(2, 1), step.image.repeat(2, 1)).chunk(2)
         loss = self.gan_discriminator(fake, real)
         logs = {"discriminator": loss.item(), **discriminator_health(fake, real)}
-        if self.config.r1:
+        if penalised:
             penalty = losses.r1_on_head_inputs(real, tokens)
-            loss, logs["r1"] = loss + self.config.r1 * penalty, penalty.item()
+            loss, logs["r1"] = loss + self.config.r1 * self.config.r1_every * penalty, penalty.item()
         return loss, logs
 
 
 class ADDStep(StudentStep):
     """A student step with its decoded images, their tokens, and the teacher's answer."""
+
+    updates = 0  # of the discriminator on this batch
 
     @cached_property
     def fake_images(self) -> Tensor:
