@@ -56,14 +56,15 @@ def trainable_model(model):
     """
     network, memo = model.diffusion_model, {}
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if type(tensor.data) is not torch.Tensor or not (tensor.is_floating_point() or tensor.numel() < 2):
+        is_weight = isinstance(tensor, nn.Parameter)
+        if is_weight and (type(tensor.data) is not torch.Tensor or not tensor.is_floating_point()):
             raise ValueError(
                 f"a quantized network ({name}) cannot be copied to be trained: load a file in bfloat16, float16 or "
                 "plain fp8"
             )
         value = tensor.detach().clone()
         value = value.float() if value.is_floating_point() else value
-        memo[id(tensor)] = nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
+        memo[id(tensor)] = nn.Parameter(value) if is_weight else value
     trained = copy.deepcopy(network, memo)
     for module in trained.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
