@@ -37,7 +37,7 @@ class Altered:
 
 def mini_run(dataset, ladd=LADD, batch_size=8, rank=4, **settings) -> Run:
     backend = demo.mini_backend()
-    recipe = demo.Recipe(ladd, TrainConfig(batch_size=batch_size, **settings), 1.0)
+    recipe = demo.Recipe(ladd, TrainConfig(batch_size=batch_size, **settings))
     config = demo.DemoConfig(rank=rank, head_width=16)
     source = dataset.dataset if isinstance(dataset, Altered) else dataset
     return Run(demo.new_ladd(backend, source, config, recipe), dataset, recipe.train)

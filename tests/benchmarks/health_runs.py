@@ -37,13 +37,13 @@ from distill_core.train import Run, TrainConfig, train  # noqa: E402
 SOUND = TrainConfig(steps=60, batch_size=16, student_lr=2e-4, discriminator_lr=4e-3, seed=100)
 MIXED = replace(LADD_SETTINGS, terms={"adversarial": 1.0, "pairs": 1.0})
 RUNS = {
-    "pure LADD": Recipe(LADD_SETTINGS, SOUND, 1.0),
-    "LADD + pairs": Recipe(MIXED, replace(SOUND, student_lr=6e-4), 1.0),
-    "heads do not learn": Recipe(LADD_SETTINGS, replace(SOUND, discriminator_lr=1e-12), 1.0),
-    "heads see only noise": Recipe(replace(LADD_SETTINGS, renoise_mean=6.0, renoise_std=0.3), SOUND, 1.0),
-    "student's rate x 15": Recipe(LADD_SETTINGS, replace(SOUND, student_lr=3e-3), 1.0),
-    "student's rate x 100": Recipe(LADD_SETTINGS, replace(SOUND, student_lr=2e-2), 1.0),
-    "student stands still": Recipe(LADD_SETTINGS, replace(SOUND, student_lr=1e-7, discriminator_updates=2), 1.0),
+    "pure LADD": Recipe(LADD_SETTINGS, SOUND),
+    "LADD + pairs": Recipe(MIXED, replace(SOUND, student_lr=6e-4)),
+    "heads do not learn": Recipe(LADD_SETTINGS, replace(SOUND, discriminator_lr=1e-12)),
+    "heads see only noise": Recipe(replace(LADD_SETTINGS, renoise_mean=6.0, renoise_std=0.3), SOUND),
+    "student's rate x 15": Recipe(LADD_SETTINGS, replace(SOUND, student_lr=3e-3)),
+    "student's rate x 100": Recipe(LADD_SETTINGS, replace(SOUND, student_lr=2e-2)),
+    "student stands still": Recipe(LADD_SETTINGS, replace(SOUND, student_lr=1e-7, discriminator_updates=2)),
 }
 
 
