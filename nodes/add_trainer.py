@@ -69,8 +69,6 @@ def method_inputs() -> list:
 
 
 class ADDTrainer(Trainer):
-    METHOD = "add"
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return cls.schema(

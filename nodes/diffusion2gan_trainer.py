@@ -58,8 +58,6 @@ def method_inputs() -> list:
 
 
 class Diffusion2GANTrainer(Trainer):
-    METHOD = "diffusion2gan"
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return cls.schema(

@@ -44,8 +44,6 @@ def method_inputs() -> list:
 
 
 class LADDTrainer(Trainer):
-    METHOD = "ladd"
-
     @classmethod
     def define_schema(cls) -> io.Schema:
         return cls.schema(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import ClassVar
 
 from comfy_api.latest import io, ui
 
@@ -148,8 +147,6 @@ def preview_inputs(vae: bool = True) -> list:
 
 class Trainer(io.ComfyNode):
     """A method's node: `define_schema` by `schema`, `method` from its widgets, and `beside` if it needs more."""
-
-    METHOD: ClassVar[str]  # in `build.METHODS`
 
     @classmethod
     def schema(cls, name: str, display_name: str, description: str, aliases: list[str], inputs: list) -> io.Schema:
