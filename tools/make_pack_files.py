@@ -21,6 +21,18 @@ from server import Host  # noqa: E402
 from workflows import RUNS_ANYWHERE, WORKFLOWS, add_placeholders  # noqa: E402
 
 
+def complete(workflow: dict, object_info: dict) -> dict:
+    """Every widget with a value: those left out would keep that of the workflow which the page showed before."""
+
+    def defaults(kind: str) -> dict:
+        entries = [
+            entry for part in object_info[kind]["input"].values() if isinstance(part, dict) for entry in part.items()
+        ]
+        return {key: given[1]["default"] for key, given in entries if len(given) > 1 and "default" in given[1]}
+
+    return {name: {**node, "inputs": defaults(node["class_type"]) | node["inputs"]} for name, node in workflow.items()}
+
+
 def numbered(workflow: dict) -> dict:
     """The frontend wants numbers for ids."""
     ids = {name: str(i + 1) for i, name in enumerate(workflow)}
@@ -56,29 +68,30 @@ def locale(object_info: dict) -> dict:
 def main(names: list[str]) -> None:
     out = REPO / "workflows"
     out.mkdir(exist_ok=True)
-    jobs = [
-        {
-            "name": name,
-            "api": numbered(workflow),
-            "save": str(out / f"{name}.json"),
-            "picture": str(out / f"{name}.jpg"),
-            "run": name in RUNS_ANYWHERE,
-            "timeout": 3600,
-        }
-        for name, workflow in WORKFLOWS.items()
-        if name in names or not names
-    ]
     host = Host(Path(tempfile.mkdtemp(prefix="comfyui-")))
     add_placeholders(host.base_dir)
     try:
         host.start()
+        info = host.object_info()
+        jobs = [
+            {
+                "name": name,
+                "api": numbered(complete(workflow, info)),
+                "save": str(out / f"{name}.json"),
+                "picture": str(out / f"{name}.jpg"),
+                "run": name in RUNS_ANYWHERE,
+                "timeout": 3600,
+            }
+            for name, workflow in WORKFLOWS.items()
+            if name in names or not names
+        ]
         for result in drive(host.url, jobs, timeout=7200):
             print(
                 result["name"], result["faults"] or "", result["errors"] or "", result.get("run", {}).get("event", "")
             )
         path = REPO / "locales" / "en" / "nodeDefs.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(locale(host.object_info()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(locale(info), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     finally:
         host.stop()
 

@@ -14,7 +14,7 @@ from server import REPO
 from distill_core import mini
 
 sys.path.append(str(REPO / "tools"))
-from make_pack_files import locale  # noqa: E402
+from make_pack_files import complete, locale  # noqa: E402
 
 from workflows import RUNS_ANYWHERE, WORKFLOWS, add_placeholders  # noqa: E402
 
@@ -59,6 +59,22 @@ def test_the_template_browser_lists_them(host):
 def test_the_locale_file_is_that_of_the_nodes(host):
     written = json.loads((REPO / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert written == locale(host.object_info()), "run tools/make_pack_files.py"
+
+
+def widgets_of(node: dict) -> dict:
+    """A node's widget values by name; what happens to a seed after a run stands behind it and has no name."""
+    values = [value for value in node["widgets_values"] if value not in ("fixed", "randomize")]
+    return dict(zip((entry["name"] for entry in node["inputs"] if "widget" in entry), values, strict=True))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_our_nodes_have_the_values_that_were_asked_for(host, name):
+    """Those of tools/workflows.py, else the node's own; if not, run tools/make_pack_files.py again."""
+    asked = {str(i + 1): node for i, node in enumerate(complete(WORKFLOWS[name], host.object_info()).values())}
+    for node in graph_of(name)["nodes"]:
+        if node["type"].startswith("TurboDistill"):
+            inputs = asked[str(node["id"])]["inputs"]
+            assert {k: v for k, v in widgets_of(node).items() if inputs[k] != v} == {}
 
 
 @pytest.fixture(scope="module")
