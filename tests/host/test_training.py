@@ -181,25 +181,25 @@ def test_unknown_targets_are_refused(host):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="FULL DISK NOT TESTED: mounting a small tmpfs needs root")
 def test_a_full_disk_loses_nothing(host):
-    folder = run_folder(host, "full")
+    folder = run_folder(host, "full_disk")
     folder.mkdir(parents=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"FULL DISK NOT TESTED: {mounted.stderr.decode()}")
     try:
-        host.run(mini_training("full", steps=3), 120)
+        host.run(mini_training("full_disk", steps=3), 120)
         checkpoint = (folder / "checkpoint.safetensors").read_bytes()
         free = os.statvfs(folder)
         (folder / "other").write_bytes(bytes(free.f_bavail * free.f_frsize - 4096))
-        text = fails(host, mini_training("full", steps=6, checkpoint_every=1))
+        text = fails(host, mini_training("full_disk", steps=6, checkpoint_every=1))
         assert "No space left on device" in text and "make room" in text
         assert (folder / "checkpoint.safetensors").read_bytes() == checkpoint
         (folder / "other").unlink()
-        host.run(mini_training("full", steps=6, checkpoint_every=1), 120)
-        assert steps_of(host, "full") == [1, 2, 3, 4, 5, 6]
+        host.run(mini_training("full_disk", steps=6, checkpoint_every=1), 120)
+        assert steps_of(host, "full_disk") == [1, 2, 3, 4, 5, 6]
         for steps in (3, 6):
             host.run(mini_training("roomy", steps=steps, checkpoint_every=1), 120)
-        assert_same_files(lora_of(host, "full"), lora_of(host, "roomy"))
+        assert_same_files(lora_of(host, "full_disk"), lora_of(host, "roomy"))
     finally:
         subprocess.run(["umount", folder], check=True)
 
