@@ -74,7 +74,7 @@ def training_curves(runs: dict[str, list[dict[str, float]]], path: str | Path) -
 
 
 def comparison(scores: dict[str, dict[str, list[float]]], path: str | Path) -> None:
-    """Fréchet distance of each entry at each step count: the median over seeds as a bar, the seeds as dots.
+    """Fréchet distance of each entry at each step count, on a log scale: median over seeds as a bar, seeds as dots.
 
     scores: entry -> steps -> one value a seed. What only one entry has (the teacher at 25 steps) is a line everywhere.
     """
@@ -95,7 +95,14 @@ def comparison(scores: dict[str, dict[str, list[float]]], path: str | Path) -> N
         for label, values in alone.items():
             axis.axvline(median(values), color="C1", ls=":", label=label)
         first = axis is axes[0][0]
-        axis.set(xlim=(0, None), yticks=range(len(names)), yticklabels=names if first else [""] * len(names))
+        least = min(value for of in by_count.values() for values in of.values() for value in values)
+        labels = names if first else [""] * len(names)
+        axis.set(xscale="log", xlim=(0.8 * least, None), yticks=range(len(names)), yticklabels=labels)
+        ticks = [1, 2, 5, 10, 20, 50, 100]
+        low, high = axis.get_xlim()
+        axis.set(ylim=(-0.8, len(names) - 0.2), xticks=[t for t in ticks if low < t < high])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
         axis.set_title(f"{steps} step{'s' * (steps != '1')}: Fréchet distance", fontsize=9)
         axis.tick_params(labelsize=8)
     if alone:
