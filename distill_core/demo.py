@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from . import mini, plots
 from .backends.diffusers import DiffusersBackend
+from .build import title_of
 from .checkpoint import fingerprint, save_json, save_lora
 from .data import CacheConfig, LatentDataset, cache_latents
 from .denoiser import Cond, Denoiser, Guided
@@ -121,7 +122,7 @@ def train_student(folder: Path, config: DemoConfig, recipe: Recipe, row: int = 0
     backend, dataset, logs = mini_backend(), LatentDataset(folder), []
     method = new_ladd(backend, dataset, config, recipe)
     run = Run(method, dataset, recipe.train)
-    with tqdm(total=recipe.train.steps, desc=f"distil: {name_of(recipe)}", position=row) as bar:
+    with tqdm(total=recipe.train.steps, desc=f"distil: {title_of(recipe.ladd)}", position=row) as bar:
         for event in train(run):
             logs.append(event.logs)
             bar.set_postfix({k: f"{event.logs[k]:.3f}" for k in ("adversarial", "accuracy") if k in event.logs})
@@ -201,16 +202,10 @@ def evaluate_teacher(
     return scores, latents
 
 
-def name_of(recipe: Recipe) -> str:
-    """ "LADD" with the extra terms, e.g. "LADD + pairs"."""
-    extras = [term for term, weight in recipe.ladd.terms.items() if weight and term != "adversarial"]
-    return " + ".join(["LADD", *extras])
-
-
 def describe(backend: DiffusersBackend, recipe: Recipe) -> dict:
     """The metadata of the student's LoRA (DESIGN: files we write)."""
     return {
-        "method": name_of(recipe), "sigmas": list(recipe.ladd.student_sigmas), "sampler": "ancestral",
+        "method": title_of(recipe.ladd), "sigmas": list(recipe.ladd.student_sigmas), "sampler": "ancestral",
         "sampler_options": {"eta": 1.0}, "cfg": 1.0, **backend.description(), "steps": recipe.train.steps,
         "config": asdict(recipe),
     }  # fmt: skip
@@ -239,7 +234,7 @@ def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> d
     report["teacher"], latents["teacher"] = evaluate_teacher(backend, evaluator, config, evaluation_seed)
 
     draw_rows(evaluator, latents, out / "samples.png")
-    plots.training_curves({name_of(recipes[key]): logs for key, (_, logs) in trained.items()}, out / "curves.png")
+    plots.training_curves({title_of(recipes[key].ladd): logs for key, (_, logs) in trained.items()}, out / "curves.png")
     report |= {
         "floor": mini.training_log()["floor"], "config": asdict(config), "seconds": round(time.time() - started, 1),
         "seed": seed, "commit": git_commit(), "machine": machine(),
