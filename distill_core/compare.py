@@ -167,6 +167,8 @@ def teacher_scores(evaluator: MiniEvaluator, seed: int, folder: Path) -> None:
     """Score the guided teacher (two forwards a step) once a seed, and keep the ends of its paths from the first noises,
     solved as the cached ones are."""
     path, ends = folder / f"teacher-{seed}.json", folder / f"teacher-{seed}.safetensors"
+    if path.exists() and ends.exists():
+        return
     classes, empty = mini_conditioning()
     teacher = Guided(Denoiser(mini_backend()), empty, mini.GUIDANCE)
     if not ends.exists():
@@ -179,7 +181,7 @@ def teacher_scores(evaluator: MiniEvaluator, seed: int, folder: Path) -> None:
 
 def cache_photographs(data: Path, seed: int, folder: Path) -> None:
     """As many real images as the teacher's dataset has, drawn from Fashion-MNIST and encoded, in a dataset's form."""
-    if folder.exists():
+    if any(folder.glob("shard-*")) and len(LatentDataset(folder)) == CACHE.count:
         return
     images, labels = read_split(data, "train")
     chosen = torch.randperm(len(images), generator=item_generator(seed, 0))[: CACHE.count]

@@ -85,7 +85,8 @@ def comparison(scores: dict[str, dict[str, list[float]]], path: str | Path) -> N
     counts = sorted((steps for steps, of in by_count.items() if len(of) > 1), key=int) or sorted(by_count, key=int)
     alone = {f"{name}, {steps} steps": of[name] for steps, of in by_count.items() for name in of if steps not in counts}
     figure, axes = _figure(1.2 + 3.1 * len(counts), 1.6 + 0.28 * len(scores), 1, len(counts))
-    names = list(scores)[::-1]
+    names, ticks = list(scores)[::-1], [1, 2, 5, 10, 20, 50, 100]
+    least = min(value for of in by_count.values() for values in of.values() for value in values)
     for axis, steps in zip(axes[0], counts, strict=True):
         for row, name in enumerate(names):
             values = by_count[steps].get(name, [])
@@ -95,10 +96,8 @@ def comparison(scores: dict[str, dict[str, list[float]]], path: str | Path) -> N
         for label, values in alone.items():
             axis.axvline(median(values), color="C1", ls=":", label=label)
         first = axis is axes[0][0]
-        least = min(value for of in by_count.values() for values in of.values() for value in values)
         labels = names if first else [""] * len(names)
         axis.set(xscale="log", xlim=(0.8 * least, None), yticks=range(len(names)), yticklabels=labels)
-        ticks = [1, 2, 5, 10, 20, 50, 100]
         low, high = axis.get_xlim()
         axis.set(ylim=(-0.8, len(names) - 0.2), xticks=[t for t in ticks if low < t < high])
         axis.xaxis.set_major_formatter("{x:g}")

@@ -77,6 +77,9 @@ def test_photographs_become_a_dataset_of_their_classes(tmp_path, monkeypatch):
     for name, header, data in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
         with gzip.open(tmp_path / f"train-{name}-ubyte.gz", "wb") as file:
             file.write(bytes(header) + data.numpy().tobytes())
+    monkeypatch.setattr("distill_core.real_latents.SHARD_SIZE", 25)
+    compare.cache_photographs(tmp_path, 3, tmp_path / "photographs")
+    (tmp_path / "photographs" / "shard-00001.safetensors").unlink()  # stopped half way
     compare.cache_photographs(tmp_path, 3, tmp_path / "photographs")
     dataset = compare.LatentDataset(tmp_path / "photographs")
     batch = dataset.batch(0, 40, 0)
