@@ -6,16 +6,7 @@ from comfy_api.latest import io
 
 from ..distill_core.losses import DISTILLATION_WEIGHTS
 from ..distill_core.methods.add import SPACES, ADDConfig
-from .trainer import (
-    Trainer,
-    loop_inputs,
-    loss_input,
-    preview_inputs,
-    r1_input,
-    student_inputs,
-    task_inputs,
-    weight_input,
-)
+from .trainer import Trainer, loss_input, r1_input, task_inputs, weight_input
 
 
 def vision_inputs() -> list:
@@ -75,10 +66,8 @@ class ADDTrainer(Trainer):
             "ADDTrainer", "ADD Trainer",
             "Distils a model into 1-4 steps with adversarial diffusion distillation, the method of SDXL-Turbo: a "
             "vision network judges the decoded images.", ["sdxl turbo", "dino", "real images"],
-            [
-                *task_inputs("Of Latents Dataset (real images, ADD's choice), or of Teacher Latents.", 4),
-                *vision_inputs(), *loop_inputs(), *method_inputs(), *student_inputs(), *preview_inputs(vae=False),
-            ],
+            task_inputs("Of Latents Dataset (real images, ADD's choice), or of Teacher Latents.", 4), method_inputs(),
+            vision_inputs(), preview_vae=False,
         )  # fmt: skip
 
     @classmethod

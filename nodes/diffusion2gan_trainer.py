@@ -7,16 +7,7 @@ from comfy_api.latest import io
 from ..distill_core.losses import REGRESSIONS
 from ..distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from .perceptual import Perceptual
-from .trainer import (
-    Trainer,
-    loop_inputs,
-    loss_input,
-    preview_inputs,
-    r1_input,
-    student_inputs,
-    task_inputs,
-    weight_input,
-)
+from .trainer import Trainer, loss_input, r1_input, task_inputs, weight_input
 
 
 def method_inputs() -> list:
@@ -64,10 +55,7 @@ class Diffusion2GANTrainer(Trainer):
             "Diffusion2GANTrainer", "Diffusion2GAN Trainer",
             "Distils a model into one step that goes where the teacher's own path goes from the same noise, by a "
             "regression on such pairs and a discriminator made from the teacher.", ["one step", "pairs", "dmd"],
-            [
-                *task_inputs("Of Teacher Latents with pairs_for_steps of 1 (target_steps of it).", 1), *loop_inputs(),
-                *method_inputs(), *student_inputs(), *preview_inputs(),
-            ],
+            task_inputs("Of Teacher Latents with pairs_for_steps of 1 (target_steps of it).", 1), method_inputs(),
         )  # fmt: skip
 
     @classmethod

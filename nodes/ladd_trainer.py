@@ -6,16 +6,7 @@ from comfy_api.latest import io
 
 from ..distill_core.methods.ladd import LADDConfig
 from ..distill_core.targets import probabilities_for
-from .trainer import (
-    Trainer,
-    loop_inputs,
-    loss_input,
-    preview_inputs,
-    r1_input,
-    student_inputs,
-    task_inputs,
-    weight_input,
-)
+from .trainer import Trainer, loss_input, r1_input, task_inputs, weight_input
 
 
 def method_inputs() -> list:
@@ -49,10 +40,7 @@ class LADDTrainer(Trainer):
         return cls.schema(
             "LADDTrainer", "LADD Trainer",
             "Distils a model into 1-8 steps with latent adversarial diffusion distillation.", ["latent adversarial"],
-            [
-                *task_inputs("Of Teacher Latents (best), or of Latents Dataset.", 4), *loop_inputs(), *method_inputs(),
-                *student_inputs(), *preview_inputs(),
-            ],
+            task_inputs("Of Teacher Latents (best), or of Latents Dataset.", 4), method_inputs(),
         )  # fmt: skip
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from comfy_api.latest import io, ui
@@ -132,7 +133,7 @@ def student_inputs() -> list:
     ]  # fmt: skip
 
 
-def preview_inputs(vae: bool = True) -> list:
+def preview_inputs(vae: bool) -> list:
     """Pictures while it trains. vae: whether the VAE is for nothing else."""
     return [
         *([io.Vae.Input("vae", optional=True, tooltip="For pictures while it trains and for the report.")] * vae),
@@ -149,7 +150,12 @@ class Trainer(io.ComfyNode):
     """A method's node: `define_schema` by `schema`, `method` from its widgets, and `beside` if it needs more."""
 
     @classmethod
-    def schema(cls, name: str, display_name: str, description: str, aliases: list[str], inputs: list) -> io.Schema:
+    def schema(
+        cls, name: str, display_name: str, description: str, aliases: list[str], task: list, method: list,
+        parts: Sequence = (), preview_vae: bool = True,
+    ) -> io.Schema:  # fmt: skip
+        """The node's schema: its ``task`` (`task_inputs`), what it needs beside the model (``parts``), the loop's
+        inputs, the ``method``'s own, the student's and the preview's (with a VAE unless ``parts`` have one)."""
         return io.Schema(
             node_id=f"TurboDistill{name}",
             display_name=display_name,
@@ -158,7 +164,7 @@ class Trainer(io.ComfyNode):
             "run name goes on.",
             search_aliases=["distill", "turbo lora", "lightning", "train", "few steps", *aliases],
             is_input_list=True,
-            inputs=inputs,
+            inputs=[*task, *parts, *loop_inputs(), *method, *student_inputs(), *preview_inputs(preview_vae)],
             outputs=[
                 io.Model.Output(
                     display_name="model",

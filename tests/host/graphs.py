@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from server import Host
 
 from distill_core import mini
+from distill_core.metrics import MiniEvaluator
 
 SCALE, SHIFT = 1.5305, 0.0609  # the host's units of SD3 latents: x / SCALE + SHIFT
 
@@ -92,3 +93,19 @@ def guided_teacher(steps: int = 1) -> tuple[dict, dict]:
         "none": node("TurboDistillMiniConditioning", class_name="none"),
     }
     return nodes, dict(sigmas=["levels", 0], steps=0, sampler="euler", cfg=1.5, negative=["none", 0])
+
+
+def one_step_score(latents: torch.Tensor) -> dict[str, float]:
+    """fd, accuracy, ... of latents that are 30 of each class in turn."""
+    return MiniEvaluator()(latents, torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(30))
+
+
+def student_score(host: Host, lora_name: str) -> dict[str, float]:
+    """Of 300 one-step samples of the student in a saved file."""
+    return one_step_score(class_samples(host, saved_student(lora_name), ["model", 0], 30))
+
+
+def teacher_score(host: Host) -> dict[str, float]:
+    """Of 300 one-step samples of the guided teacher, from the same noises."""
+    teacher, guided = guided_teacher()
+    return one_step_score(class_samples(host, teacher, ["base", 0], 30, **guided))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import class_samples, guided_teacher, mini_training, node, saved_student
+from graphs import class_samples, guided_teacher, mini_training, node, saved_student, student_score, teacher_score
 from run_files import fails, log_of, lora_of
 from server import Host
 
-from distill_core import mini
 from distill_core.checkpoint import read_lora
-from distill_core.metrics import MiniEvaluator
 
 TEACHER = {"count": 512, "steps": 8, "batch_size": 128}
 SETTINGS = dict(train="all weights", rank=0, steps=40, batch_size=16, student_lr=1e-4)
@@ -31,11 +29,7 @@ def trained(host) -> Host:
 
 def test_one_step_of_the_student_is_far_better_than_one_of_the_teacher(trained):
     """fd of the saved file, loaded by core's loader and sampled by Turbo Sampler on auto."""
-    teacher, guided = guided_teacher()
-    student = class_samples(trained, saved_student("full_00001_.safetensors"), ["model", 0], 30)
-    baseline = class_samples(trained, teacher, ["base", 0], 30, **guided)
-    labels, evaluate = torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(30), MiniEvaluator()
-    scores = [evaluate(latents, labels) for latents in (student, baseline)]
+    scores = [student_score(trained, "full_00001_.safetensors"), teacher_score(trained)]
     print("student", scores[0], "teacher", scores[1])
     assert scores[0]["fd"] <= 0.30 * scores[1]["fd"] and scores[0]["accuracy"] > 0.8
 

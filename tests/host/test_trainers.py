@@ -5,15 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
-from graphs import class_samples, guided_teacher, mini_training, node, saved_student
+from graphs import mini_training, node, student_score, teacher_score
 from run_files import assert_same_files, fails, log_of, lora_of, run_folder, steps_of, wait_for_step
 from safetensors.torch import load_file, save_file
 from server import Host
 
-from distill_core import mini
 from distill_core.checkpoint import read_lora
-from distill_core.metrics import MiniEvaluator
 
 METHODS = ("ADD", "Diffusion2GAN")
 TEACHER = {"count": 512, "steps": 8, "batch_size": 128}
@@ -38,25 +35,20 @@ def distilled(request, host) -> tuple[Host, str]:
 
 
 @pytest.fixture(scope="module")
-def evaluate(host):
-    """fd and accuracy of 300 one-step samples, and the guided teacher's fd from the same noises."""
-    labels, evaluator = torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(30), MiniEvaluator()
-    teacher, guided = guided_teacher()
-    baseline = evaluator(class_samples(host, teacher, ["base", 0], 30, **guided), labels)
-    return lambda latents: (evaluator(latents, labels), baseline["fd"])
+def teacher_fd(host) -> float:
+    return teacher_score(host)["fd"]
 
 
-def test_one_step_of_the_student_is_far_better_than_one_of_the_teacher(distilled, evaluate):
+def test_one_step_of_the_student_is_far_better_than_one_of_the_teacher(distilled, teacher_fd):
     """fd of the saved LoRA, loaded by core's loader without a warning. Runs of full length are measured by
     tests/benchmarks/distil_in_graph.py."""
     host, method = distilled
     before = len(host.log())
-    latents = class_samples(host, saved_student(f"one_{method}_00001_.safetensors"), ["model", 0], 30)
+    score = student_score(host, f"one_{method}_00001_.safetensors")
     said = host.log()[before:]
     assert "lora key not loaded" not in said and "NOT LOADED" not in said
-    score, teacher = evaluate(latents)
-    print(method, score, "teacher", teacher)
-    assert score["fd"] <= WELL_BELOW[method] * teacher and score["accuracy"] > 0.8
+    print(method, score, "teacher", teacher_fd)
+    assert score["fd"] <= WELL_BELOW[method] * teacher_fd and score["accuracy"] > 0.8
 
 
 def test_the_file_and_the_log_say_what_was_trained(distilled):

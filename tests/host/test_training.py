@@ -11,14 +11,12 @@ import time
 import psutil
 import pytest
 import torch
-from graphs import class_samples, guided_teacher, mini_training, node, saved_student
+from graphs import mini_training, node, student_score, teacher_score
 from run_files import assert_same_files, fails, log_of, lora_of, run_folder, steps_of, wait_for_step
 from safetensors.torch import load_file
 from server import HERE, PYTHON, Host, failure_text
 
-from distill_core import mini
 from distill_core.checkpoint import load_tensors, read_lora
-from distill_core.metrics import MiniEvaluator
 
 # What it reaches
 
@@ -39,11 +37,7 @@ def test_one_step_of_the_student_is_far_better_than_one_of_the_teacher(distilled
 
     This run is a tenth of the length of the demo in tests/benchmarks/distil_in_graph.py, which also makes the picture.
     """
-    teacher, guided = guided_teacher()
-    student = class_samples(distilled, saved_student("one_step_00001_.safetensors"), ["model", 0], 30)
-    baseline = class_samples(distilled, teacher, ["base", 0], 30, **guided)
-    labels, evaluate = torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(30), MiniEvaluator()
-    scores = [evaluate(latents, labels) for latents in (student, baseline)]
+    scores = [student_score(distilled, "one_step_00001_.safetensors"), teacher_score(distilled)]
     print("student", scores[0], "teacher", scores[1])
     assert scores[0]["fd"] <= 0.30 * scores[1]["fd"] and scores[0]["accuracy"] > 0.8
 
