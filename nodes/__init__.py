@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import (
-    add_trainer,
-    datasets,
-    diffusion2gan_trainer,
-    doctor,
-    ladd_trainer,
-    mini,
-    perceptual,
-    results,
-    sampling,
-)
+from . import datasets, doctor, mini, perceptual, results, sampling
+from .trainers import add as add_trainer
+from .trainers import diffusion2gan as diffusion2gan_trainer
+from .trainers import ladd as ladd_trainer
 
 WEB_DIRECTORY = "./web"
 TRAINERS = (ladd_trainer, add_trainer, diffusion2gan_trainer)

@@ -11,18 +11,19 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..distill_core.data import DTYPES, CacheConfig, LatentDataset, write_shards
-from ..distill_core.denoiser import Cond
-from ..distill_core.real_latents import save_latents
-from ..distill_core.schedules import check_sigmas, grid_sigmas, with_levels
-from ..distill_core.targets import MOST_STEPS, levels_for
-from .comfy_families import training_family
-from .folders import dataset_folder
-from .host_conditioning import check_places, cond_of
-from .host_model import training_process_of
-from .host_teacher import HostTeacher, one_entry
-from .model_identity import family_name, identity
-from .sampling import CATEGORY, SEED_MAX
+from ..distill_core.data.dataset import CacheConfig, LatentDataset, write_shards
+from ..distill_core.data.real import save_latents
+from ..distill_core.diffusion.schedules import check_sigmas, grid_sigmas, with_levels
+from ..distill_core.files import DTYPES
+from ..distill_core.methods.defaults import MOST_STEPS, levels_for
+from ..distill_core.models.denoiser import Cond
+from .common import CATEGORY, SEED_MAX
+from .host.conditioning import check_places, cond_of
+from .host.families import training_family
+from .host.folders import dataset_folder
+from .host.identity import family_name, identity
+from .host.model import training_process_of
+from .host.teacher import HostTeacher, one_entry
 
 Dataset = io.Custom("TURBO_DISTILL_DATASET")  # the dataset's folder, as a Path
 SIZES = re.compile(r"\s*(\d+)\s*[x×]\s*(\d+)\s*")
@@ -30,17 +31,22 @@ SIZES = re.compile(r"\s*(\d+)\s*[x×]\s*(\d+)\s*")
 
 def name_input(default: str) -> io.String.Input:
     return io.String.Input(
-        "dataset_name", default=default,
+        "dataset_name",
+        default=default,
         tooltip="Folder under output/turbo_distill/datasets. A stopped run goes on there; a finished one is taken as "
         "it is. Other settings need another name.",
-    )  # fmt: skip
+    )
 
 
 def dtype_input() -> io.Combo.Input:
     return io.Combo.Input(
-        "dtype", options=list(DTYPES), default="bfloat16", optional=True, advanced=True,
+        "dtype",
+        options=list(DTYPES),
+        default="bfloat16",
+        optional=True,
+        advanced=True,
         tooltip="Precision of the files; bfloat16 takes half the disk space of float32.",
-    )  # fmt: skip
+    )
 
 
 def parse_sizes(text: str, scale: int) -> tuple[tuple[int, int], ...]:
@@ -108,10 +114,10 @@ class PromptList(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "prompts", multiline=True, default="", tooltip="One prompt a line; empty lines do not count."
-                ),
+                )
             ],
             outputs=[io.String.Output(display_name="prompts", is_output_list=True)],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, prompts) -> io.NodeOutput:
@@ -125,7 +131,8 @@ class TeacherLatents(DatasetNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return cls.schema(
-            "TeacherLatents", "Teacher Latents",
+            "TeacherLatents",
+            "Teacher Latents",
             "Samples a model many times with its usual steps and guidance, and keeps the latents as the dataset a "
             "student learns from. Goes on where it was stopped.",
             ["distillation dataset", "synthetic data", "cache latents", "ode pairs"],
@@ -135,14 +142,19 @@ class TeacherLatents(DatasetNode):
                 name_input("my_teacher"),
                 io.Int.Input("count", default=2000, min=1, max=1 << 20, tooltip="Latents in all; thousands are usual."),
                 io.String.Input(
-                    "sizes", default="1024x1024",
+                    "sizes",
+                    default="1024x1024",
                     tooltip="Width x height in pixels; several, with commas between, are used in turn.",
                 ),
                 io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Of the teacher; SIGMAS replace them."),
                 io.Float.Input("cfg", default=5.0, min=1.0, max=30.0, step=0.1, tooltip="The teacher's guidance."),
                 io.Conditioning.Input("negative", optional=True, tooltip="Needed if cfg is not 1."),
                 io.Int.Input(
-                    "pairs_for_steps", default=0, min=0, max=MOST_STEPS, optional=True,
+                    "pairs_for_steps",
+                    default=0,
+                    min=0,
+                    max=MOST_STEPS,
+                    optional=True,
                     tooltip="N: also keep the states of the teacher's path at the levels of an N-step student, for the "
                     "trainer's pairs term, which makes few steps much better. Costs N + 1 times the disk space. 0: no.",
                 ),
@@ -150,11 +162,17 @@ class TeacherLatents(DatasetNode):
                 io.Sigmas.Input("sigmas", optional=True, tooltip="Noise levels instead of the model's own grid."),
                 io.Int.Input("batch_size", default=4, min=1, max=1024, optional=True, tooltip="Latents at once."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=SEED_MAX, optional=True, advanced=True,
-                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Item i's noise is from it and i.",
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SEED_MAX,
+                    optional=True,
+                    advanced=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Item i's noise is from it and i.",
                 ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, positive, **inputs) -> io.NodeOutput:
@@ -162,9 +180,22 @@ class TeacherLatents(DatasetNode):
 
     @classmethod
     def make(
-        cls, positive, model, dataset_name, count, sizes, steps, cfg, negative=None, pairs_for_steps=0, sampler=None,
-        sigmas=None, batch_size=4, seed=0, dtype="bfloat16",
-    ) -> Path:  # fmt: skip
+        cls,
+        positive,
+        model,
+        dataset_name,
+        count,
+        sizes,
+        steps,
+        cfg,
+        negative=None,
+        pairs_for_steps=0,
+        sampler=None,
+        sigmas=None,
+        batch_size=4,
+        seed=0,
+        dtype="bfloat16",
+    ) -> Path:
         folder, process = dataset_folder(dataset_name), training_process_of(model)
         if pairs_for_steps and sampler is not None:
             raise ValueError("pairs need the node's own Euler sampler: disconnect SAMPLER, or set pairs_for_steps to 0")
@@ -173,9 +204,16 @@ class TeacherLatents(DatasetNode):
         grid = with_levels(grid, levels)
         scale = model.get_model_object("latent_format").spacial_downscale_ratio
         config = CacheConfig(
-            count, len(grid) - 1, cfg, parse_sizes(sizes, scale), levels, batch_size=batch_size, seed=seed, dtype=dtype,
+            count,
+            len(grid) - 1,
+            cfg,
+            parse_sizes(sizes, scale),
+            levels,
+            batch_size=batch_size,
+            seed=seed,
+            dtype=dtype,
             shard_size=max(batch_size, min(256, count)),
-        )  # fmt: skip
+        )
         conds, uncond, base = encode(model, positive, negative)
         bar, done = comfy.utils.ProgressBar(count), 0
 
@@ -183,13 +221,24 @@ class TeacherLatents(DatasetNode):
             bar.update_absolute(min(count, done + share * batch_size), count, preview)
 
         teacher = HostTeacher(
-            model, positive, conds, negative, cfg, sampler or comfy.samplers.ksampler("euler"), grid, config.sizes,
-            seed, levels, show,
-        )  # fmt: skip
+            model,
+            positive,
+            conds,
+            negative,
+            cfg,
+            sampler or comfy.samplers.ksampler("euler"),
+            grid,
+            config.sizes,
+            seed,
+            levels,
+            show,
+        )
         made_from = {
-            **base, "prompts": digest_of(conds), "sigmas": grid.tolist(),
+            **base,
+            "prompts": digest_of(conds),
+            "sigmas": grid.tolist(),
             "sampler": getattr(teacher.sampler.sampler_function, "__name__", "custom"),
-        }  # fmt: skip
+        }
         for done, _, _ in write_shards(teacher, uncond, cfg, config, folder, made_from):
             bar.update_absolute(done)
         return folder
@@ -208,7 +257,8 @@ class LatentsDataset(DatasetNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return cls.schema(
-            "LatentsDataset", "Latents Dataset",
+            "LatentsDataset",
+            "Latents Dataset",
             "Latents of real images with their conditionings as a dataset for the trainer. Takes what core's Make "
             "Training Dataset and Load Training Dataset give.",
             ["real images", "training dataset"],
@@ -221,7 +271,7 @@ class LatentsDataset(DatasetNode):
                 name_input("my_images"),
                 io.Conditioning.Input("negative", optional=True, tooltip="The empty prompt; zeros without it."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, model, latents, positive, dataset_name, negative=(None,), dtype=("bfloat16",)) -> io.NodeOutput:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..distill_core.doctor import diagnose
-from .host_model import facts_of, with_native_sampling
-from .sampling import CATEGORY, preset_input
+from ..distill_core.presets.doctor import diagnose
+from .common import CATEGORY
+from .host.model import facts_of, with_native_sampling
+from .sampling import preset_input
 
 
 class ScheduleDoctor(io.ComfyNode):

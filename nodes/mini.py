@@ -6,8 +6,8 @@ import comfy.sd
 import comfy.utils
 from comfy_api.latest import io
 
-from ..distill_core.mini import ASSETS, CLASS_NAMES, load_conditioning
-from .sampling import CATEGORY
+from ..distill_core.models.mini import ASSETS, CLASS_NAMES, load_conditioning
+from .common import CATEGORY
 
 EMPTY, ALL = "none", "all ten"
 
@@ -33,7 +33,8 @@ class LoadMiniModel(io.ComfyNode):
             "its autoencoder. Runs on any CPU.",
             inputs=[
                 io.Boolean.Input(
-                    "distilled", default=True,
+                    "distilled",
+                    default=True,
                     tooltip="On: with the shipped LoRA that the demo distilled, for 1, 2 or 4 steps at cfg 1. Off: the "
                     "many-step teacher, for about 25 steps at cfg 1.5.",
                 )
@@ -42,7 +43,7 @@ class LoadMiniModel(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The student or the teacher, as chosen."),
                 io.Vae.Output(display_name="vae", tooltip="For its latents: 16 channels, 8 x 8."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, distilled) -> io.NodeOutput:
@@ -66,13 +67,15 @@ class MiniConditioning(io.ComfyNode):
             description="Conditioning of the mini model: one of its ten classes, or a list of all.",
             inputs=[
                 io.Combo.Input(
-                    "class_name", options=[*CLASS_NAMES, EMPTY, ALL], default=CLASS_NAMES[-1],
+                    "class_name",
+                    options=[*CLASS_NAMES, EMPTY, ALL],
+                    default=CLASS_NAMES[-1],
                     tooltip="What to draw; none is the empty conditioning, the negative of the teacher. all ten gives "
                     "a list, for Teacher Latents.",
                 )
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", is_output_list=True)],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, class_name) -> io.NodeOutput:

@@ -10,10 +10,10 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..distill_core.noise import ItemNoise
+from ..distill_core.diffusion.noise import ItemNoise
 from ..distill_core.perceptual import ELatentLPIPS, load_metric
 from ..distill_core.perceptual.transforms import PRESETS
-from .sampling import CATEGORY, SEED_MAX
+from .common import CATEGORY, SEED_MAX
 
 Perceptual = io.Custom("TURBO_PERCEPTUAL")
 SHIPPED = "mini model (shipped)"
@@ -38,26 +38,37 @@ class LoadELatentLPIPS(io.ComfyNode):
             search_aliases=["lpips", "perceptual loss", "latent distance"],
             inputs=[
                 io.Combo.Input(
-                    "weights", options=[SHIPPED, *weight_files()], default=SHIPPED,
+                    "weights",
+                    options=[SHIPPED, *weight_files()],
+                    default=SHIPPED,
                     tooltip="The mini model's, or a file in models/perceptual, made by `python -m distill_core "
                     "perceptual train` or converted from a published checkpoint by `perceptual convert`.",
                 ),
                 io.Combo.Input(
-                    "transforms", options=list(PRESETS), default="bg",
+                    "transforms",
+                    options=list(PRESETS),
+                    default="bg",
                     tooltip="Random transforms of both latents: b flips, quarter turns and shifts, g general geometry, "
                     "c colour, o cutout; none is plain LatentLPIPS.",
                 ),
                 io.Int.Input(
-                    "draws", default=1, min=1, max=64,
+                    "draws",
+                    default=1,
+                    min=1,
+                    max=64,
                     tooltip="Random draws that are averaged. 1 is right for training, 4 to 16 for comparing.",
                 ),
                 io.Float.Input(
-                    "l1", default=0.0, min=0.0, max=100.0, step=0.1,
+                    "l1",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
                     tooltip="Weight of the mean absolute difference of the latents, added to the distance.",
                 ),
             ],
             outputs=[Perceptual.Output(display_name="perceptual", tooltip="For E-LatentLPIPS, or a trainer's loss.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, weights, transforms, draws, l1) -> io.NodeOutput:
@@ -85,7 +96,11 @@ class CompareLatents(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="Latents to judge."),
                 io.Latent.Input("reference", tooltip="What they are compared with: as many, or a single one."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=False,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SEED_MAX,
+                    control_after_generate=False,
                     tooltip="Of the random transforms; item i draws from (seed, i).",
                 ),
             ],
@@ -96,7 +111,7 @@ class CompareLatents(io.ComfyNode):
                     tooltip="Where they differ, without transforms: black is equal, white the batch's largest.",
                 ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, perceptual: ELatentLPIPS, samples, reference, seed) -> io.NodeOutput:

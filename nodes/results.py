@@ -14,16 +14,16 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
-from ..distill_core import charts
-from ..distill_core.checkpoint import load_tensors, read_lora, save_lora
-from ..distill_core.recipe import Recipe, make_recipe
-from ..distill_core.runs import RunFolder
-from ..distill_core.schedules import grid_sigmas
-from .folders import lora_file, run_folder
-from .host_model import facts_of, training_process_of
-from .host_sampling import sample_latent
-from .host_teacher import join_conditionings
-from .sampling import CATEGORY, SEED_MAX
+from ..distill_core.diffusion.schedules import grid_sigmas
+from ..distill_core.evaluation import live_plots as charts
+from ..distill_core.files import load_tensors, read_lora, save_lora
+from ..distill_core.presets.recipe import Recipe, make_recipe
+from ..distill_core.training.run import RunFolder
+from .common import CATEGORY, SEED_MAX
+from .host.folders import lora_file, run_folder
+from .host.model import facts_of, training_process_of
+from .host.sampling import sample_latent
+from .host.teacher import join_conditionings
 
 
 class TurboLora(dict):
@@ -64,12 +64,13 @@ class SaveTurboLora(io.ComfyNode):
             inputs=[
                 io.Custom("LORA_MODEL").Input("lora", tooltip="Of a trainer."),
                 io.String.Input(
-                    "filename_prefix", default="loras/turbo",
+                    "filename_prefix",
+                    default="loras/turbo",
                     tooltip="Inside the output folder; under loras/ the LoRA loaders list the file.",
                 ),
             ],
             outputs=[io.String.Output(display_name="lora_name", tooltip="The file, as the LoRA loaders call it.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, lora, filename_prefix) -> io.NodeOutput:
@@ -107,12 +108,17 @@ class TrainingReport(io.ComfyNode):
                     "negative", optional=True, tooltip="With it the teacher is guided as in the dataset, else at cfg 1."
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=SEED_MAX, optional=True,
-                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Of the grid's noise.",
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SEED_MAX,
+                    optional=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Of the grid's noise.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="report")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, run_name, **inputs) -> float:

@@ -4,47 +4,55 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..distill_core.presets import DEFAULT_SIZE, presets
-from ..distill_core.recipe import AUTO, make_recipe
-from ..distill_core.samplers import SAMPLERS
-from ..distill_core.schedules import DENOISE_MODES
-from .host_model import facts_of
-from .host_sampling import host_sampler, is_video, sample_latent
-
-CATEGORY = "turbo distill"
-OF_PRESET = "of the preset"
-SEED_MAX = 0xFFFFFFFFFFFFFFFF
+from ..distill_core.diffusion.samplers import SAMPLERS
+from ..distill_core.diffusion.schedules import DENOISE_MODES
+from ..distill_core.presets.recipe import AUTO, make_recipe
+from ..distill_core.presets.table import DEFAULT_SIZE, presets
+from .common import CATEGORY, OF_PRESET, SEED_MAX
+from .host.model import facts_of
+from .host.sampling import host_sampler, is_video, sample_latent
 
 
 def preset_input() -> io.Combo.Input:
     return io.Combo.Input(
-        "preset", options=[AUTO, *presets()], default=AUTO,
+        "preset",
+        options=[AUTO, *presets()],
+        default=AUTO,
         tooltip="The turbo model. auto reads what the checkpoint or the last LoRA says of itself, else goes by the "
         "model's family; where several distillations of a family exist it asks you to choose.",
-    )  # fmt: skip
+    )
 
 
 def steps_input() -> io.Int.Input:
     return io.Int.Input(
-        "steps", default=0, min=0, max=100,
+        "steps",
+        default=0,
+        min=0,
+        max=100,
         tooltip="Number of steps, one call of the network each. 0 takes the number the preset was made for; others are "
         "accepted only if the model was made for them.",
-    )  # fmt: skip
+    )
 
 
 def denoise_inputs() -> list:
     return [
         io.Float.Input(
-            "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
             tooltip="Share of the preset's noise levels that is used, from the end: 1 starts from pure noise, k/N "
             "starts at the k-th last trained level, values in between at the levels between. Never rounded.",
         ),
         io.Combo.Input(
-            "denoise_mode", options=list(DENOISE_MODES), default="snap",
+            "denoise_mode",
+            options=list(DENOISE_MODES),
+            default="snap",
             tooltip="Below denoise 1. snap: start exactly, then only trained levels, so fewer steps. respace: keep the "
             "number of steps and space them like the trained ones.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def size_inputs() -> list:
@@ -109,15 +117,25 @@ class TurboSampler(io.ComfyNode):
                 steps_input(),
                 *denoise_inputs(),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True,
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SEED_MAX,
+                    control_after_generate=True,
                     tooltip="All noise of an image comes from this and its index in the batch.",
                 ),
                 io.Combo.Input(
-                    "sampler", options=[OF_PRESET, *SAMPLERS], default=OF_PRESET,
+                    "sampler",
+                    options=[OF_PRESET, *SAMPLERS],
+                    default=OF_PRESET,
                     tooltip="Another sampler than the preset's. renoise is core's lcm, ancestral its euler_ancestral.",
                 ),
                 io.Float.Input(
-                    "cfg", default=0.0, min=0.0, max=30.0, step=0.1,
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
                     tooltip="Guidance scale; 0 takes the preset's, mostly 1, which costs one call of it a step.",
                 ),
                 io.Conditioning.Input(
@@ -131,20 +149,40 @@ class TurboSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent"),
                 io.Latent.Output(display_name="denoised", tooltip="What the network made of the last noise level."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model, positive, latent_image, preset, steps, denoise, denoise_mode, seed, sampler, cfg,
-        negative=None, sigmas=None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        positive,
+        latent_image,
+        preset,
+        steps,
+        denoise,
+        denoise_mode,
+        seed,
+        sampler,
+        cfg,
+        negative=None,
+        sigmas=None,
+    ) -> io.NodeOutput:
         samples = latent_image["samples"]
         scale = model.get_model_object("latent_format").spacial_downscale_ratio
         height, width = (size * scale for size in samples.shape[-2:])
         recipe = make_recipe(
-            facts_of(model), preset, steps or None, denoise, denoise_mode, sigmas,
-            None if sampler == OF_PRESET else sampler, cfg or None, width, height, is_video(samples),
-        )  # fmt: skip
+            facts_of(model),
+            preset,
+            steps or None,
+            denoise,
+            denoise_mode,
+            sigmas,
+            None if sampler == OF_PRESET else sampler,
+            cfg or None,
+            width,
+            height,
+            is_video(samples),
+        )
         return io.NodeOutput(*sample_latent(model, positive, negative, latent_image, recipe, seed))
 
 
@@ -159,23 +197,33 @@ class TurboSamplerSelect(io.ComfyNode):
             search_aliases=["tcd", "lcm", "scm", "trigflow", "ancestral"],
             inputs=[
                 io.Combo.Input(
-                    "sampler", options=list(SAMPLERS), default="renoise",
+                    "sampler",
+                    options=list(SAMPLERS),
+                    default="renoise",
                     tooltip="renoise: predict, add fresh noise, repeat (LCM, LADD). euler: no noise. ancestral: "
                     "SD-Turbo. tcd: TCD, Hyper-SD's unified LoRA. scm: TrigFlow (SANA-Sprint).",
                 ),
                 io.Float.Input(
-                    "eta", default=1.0, min=0.0, max=1.0, step=0.01,
+                    "eta",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
                     tooltip="Share of fresh noise in ancestral, tcd (0.3 is usual, more with more steps) and scm; 0 "
                     "makes them Euler. No effect on renoise and euler.",
                 ),
                 io.Int.Input(
-                    "first_item", default=0, min=0, max=1 << 20, optional=True,
+                    "first_item",
+                    default=0,
+                    min=0,
+                    max=1 << 20,
+                    optional=True,
                     tooltip="Index of the first image of the batch: set it to i to remake image i alone with the same "
                     "injected noise.",
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, sampler, eta, first_item=0) -> io.NodeOutput:

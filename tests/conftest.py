@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # plain `pytest` find
 
 from networks import CONFIGS, LATENT, build_cond, build_network, randomise_path  # noqa: E402, I001
 
-from distill_core.backends.diffusers import DiffusersBackend  # noqa: E402
-from distill_core.denoiser import Cond  # noqa: E402
+from distill_core.models.backends.diffusers import DiffusersBackend  # noqa: E402
+from distill_core.models.denoiser import Cond  # noqa: E402
 
 settings.register_profile("repo", database=None, deadline=None)  # no files, no failures of a busy machine
 settings.load_profile("repo")

@@ -4,26 +4,48 @@ from __future__ import annotations
 
 import torch
 
-from distill_core.denoiser import Cond
+from distill_core.models.denoiser import Cond
 
 LATENT = (4, 6, 8)  # channels, height, width: not square on purpose
 TOKENS, CONTEXT_DIM, POOLED_DIM = 5, 32, 16
 
 SD3 = dict(
-    sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=32,
-    num_attention_heads=2, joint_attention_dim=CONTEXT_DIM, caption_projection_dim=64,
-    pooled_projection_dim=POOLED_DIM, pos_embed_max_size=8,
-)  # fmt: skip
+    sample_size=8,
+    patch_size=2,
+    in_channels=4,
+    out_channels=4,
+    num_layers=3,
+    attention_head_dim=32,
+    num_attention_heads=2,
+    joint_attention_dim=CONTEXT_DIM,
+    caption_projection_dim=64,
+    pooled_projection_dim=POOLED_DIM,
+    pos_embed_max_size=8,
+)
 FLUX = dict(
-    patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=32,
-    num_attention_heads=2, joint_attention_dim=CONTEXT_DIM, pooled_projection_dim=POOLED_DIM,
-    guidance_embeds=False, axes_dims_rope=(8, 12, 12),
-)  # fmt: skip
+    patch_size=1,
+    in_channels=16,
+    num_layers=2,
+    num_single_layers=2,
+    attention_head_dim=32,
+    num_attention_heads=2,
+    joint_attention_dim=CONTEXT_DIM,
+    pooled_projection_dim=POOLED_DIM,
+    guidance_embeds=False,
+    axes_dims_rope=(8, 12, 12),
+)
 UNET = dict(
-    sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    cross_attention_dim=CONTEXT_DIM, attention_head_dim=8, norm_num_groups=8,
-)  # fmt: skip
+    sample_size=8,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    cross_attention_dim=CONTEXT_DIM,
+    attention_head_dim=8,
+    norm_num_groups=8,
+)
 CONFIGS = {
     "sd3": ("SD3Transformer2DModel", SD3),
     "flux": ("FluxTransformer2DModel", FLUX),

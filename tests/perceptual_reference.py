@@ -12,10 +12,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOW_PASS = [  # sym6 scaling coefficients
-    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466,
-    0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
-    0.0017677118642428036, -0.007800708325034148,
-]  # fmt: skip
+    0.015404109327027373,
+    0.0034907120842174702,
+    -0.11799011114819057,
+    -0.048311742585633,
+    0.4910559419267466,
+    0.787641141030194,
+    0.3379294217276218,
+    -0.07263752278646252,
+    -0.021060292512300564,
+    0.04472490177066578,
+    0.0017677118642428036,
+    -0.007800708325034148,
+]
 
 
 def affine(d: dict[str, Tensor], i: int, height: int, width: int, general: bool) -> Tensor:
@@ -33,9 +42,10 @@ def affine(d: dict[str, Tensor], i: int, height: int, width: int, general: bool)
 
     value = {name: v[i].tolist() for name, v in d.items()}
     steps = [
-        size(value["flip"], 1), turn(-math.pi / 2 * value["turns"]),
+        size(value["flip"], 1),
+        turn(-math.pi / 2 * value["turns"]),
         move(round(value["shift"][0] * width), round(value["shift"][1] * height)),
-    ]  # fmt: skip
+    ]
     if general:
         scale, stretch = 2 ** value["scale"], 2 ** value["stretch"]
         steps += [size(scale, scale), turn(-value["angle_before"]), size(stretch, 1 / stretch)]

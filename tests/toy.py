@@ -16,17 +16,17 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from distill_core.build import DiscriminatorConfig, Parts, new_method
-from distill_core.data import CacheConfig, LatentDataset, cache_latents
-from distill_core.denoiser import Cond, Denoiser, Guided
-from distill_core.features import collect_taps, hidden_states_of, tokens_to_map
-from distill_core.lora import LowRankPath, PathSwitch
+from distill_core.data.dataset import CacheConfig, LatentDataset, cache_latents
+from distill_core.diffusion.process import FlowProcess
 from distill_core.methods.add import ADDConfig
+from distill_core.methods.base import MethodConfig, StudentMethod
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
-from distill_core.methods.student import MethodConfig, StudentMethod
-from distill_core.process import FlowProcess
-from distill_core.train import Run, TrainConfig, train
+from distill_core.methods.registry import DiscriminatorConfig, Parts, new_method
+from distill_core.models.denoiser import Cond, Denoiser, Guided
+from distill_core.models.features import collect_taps, hidden_states_of, tokens_to_map
+from distill_core.models.lora import LowRankPath, PathSwitch
+from distill_core.training.loop import Run, TrainConfig, train
 
 CHANNELS, CONTEXT, POOLED, WIDTH = 4, 8, 6, 16
 TAPS = ["blocks.0", "blocks.1"]

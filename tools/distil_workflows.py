@@ -12,9 +12,14 @@ PROMPTS = "\n".join(
 
 
 def distil(
-    name: str, source: tuple[dict, list, list, list], size: int, pairs: int = 0, teacher: dict | None = None,
-    kind: str = "LADDTrainer", **trainer,
-) -> dict:  # fmt: skip
+    name: str,
+    source: tuple[dict, list, list, list],
+    size: int,
+    pairs: int = 0,
+    teacher: dict | None = None,
+    kind: str = "LADDTrainer",
+    **trainer,
+) -> dict:
     """Prompts -> Teacher Latents -> a trainer -> Save Turbo LoRA and report: a start for a model of any family."""
     loaders, model, clip, vae = source
     return loaders | {
@@ -32,16 +37,28 @@ def trainer_nodes(name, model, positive, negative, vae, sizes, pairs, teacher, t
     training = dict(target_steps=4, steps=4000, batch_size=4) | trainer
     return {
         "dataset": node(
-            "TurboDistillTeacherLatents", model=model, positive=positive, negative=negative, dataset_name=name,
-            sizes=sizes, pairs_for_steps=pairs, **data,
+            "TurboDistillTeacherLatents",
+            model=model,
+            positive=positive,
+            negative=negative,
+            dataset_name=name,
+            sizes=sizes,
+            pairs_for_steps=pairs,
+            **data,
         ),
         "train": node(
-            f"TurboDistill{kind}", model=model, dataset=link("dataset"), run_name=name, vae=vae,
-            preview_positive=positive, preview_negative=negative, **training,
+            f"TurboDistill{kind}",
+            model=model,
+            dataset=link("dataset"),
+            run_name=name,
+            vae=vae,
+            preview_positive=positive,
+            preview_negative=negative,
+            **training,
         ),
         "save": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
         "report": node("SaveImage", images=link("train", 3), filename_prefix=name),
-    }  # fmt: skip
+    }
 
 
 def on_mini(name: str, kind: str, pairs: int, **trainer) -> dict:
@@ -53,11 +70,19 @@ def on_mini(name: str, kind: str, pairs: int, **trainer) -> dict:
         "classes": node("TurboDistillMiniConditioning", class_name="all ten"),
         "none": node("TurboDistillMiniConditioning", class_name="none"),
         **trainer_nodes(
-            name, link("teacher"), link("classes"), link("none"), link("mini", 1), "64x64", pairs, teacher,
+            name,
+            link("teacher"),
+            link("classes"),
+            link("none"),
+            link("mini", 1),
+            "64x64",
+            pairs,
+            teacher,
             dict(student_lr=6e-4, discriminator_lr=4e-3, rank=32, sampler="ancestral", gradient_checkpointing=False)
-            | trainer, kind,
+            | trainer,
+            kind,
         ),
-    }  # fmt: skip
+    }
 
 
 def mini_ladd() -> dict:
@@ -67,17 +92,30 @@ def mini_ladd() -> dict:
 def mini_add() -> dict:
     """Decoding is what costs, so the heads take four updates on each decoded batch."""
     return on_mini(
-        "distil_mini_add", "ADDTrainer", 0, steps=100, batch_size=16, student_lr=2.5e-4, discriminator_lr=1e-2,
-        discriminator_updates=4, vision_size=32, r1=0.05,
-    )  # fmt: skip
+        "distil_mini_add",
+        "ADDTrainer",
+        0,
+        steps=100,
+        batch_size=16,
+        student_lr=2.5e-4,
+        discriminator_lr=1e-2,
+        discriminator_updates=4,
+        vision_size=32,
+        r1=0.05,
+    )
 
 
 def mini_diffusion2gan() -> dict:
     """One step, by E-LatentLPIPS on the mini model's latents and the critic on the shared backbone."""
     return on_mini(
-        "distil_mini_diffusion2gan", "Diffusion2GANTrainer", 1, target_steps=1, steps=80, batch_size=32,
+        "distil_mini_diffusion2gan",
+        "Diffusion2GANTrainer",
+        1,
+        target_steps=1,
+        steps=80,
+        batch_size=32,
         perceptual=link("perceptual"),
-    ) | {"perceptual": perceptual("mini model (shipped)")}  # fmt: skip
+    ) | {"perceptual": perceptual("mini model (shipped)")}
 
 
 def sdxl_add() -> dict:
@@ -88,9 +126,13 @@ def sdxl_add() -> dict:
     }
     loaders, model, clip, _ = checkpoint("sd_xl_base_1.0.safetensors")
     return distil(
-        "distil_sdxl_add", (loaders | extras, model, clip, link("tiny")), 512, teacher=dict(cfg=6.0), kind="ADDTrainer",
+        "distil_sdxl_add",
+        (loaders | extras, model, clip, link("tiny")),
+        512,
+        teacher=dict(cfg=6.0),
+        kind="ADDTrainer",
         clip_vision=link("vision"),
-    )  # fmt: skip
+    )
 
 
 def sd15_diffusion2gan() -> dict:
@@ -98,9 +140,17 @@ def sd15_diffusion2gan() -> dict:
     loaders, model, clip, vae = checkpoint("v1-5-pruned-emaonly-fp16.safetensors")
     loaders["perceptual"] = perceptual("sd15.safetensors")
     return distil(
-        "distil_sd1.5_diffusion2gan", (loaders, model, clip, vae), 512, 1, dict(count=20000, steps=50, cfg=8.0),
-        "Diffusion2GANTrainer", target_steps=1, steps=10000, batch_size=8, perceptual=link("perceptual"),
-    )  # fmt: skip
+        "distil_sd1.5_diffusion2gan",
+        (loaders, model, clip, vae),
+        512,
+        1,
+        dict(count=20000, steps=50, cfg=8.0),
+        "Diffusion2GANTrainer",
+        target_steps=1,
+        steps=10000,
+        batch_size=8,
+        perceptual=link("perceptual"),
+    )
 
 
 def flux_dev() -> dict:
@@ -129,4 +179,4 @@ DISTIL_WORKFLOWS = {
         "distil_sd3.5_medium", (SD35M[0] | {"clip": SD3_CLIP}, SD35M[1], link("clip"), SD35M[3]), 1024
     ),
     "distil_flux1_dev": flux_dev(),
-}  # fmt: skip
+}

@@ -61,9 +61,17 @@ def sdxl_dmd2_lora() -> dict:
         height=1024,
     )
     custom = node(
-        "SamplerCustom", model=model, add_noise=True, noise_seed=7, cfg=link("preset", 2), positive=link("prompt"),
-        negative=link("nothing"), sampler=link("preset", 1), sigmas=link("preset"), latent_image=link("latent"),
-    )  # fmt: skip
+        "SamplerCustom",
+        model=model,
+        add_noise=True,
+        noise_seed=7,
+        cfg=link("preset", 2),
+        positive=link("prompt"),
+        negative=link("nothing"),
+        sampler=link("preset", 1),
+        sigmas=link("preset"),
+        latent_image=link("latent"),
+    )
     return loaders | {
         "prompt": node("CLIPTextEncode", text=PROMPT, clip=clip),
         "nothing": node("ConditioningZeroOut", conditioning=link("prompt")),
@@ -148,9 +156,18 @@ def compare_latents() -> dict:
     }
     for name, steps in (("few", 2), ("many", 25)):
         parts[name] = node(
-            "KSampler", model=link("mini"), seed=link("seed"), steps=steps, cfg=1.5, denoise=1.0, sampler_name="euler",
-            scheduler="simple", positive=link("class"), negative=link("empty"), latent_image=link("latent"),
-        )  # fmt: skip
+            "KSampler",
+            model=link("mini"),
+            seed=link("seed"),
+            steps=steps,
+            cfg=1.5,
+            denoise=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=link("class"),
+            negative=link("empty"),
+            latent_image=link("latent"),
+        )
     return parts | {
         "distance": node(
             "TurboDistillPerceptualDistance",
@@ -195,17 +212,26 @@ WORKFLOWS = {
     "schedule_doctor": doctor(),
     "mini_model": mini(),
     "compare_latents": compare_latents(),
-}  # fmt: skip
+}
 MODEL_FOLDERS = {
-    "ckpt_name": "models/checkpoints", "unet_name": "models/diffusion_models", "lora_name": "models/loras",
-    "vae_name": "models/vae", "clip_name": "models/text_encoders", "image": "input",
-    "CLIPVisionLoader.clip_name": "models/clip_vision", "TurboDistillLoadPerceptual.weights": "models/perceptual",
-}  # fmt: skip
+    "ckpt_name": "models/checkpoints",
+    "unet_name": "models/diffusion_models",
+    "lora_name": "models/loras",
+    "vae_name": "models/vae",
+    "clip_name": "models/text_encoders",
+    "image": "input",
+    "CLIPVisionLoader.clip_name": "models/clip_vision",
+    "TurboDistillLoadPerceptual.weights": "models/perceptual",
+}
 TINY = ("taesd", "taesdxl", "taesd3", "taef1")  # VAEs that Load VAE makes of two files in models/vae_approx
 RUNS_ANYWHERE = (
-    "schedule_doctor", "mini_model", "distil_mini_model", "distil_mini_add", "distil_mini_diffusion2gan",
+    "schedule_doctor",
+    "mini_model",
+    "distil_mini_model",
+    "distil_mini_add",
+    "distil_mini_diffusion2gan",
     "compare_latents",
-)  # fmt: skip
+)
 
 
 def files() -> set[str]:

@@ -14,13 +14,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .. import losses
-from ..data import Batch
-from ..denoiser import Cond, Denoiser
-from ..discriminators import PixelDiscriminator, text_embedding
-from ..noise import ItemNoise
-from ..vision import VisionNetwork, image_embedding
-from .student import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
+from ..data.dataset import Batch
+from ..diffusion.noise import ItemNoise
+from ..discriminators.pixel import PixelDiscriminator, text_embedding
+from ..models.denoiser import Cond, Denoiser
+from ..models.vision import VisionNetwork, image_embedding
+from . import losses
+from .base import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
 
 SPACES = ("pixel", "latent")
 
@@ -55,8 +55,10 @@ class ADDConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, known in (
-            ("weighting", losses.DISTILLATION_WEIGHTS), ("space", SPACES), ("reduction", losses.REDUCTIONS)
-        ):  # fmt: skip
+            ("weighting", losses.DISTILLATION_WEIGHTS),
+            ("space", SPACES),
+            ("reduction", losses.REDUCTIONS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, not {getattr(self, name)!r}")
         low, high = self.time_range
@@ -73,11 +75,18 @@ class ADD(StudentMethod):
     """
 
     def __init__(
-        self, student: Denoiser, teacher: Denoiser, discriminator: PixelDiscriminator | None,
-        vision: VisionNetwork | None, decode: Callable[[Tensor], Tensor] | None, config: ADDConfig = ADDConfig(),
-        uncond: Cond | None = None, guidance: float = 1.0, distance: Distance | None = None,
+        self,
+        student: Denoiser,
+        teacher: Denoiser,
+        discriminator: PixelDiscriminator | None,
+        vision: VisionNetwork | None,
+        decode: Callable[[Tensor], Tensor] | None,
+        config: ADDConfig = ADDConfig(),
+        uncond: Cond | None = None,
+        guidance: float = 1.0,
+        distance: Distance | None = None,
         negative: Cond | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(student, teacher, config, uncond, guidance, distance)
         if config.weight("distillation") and uncond is None and (guidance != 1.0 or config.weighting == "nfsd"):
             raise ValueError("the distillation term with guidance, or NFSD, needs the empty conditioning (uncond)")

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .. import losses
-from ..data import Batch
-from ..denoiser import Denoiser
-from ..discriminators import NetworkDiscriminator
-from ..noise import ItemNoise
-from .student import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
+from ..data.dataset import Batch
+from ..diffusion.noise import ItemNoise
+from ..discriminators.network import NetworkDiscriminator
+from ..models.denoiser import Denoiser
+from . import losses
+from .base import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,15 @@ class Diffusion2GAN(StudentMethod):
     """`StudentMethod` with a trainable network as its discriminator (None where no term is adversarial)."""
 
     def __init__(
-        self, student: Denoiser, teacher: Denoiser, discriminator: NetworkDiscriminator | None,
-        config: Diffusion2GANConfig = Diffusion2GANConfig(), uncond=None, guidance: float = 1.0,
+        self,
+        student: Denoiser,
+        teacher: Denoiser,
+        discriminator: NetworkDiscriminator | None,
+        config: Diffusion2GANConfig = Diffusion2GANConfig(),
+        uncond=None,
+        guidance: float = 1.0,
         distance: Distance | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(student, teacher, config, uncond, guidance, distance)
         if self.adversarial and discriminator is None:
             raise ValueError("the adversarial term needs a discriminator")

@@ -14,13 +14,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .. import losses
-from ..data import Batch
-from ..denoiser import Denoiser
-from ..discriminators import LatentDiscriminator
-from ..noise import ItemNoise
-from ..schedules import logit_normal
-from .student import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
+from ..data.dataset import Batch
+from ..diffusion.noise import ItemNoise
+from ..diffusion.schedules import logit_normal
+from ..discriminators.latent import LatentDiscriminator
+from ..models.denoiser import Denoiser
+from . import losses
+from .base import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,16 @@ class LADD(StudentMethod):
     """`StudentMethod` with LADD's discriminator.  taps: teacher blocks it reads."""
 
     def __init__(
-        self, student: Denoiser, teacher: Denoiser, discriminator: LatentDiscriminator, taps: Sequence[str],
-        config: LADDConfig = LADDConfig(), uncond=None, guidance: float = 1.0, distance: Distance | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        student: Denoiser,
+        teacher: Denoiser,
+        discriminator: LatentDiscriminator,
+        taps: Sequence[str],
+        config: LADDConfig = LADDConfig(),
+        uncond=None,
+        guidance: float = 1.0,
+        distance: Distance | None = None,
+    ) -> None:
         super().__init__(student, teacher, config, uncond, guidance, distance)
         self.discriminator, self.taps = discriminator, list(taps)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import mini
+from ..models import mini
 from .weights import LatentSpace
 
 MINI_SPACE = LatentSpace(mini.LATENT_SHAPE[0], 1.5305, 0.0609)  # the host treats the mini model as one of SD3's family
@@ -38,8 +38,8 @@ class Autoencoder:
 
     def features(self, latents: Tensor) -> list[Tensor]:
         """Outputs of the decoder's stages, smallest first; what comes after the last stage is not computed."""
-        from ..features import collect_taps
-        from ..lora import PathSwitch
+        from ..models.features import collect_taps
+        from ..models.lora import PathSwitch
 
         latents = self._own(latents)
         return collect_taps(self.network, self.stages, lambda: self.network.decode(latents), PathSwitch())

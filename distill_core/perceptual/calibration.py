@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import load_tensors, save_tensors
-from ..noise import ItemNoise, item_generator
+from ..diffusion.noise import ItemNoise, item_generator
+from ..files import load_tensors, save_tensors
 from .metric import unit
 from .pairs import Pairs
 from .transforms import draw, transform

@@ -15,7 +15,7 @@ from kornia.geometry.transform import elastic_transform2d, get_affine_matrix2d, 
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..noise import ItemNoise
+from ..diffusion.noise import ItemNoise
 
 
 def _wide(value: Tensor) -> Tensor:

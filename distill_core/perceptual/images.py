@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..mini_train import read_split, upscale
-from ..noise import item_generator
+from ..data.fashion_mnist import read_split, upscale
+from ..diffusion.noise import item_generator
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -43,11 +43,12 @@ def open_images(path: Path, size: int, seed: int) -> tuple[Images, Images]:
     held_out = max(1, len(files) // 10)
     return tuple(
         Images(
-            len(part), lambda pick, part=part: torch.stack([_open(files[part[i]], size) for i in pick]),
+            len(part),
+            lambda pick, part=part: torch.stack([_open(files[part[i]], size) for i in pick]),
             None if labels is None else labels[part],
         )
         for part in (order[held_out:], order[:held_out])
-    )  # fmt: skip
+    )
 
 
 def _fashion(path: Path, split: str) -> Images:

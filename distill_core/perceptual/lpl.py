@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..noise import ItemNoise
+from ..diffusion.noise import ItemNoise
 from .autoencoders import Autoencoder
 from .trunk import check_latent
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..noise import ItemNoise
+from ..diffusion.noise import ItemNoise
 from .transforms import PRESETS, Draws, draw, geometry, transform
 from .trunk import FrozenTrunk, check_latent
 
@@ -33,9 +33,15 @@ class ELatentLPIPS(nn.Module):
     """
 
     def __init__(
-        self, trunk: FrozenTrunk, heads: Sequence[Tensor], preset: str = "bg", draws: int = 1, l1: float = 0.0,
-        scale: float = 1.0, shift: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        trunk: FrozenTrunk,
+        heads: Sequence[Tensor],
+        preset: str = "bg",
+        draws: int = 1,
+        l1: float = 0.0,
+        scale: float = 1.0,
+        shift: float = 0.0,
+    ) -> None:
         super().__init__()
         widths = [len(head) for head in heads]
         if widths != list(trunk.config.widths):

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import load_tensors, save_tensors
-from ..noise import ItemNoise, item_generator
+from ..diffusion.noise import ItemNoise, item_generator
+from ..files import load_tensors, save_tensors
 from .autoencoders import Autoencoder
 from .distortions import IN_LATENTS, IN_PIXELS, UNSEEN
 from .images import Images

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..metrics import image_network
+from ..models.vision import image_network
 from .metric import unit
 
 PixelDistance = Callable[[Tensor, Tensor], Tensor]  # two batches of images [B, 3, H, W] in [-1, 1] -> [B]

@@ -16,17 +16,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..noise import ItemNoise
+from ..diffusion.noise import ItemNoise
 
 PRESETS = ("none", "b", "bg", "bgc", "bgco")  # the letters say which transforms are on
 TRANSLATION = 0.125  # of the side: half-width of the whole-pixel draw, standard deviation of the fractional one
 LOG2_SCALE = 0.2  # standard deviation of the base-2 logarithm of the scales
 CUTOUT = 0.5  # side of the box, of the latent's side
 SYM6 = (
-    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466,
-    0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
-    0.0017677118642428036, -0.007800708325034148,
-)  # fmt: skip
+    0.015404109327027373,
+    0.0034907120842174702,
+    -0.11799011114819057,
+    -0.048311742585633,
+    0.4910559419267466,
+    0.787641141030194,
+    0.3379294217276218,
+    -0.07263752278646252,
+    -0.021060292512300564,
+    0.04472490177066578,
+    0.0017677118642428036,
+    -0.007800708325034148,
+)
 DELAY = 5  # of that filter: its weight lies around tap 5, so pixel i sits at position 2 i after up-sampling
 REACH = len(SYM6) // 2  # pixels that up- and down-sampling read beyond the transformed corners
 

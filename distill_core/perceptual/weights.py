@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import NAMESPACE, load_tensors, save_tensors
+from ..files import NAMESPACE, load_tensors, save_tensors
 from .metric import ELatentLPIPS
 from .trunk import DEPTHS, FrozenTrunk, TrunkConfig
 
@@ -58,9 +58,7 @@ def save_weights(
     state = {f"trunk.{name}": value for name, value in trunk.items() if "num_batches" not in name}
     state |= {f"heads.{i}": head for i, head in enumerate(heads)}
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    facts = {
-        "metric": FORMAT, "scale": space.scale, "shift": space.shift, "sha256": content_hash(state), **description
-    }  # fmt: skip
+    facts = {"metric": FORMAT, "scale": space.scale, "shift": space.shift, "sha256": content_hash(state), **description}
     texts = {NAMESPACE + k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     save_tensors(path, state, {"format": "pt", **texts})
 

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from statistics import median
 
-from distill_core.demo import STUDENT_STEPS, demo
+from distill_core.experiments.demo import STUDENT_STEPS, demo
 
 SCORES = ("fd", "fd_pixels", "accuracy")
 

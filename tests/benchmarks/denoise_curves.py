@@ -44,7 +44,7 @@ def main() -> None:
 
 def ours() -> dict[int, list[float]]:
     """The start of `snap_denoise`, which is that of `respace_denoise`."""
-    from distill_core.schedules import shifted_sigmas, snap_denoise
+    from distill_core.diffusion.schedules import shifted_sigmas, snap_denoise
 
     grids = {steps: shifted_sigmas(steps, shift_alpha=3.0) for steps in STEPS}
     return {steps: [snap_denoise(grid, d)[0].item() for d in DENOISES] for steps, grid in grids.items()}

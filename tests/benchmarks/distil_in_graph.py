@@ -24,10 +24,10 @@ from graphs import class_samples, guided_teacher, saved_student  # noqa: E402
 from make_pack_files import numbered  # noqa: E402
 from server import Host  # noqa: E402
 
-from distill_core import mini  # noqa: E402
-from distill_core.checkpoint import save_json  # noqa: E402
-from distill_core.demo import git_commit, machine  # noqa: E402
-from distill_core.metrics import MiniEvaluator  # noqa: E402
+from distill_core.evaluation.metrics import MiniEvaluator  # noqa: E402
+from distill_core.experiments.demo import machine  # noqa: E402
+from distill_core.files import git_commit, save_json  # noqa: E402
+from distill_core.models import mini  # noqa: E402
 from workflows import WORKFLOWS  # noqa: E402
 
 NAMES = ("distil_mini_model", "distil_mini_add", "distil_mini_diffusion2gan")

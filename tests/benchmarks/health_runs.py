@@ -17,22 +17,24 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from distill_core.data import CacheConfig, LatentDataset  # noqa: E402
-from distill_core.demo import (  # noqa: E402
+from distill_core.data.dataset import CacheConfig, LatentDataset  # noqa: E402
+from distill_core.evaluation.metrics import MiniEvaluator  # noqa: E402
+from distill_core.experiments.demo import (
     LADD_SETTINGS,
     LEVELS,
     DemoConfig,
     Recipe,
     cache_dataset,
     draw_samples,
-    mini_backend,
-    mini_conditioning,
     new_ladd,
 )
-from distill_core.health import Health  # noqa: E402
-from distill_core.metrics import MiniEvaluator  # noqa: E402
-from distill_core.mini import GUIDANCE  # noqa: E402
-from distill_core.train import Run, TrainConfig, train  # noqa: E402
+from distill_core.models.mini import (
+    GUIDANCE,  # noqa: E402
+    mini_backend,
+    mini_conditioning,
+)
+from distill_core.training.loop import Run, TrainConfig, train  # noqa: E402
+from distill_core.training.monitor import Health  # noqa: E402
 
 SOUND = TrainConfig(steps=60, batch_size=16, student_lr=2e-4, discriminator_lr=4e-3, seed=100)
 MIXED = replace(LADD_SETTINGS, terms={"adversarial": 1.0, "pairs": 1.0})
@@ -59,10 +61,14 @@ def observe(name: str, data: Path) -> dict:
         samples = draw_samples(method.student, 1, "ancestral", 5000, 400, classes)
     last = conditions[-1]
     return {
-        "run": name, "words": list(dict.fromkeys(c.word for c in conditions)), "separation": last.separation,
-        "accuracy": last.accuracy, "gap": last.logit_gap, "diversity": last.diversity,
+        "run": name,
+        "words": list(dict.fromkeys(c.word for c in conditions)),
+        "separation": last.separation,
+        "accuracy": last.accuracy,
+        "gap": last.logit_gap,
+        "diversity": last.diversity,
         "fd": MiniEvaluator()(samples, torch.arange(400) % 10)["fd"],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -63,22 +63,36 @@ def core_step(model, latents, conditioning) -> None:
     from comfy_extras.nodes_train import TrainLoraNode
 
     settings = dict(
-        batch_size=BATCH, steps=1, grad_accumulation_steps=1, learning_rate=0.0005, rank=RANK, optimizer="AdamW",
-        loss_function="MSE", seed=0, training_dtype="bf16", lora_dtype="bf16", quantized_backward=False,
-        algorithm="LoRA", gradient_checkpointing=True, checkpoint_depth=1, offloading=False, existing_lora="[None]",
-        bucket_mode=False, bypass_mode=False,
-    )  # fmt: skip
+        batch_size=BATCH,
+        steps=1,
+        grad_accumulation_steps=1,
+        learning_rate=0.0005,
+        rank=RANK,
+        optimizer="AdamW",
+        loss_function="MSE",
+        seed=0,
+        training_dtype="bf16",
+        lora_dtype="bf16",
+        quantized_backward=False,
+        algorithm="LoRA",
+        gradient_checkpointing=True,
+        checkpoint_depth=1,
+        offloading=False,
+        existing_lora="[None]",
+        bucket_mode=False,
+        bypass_mode=False,
+    )
     settings = {name: [value] for name, value in settings.items()}
     TrainLoraNode.execute(model=[model], latents=[{"samples": latents}], positive=[conditioning], **settings)
 
 
 def our_step(model, latents, conditioning, checkpointing: bool, full: bool) -> None:
-    from pack.distill_core.data import Batch
-    from pack.distill_core.denoiser import Denoiser
-    from pack.distill_core.discriminators import LatentDiscriminator
+    from pack.distill_core.data.dataset import Batch
+    from pack.distill_core.discriminators.latent import LatentDiscriminator
     from pack.distill_core.methods.ladd import LADD
-    from pack.distill_core.train import Run, TrainConfig, training_step
-    from pack.nodes.comfy_denoiser import training_backend
+    from pack.distill_core.models.denoiser import Denoiser
+    from pack.distill_core.training.loop import Run, TrainConfig, training_step
+    from pack.nodes.host.backend import training_backend
 
     class OneBatch:
         def batch(self, *args) -> Batch:

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from distill_core.noise import ItemNoise  # noqa: E402
+from distill_core.diffusion.noise import ItemNoise  # noqa: E402
 from distill_core.perceptual import ELatentLPIPS  # noqa: E402
 from distill_core.perceptual.metric import unit  # noqa: E402
 from distill_core.perceptual.transforms import draw, transform  # noqa: E402
@@ -118,9 +118,12 @@ def decode_and_compare() -> float:
 
     with torch.device("meta"):
         vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        ).requires_grad_(False)  # fmt: skip
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            norm_num_groups=32,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        ).requires_grad_(False)
         plan = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]
         layers, channels = [], 3
         for width in plan:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from distill_core.checkpoint import save_json  # noqa: E402
-from distill_core.noise import ItemNoise, item_generator  # noqa: E402
+from distill_core.diffusion.noise import ItemNoise, item_generator  # noqa: E402
+from distill_core.files import save_json  # noqa: E402
 from distill_core.perceptual import ELatentLPIPS, load_metric  # noqa: E402
 from distill_core.perceptual.autoencoders import open_autoencoder  # noqa: E402
 from distill_core.perceptual.calibration import CalibrationConfig, train_metric  # noqa: E402

@@ -95,9 +95,7 @@ def in_host(folder: Path, repeats: int) -> None:
     network.register_forward_hook(after)
 
     def turbo(latent: dict) -> None:
-        TurboSampler.execute(
-            model, positive, latent, "sd3.5-large-turbo", 4, 1.0, "snap", 1, "renoise", 1.0
-        )  # fmt: skip
+        TurboSampler.execute(model, positive, latent, "sd3.5-large-turbo", 4, 1.0, "snap", 1, "renoise", 1.0)
 
     def core(latent: dict) -> None:
         nodes.common_ksampler(model, 1, 4, 1.0, "lcm", "simple", positive, positive, latent)

@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from distill_core.backends.diffusers import DiffusersBackend  # noqa: E402
-from distill_core.data import Batch  # noqa: E402
-from distill_core.denoiser import Cond, Denoiser  # noqa: E402
-from distill_core.discriminators import LatentDiscriminator  # noqa: E402
+from distill_core.data.dataset import Batch  # noqa: E402
+from distill_core.diffusion.noise import ItemNoise  # noqa: E402
+from distill_core.discriminators.latent import LatentDiscriminator  # noqa: E402
 from distill_core.methods.ladd import LADD, LADDConfig  # noqa: E402
-from distill_core.noise import ItemNoise  # noqa: E402
-from distill_core.train import Run, TrainConfig, training_step  # noqa: E402
+from distill_core.models.backends.diffusers import DiffusersBackend  # noqa: E402
+from distill_core.models.denoiser import Cond, Denoiser  # noqa: E402
+from distill_core.training.loop import Run, TrainConfig, training_step  # noqa: E402
 
 TAPS = [f"transformer_blocks.{i}" for i in (2, 5, 8)]
 BATCH, LATENT, TEXT_TOKENS, WIDTH, RANK = 2, (16, 16, 16), 16, 256, 8
@@ -43,10 +43,18 @@ def build_network() -> torch.nn.Module:
     from diffusers import SD3Transformer2DModel
 
     return SD3Transformer2DModel(
-        sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=12, attention_head_dim=64,
-        num_attention_heads=WIDTH // 64, joint_attention_dim=WIDTH, caption_projection_dim=WIDTH,
-        pooled_projection_dim=64, pos_embed_max_size=16,
-    )  # fmt: skip
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=12,
+        attention_head_dim=64,
+        num_attention_heads=WIDTH // 64,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=64,
+        pos_embed_max_size=16,
+    )
 
 
 def flops(function) -> int:

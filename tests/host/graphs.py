@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 from server import Host
 
-from distill_core import mini
-from distill_core.metrics import MiniEvaluator
+from distill_core.evaluation.metrics import MiniEvaluator
+from distill_core.models import mini
 
 SCALE, SHIFT = 1.5305, 0.0609  # the host's units of SD3 latents: x / SCALE + SHIFT
 
@@ -19,9 +19,18 @@ def node(class_type: str, **inputs) -> dict:
 def mini_dataset(name: str, **teacher) -> dict:
     """The mini model without a shift, its conditionings, and a dataset of a few of its latents; None: not connected."""
     settings = dict(
-        model=["teacher", 0], positive=["classes", 0], negative=["none", 0],
-        dataset_name=name, count=64, sizes="64x64", steps=4, cfg=1.5, pairs_for_steps=1, batch_size=64, dtype="float32"
-    )  # fmt: skip
+        model=["teacher", 0],
+        positive=["classes", 0],
+        negative=["none", 0],
+        dataset_name=name,
+        count=64,
+        sizes="64x64",
+        steps=4,
+        cfg=1.5,
+        pairs_for_steps=1,
+        batch_size=64,
+        dtype="float32",
+    )
     return {
         "mini": node("TurboDistillLoadMiniModel", distilled=False),
         "teacher": node("ModelSamplingSD3", model=["mini", 0], shift=1.0),
@@ -46,9 +55,18 @@ def mini_training(
     """`mini_dataset` -> a trainer -> Save Turbo LoRA; a few quick steps unless ``trainer`` says otherwise (None: not
     connected)."""
     settings = dict(
-        model=["teacher", 0], dataset=["dataset", 0], run_name=run_name, target_steps=1, steps=4, batch_size=8,
-        student_lr=6e-4, discriminator_lr=4e-3, rank=4, sampler="ancestral", gradient_checkpointing=False,
-    )  # fmt: skip
+        model=["teacher", 0],
+        dataset=["dataset", 0],
+        run_name=run_name,
+        target_steps=1,
+        steps=4,
+        batch_size=8,
+        student_lr=6e-4,
+        discriminator_lr=4e-3,
+        rank=4,
+        sampler="ancestral",
+        gradient_checkpointing=False,
+    )
     settings = {k: v for k, v in (settings | OWN[method] | trainer).items() if v is not None}
     return mini_dataset(dataset, **(teacher or {})) | {
         "train": node(f"TurboDistill{method}Trainer", **settings),
@@ -66,9 +84,12 @@ def class_samples(host: Host, model: dict, source: list, count: int, **sampling)
     for label, text in enumerate(mini.CLASS_NAMES):
         graph[f"class{label}"] = node("TurboDistillMiniConditioning", class_name=text)
         graph[f"sample{label}"] = node(
-            "TurboDistillSampler", model=source, positive=[f"class{label}", 0], latent_image=["latent", 0],
+            "TurboDistillSampler",
+            model=source,
+            positive=[f"class{label}", 0],
+            latent_image=["latent", 0],
             **(choice | sampling),
-        )  # fmt: skip
+        )
         graph[f"save{label}"] = node("SaveLatent", samples=[f"sample{label}", 0], filename_prefix="class_samples")
     outputs = host.run(graph, 900)["outputs"]
     files = [outputs[f"save{label}"]["latents"][0] for label in range(len(mini.CLASS_NAMES))]

@@ -12,12 +12,12 @@ import comfy.samplers
 import comfy.sd
 import tiny_models
 import torch
-from pack.distill_core.data import Batch
-from pack.distill_core.denoiser import Denoiser
-from pack.distill_core.discriminators import LatentDiscriminator
+from pack.distill_core.data.dataset import Batch
+from pack.distill_core.discriminators.latent import LatentDiscriminator
 from pack.distill_core.methods.ladd import LADD, LADDConfig
-from pack.distill_core.train import Run, TrainConfig
-from pack.nodes.comfy_denoiser import training_backend
+from pack.distill_core.models.denoiser import Denoiser
+from pack.distill_core.training.loop import Run, TrainConfig
+from pack.nodes.host.backend import training_backend
 
 torch.set_num_threads(1)
 PATHS = {family: tiny_models.write(family, folder) for family in tiny_models.BUILDERS}

@@ -14,13 +14,13 @@ import comfy.utils
 import comfy_extras.nodes_train as core_train
 import tiny_models
 import torch
-from pack.distill_core.build import DiscriminatorConfig, Parts, new_method
-from pack.distill_core.data import Batch
-from pack.distill_core.denoiser import Denoiser
+from pack.distill_core.data.dataset import Batch
 from pack.distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from pack.distill_core.methods.ladd import LADDConfig
-from pack.distill_core.train import Run, TrainConfig, training_step
-from pack.nodes.comfy_denoiser import training_backend
+from pack.distill_core.methods.registry import DiscriminatorConfig, Parts, new_method
+from pack.distill_core.models.denoiser import Denoiser
+from pack.distill_core.training.loop import Run, TrainConfig, training_step
+from pack.nodes.host.backend import training_backend
 from probe_gradients import Sums, derivative_error, in_double
 from safetensors.torch import save_file
 
@@ -60,13 +60,15 @@ def same_network() -> dict:
             mine, theirs = dict(copied.network.named_parameters()), dict(backend.network.named_parameters())
             kept = weakref.ref(copied.network)
             result[family] = {
-                "difference": relative(ours, before), "moved": relative(moved, ours),
-                "teacher as before": torch.equal(before, after), "hooked": relative(hooked, ours),
+                "difference": relative(ours, before),
+                "moved": relative(moved, ours),
+                "teacher as before": torch.equal(before, after),
+                "hooked": relative(hooked, ours),
                 "frozen": sorted(theirs.keys() - mine.keys()),
                 "float32": all(value.dtype == torch.float32 for value in mine.values()),
                 "trained": [all(v.requires_grad for v in mine.values()), any(v.requires_grad for v in theirs.values())],
                 "shared": any(mine[name].data_ptr() == theirs[name].data_ptr() for name in mine),
-            }  # fmt: skip
+            }
         del copied, student, mine, hooked, moved, ours
         gc.collect()
         result[family]["gone"] = kept() is None
@@ -112,10 +114,11 @@ def precisions() -> dict:
                 ours.square().sum().backward()
                 frozen = {str(p.dtype) for p in backend.network.parameters()}
                 result[f"{family} {dtype}"] = {
-                    "difference": relative(ours.detach(), teacher), "teacher": sorted(frozen),
+                    "difference": relative(ours.detach(), teacher),
+                    "teacher": sorted(frozen),
                     "gradients": {str(p.grad.dtype) for p in copied.network.parameters() if p.grad is not None}
                     == {"torch.float32"},
-                }  # fmt: skip
+                }
     return result
 
 
@@ -141,9 +144,11 @@ def exported_differences() -> dict:
             as_model = core_train.LoraModelLoader.execute(model, file, 1.0)[0]
             images = [host_denoised(m, positive, x, sigma) for m in (loaded, as_model)]
         result[family] = {
-            "difference": max(relative(image, ours) for image in images), "effect": relative(ours, plain),
-            "warnings": warnings.texts, "same": torch.equal(*images),
-        }  # fmt: skip
+            "difference": max(relative(image, ours) for image in images),
+            "effect": relative(ours, plain),
+            "warnings": warnings.texts,
+            "same": torch.equal(*images),
+        }
     return result
 
 
@@ -195,9 +200,12 @@ def critics() -> dict:
                     own = method.discriminator.critic.backend is not backend
             pairs = zip(*norms.values(), strict=True)
             result[f"{family} {critic}"] = {
-                "scales": backend_scales(family), "inlets": len(moved) // 2, "own network": own,
-                "checkpointing": max(abs(a - b) / abs(b) for a, b in pairs), "r1": logs["r1"],
-            }  # fmt: skip
+                "scales": backend_scales(family),
+                "inlets": len(moved) // 2,
+                "own network": own,
+                "checkpointing": max(abs(a - b) / abs(b) for a, b in pairs),
+                "r1": logs["r1"],
+            }
     return result
 
 
@@ -242,9 +250,11 @@ def fed_blocks() -> dict:
             alone = torch.cat([heads(batch.latents[r], noise[r], batch.cond[r]) for r in rows])
             grid = backend.architecture.token_grid(*batch.latents.shape[-2:])
             result[family] = {
-                "positions": [p for p in positions if p], "image": grid[0] * grid[1], "effect": relative(fed, plain),
+                "positions": [p for p in positions if p],
+                "image": grid[0] * grid[1],
+                "effect": relative(fed, plain),
                 "rows alone": relative(fed, alone),
-            }  # fmt: skip
+            }
     return result
 
 

@@ -10,10 +10,10 @@ import comfy.model_management
 import comfy_extras.nodes_train as core_train
 import tiny_models
 import torch
-from pack.distill_core.denoiser import Denoiser
-from pack.distill_core.lora import LowRankPath, PathSwitch
-from pack.nodes.comfy_denoiser import training_backend
-from pack.nodes.comfy_families import training_family
+from pack.distill_core.models.denoiser import Denoiser
+from pack.distill_core.models.lora import LowRankPath, PathSwitch
+from pack.nodes.host.backend import training_backend
+from pack.nodes.host.families import training_family
 
 
 class Sums:

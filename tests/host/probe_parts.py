@@ -17,19 +17,20 @@ import comfy.taesd.taesd
 import folder_paths
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
-from pack.distill_core.runs import RunFolder
-from pack.distill_core.train import accumulate, training_step
-from pack.distill_core.vision import encoder_vision
-from pack.nodes import host_training, mini
-from pack.nodes.add_trainer import ADDTrainer
-from pack.nodes.comfy_denoiser import training_backend
+from pack.distill_core.models.vision import encoder_vision
+from pack.distill_core.training.loop import accumulate, training_step
+from pack.distill_core.training.run import RunFolder
+from pack.nodes import mini
 from pack.nodes.datasets import TeacherLatents
-from pack.nodes.diffusion2gan_trainer import Diffusion2GANTrainer
-from pack.nodes.folders import run_folder
-from pack.nodes.host_attention import training_attention
-from pack.nodes.host_decoder import Decoder
-from pack.nodes.host_vision import vision_network
+from pack.nodes.host import training as host_training
+from pack.nodes.host.attention import training_attention
+from pack.nodes.host.backend import training_backend
+from pack.nodes.host.decoder import Decoder
+from pack.nodes.host.folders import run_folder
+from pack.nodes.host.vision import vision_network
 from pack.nodes.perceptual import SHIPPED, LoadELatentLPIPS
+from pack.nodes.trainers.add import ADDTrainer
+from pack.nodes.trainers.diffusion2gan import Diffusion2GANTrainer
 from safetensors.torch import save_file
 from tiny_models import random_state
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -41,9 +42,17 @@ for kind in ("vae", "vae_approx", "clip_vision"):
     folder_paths.add_model_folder_path(kind, str(folder / kind))
     (folder / kind).mkdir(exist_ok=True)
 KL = {
-    "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
-    "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
-}  # fmt: skip
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
 SMALLER = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128, "projection_dim": 32}
 
 
@@ -121,12 +130,14 @@ def decoders() -> dict:
                 inner = [x.detach().double() + sign * 1e-6 * direction for sign in (1, -1)]
                 change = [(decoder_double(decoder, z) * weight).sum() for z in inner]
             result[name] = {
-                "image": (images.detach().clamp(-1, 1) - own).abs().max().item(), "shape": list(images.shape),
+                "image": (images.detach().clamp(-1, 1) - own).abs().max().item(),
+                "shape": list(images.shape),
                 "slope": relative((slope * direction).sum(), (change[0] - change[1]) / 2e-6),
-                "checkpointed": relative(recomputed, slope), "rows": again.checkpointing,
+                "checkpointed": relative(recomputed, slope),
+                "rows": again.checkpointing,
                 "frozen": not any(p.requires_grad for p in decoder.network.parameters()),
                 "encoder": decoder.encoder is not None,
-            }  # fmt: skip
+            }
         after = vae.first_stage_model.state_dict()
         result[name]["untouched"] = all(torch.equal(before[key], after[key]) for key in before)
     return result
@@ -160,11 +171,14 @@ def attention() -> dict:
     heads_first = [x.transpose(1, 2) for x in heads_last]
     mask = torch.randn(6, 6, generator=generator)
     cases = {
-        "tokens": ((q, k, v), {}), "mask": ((q, k, v), {"mask": mask}), "sd3": ((q, *heads_last[1:]), {}),
-        "batch mask": ((q, k, v), {"mask": mask.expand(2, 6, 6)}), "scale": ((q, k, v), {"scale": 0.5}),
+        "tokens": ((q, k, v), {}),
+        "mask": ((q, k, v), {"mask": mask}),
+        "sd3": ((q, *heads_last[1:]), {}),
+        "batch mask": ((q, k, v), {"mask": mask.expand(2, 6, 6)}),
+        "scale": ((q, k, v), {"scale": 0.5}),
         "heads first": (heads_first, {"skip_reshape": True}),
         "and out": (heads_first, {"skip_reshape": True, "skip_output_reshape": True}),
-    }  # fmt: skip
+    }
     result = {}
     for name, (inputs, options) in cases.items():
         own = training_attention(*inputs, 3, **options)
@@ -202,10 +216,13 @@ def visions() -> dict:
             handle.remove()
             own = seen[0][:, network.prefix_tokens :] + seen[0][:, :1]
         result[kind] = {
-            "tokens": relative(last.clone(), own.transpose(1, 2).clone()), "shapes": shape, "taps": network.taps,
-            "gradient": slope.abs().max().item(), "size": side,
+            "tokens": relative(last.clone(), own.transpose(1, 2).clone()),
+            "shapes": shape,
+            "taps": network.taps,
+            "gradient": slope.abs().max().item(),
+            "size": side,
             "frozen": not any(p.requires_grad for p in network.network.parameters()),
-        }  # fmt: skip
+        }
     return result
 
 
@@ -236,7 +253,7 @@ def gradients() -> dict:
         "add with dinov2": make(ADDTrainer, "g_dino", clip_vision=clip_vision("dinov2"), vision_size=28),
         "diffusion2gan lora": make(Diffusion2GANTrainer, "g_lora", critic="lora", perceptual=metric),
         "diffusion2gan copy": make(Diffusion2GANTrainer, "g_copy", critic="copy", gradient_checkpointing=False),
-    }  # fmt: skip
+    }
     for name, request in cases.items():
         with training_backend(request.model, request.checkpointing) as backend:
             run = host_training.open_run(request, backend, RunFolder(run_folder(request.run_name)))
@@ -255,9 +272,10 @@ def gradients() -> dict:
             for phase in run.phases:
                 accumulate(run, phase, step, defaultdict(list))
                 found[phase.name] = sorted(
-                    who for who, values in {**players, "others": strangers}.items()
+                    who
+                    for who, values in {**players, "others": strangers}.items()
                     if any(p.grad is not None and p.grad.any() for p in values)
-                )  # fmt: skip
+                )
                 for values in (*players.values(), strangers):
                     for p in values:
                         p.grad = None
@@ -266,9 +284,10 @@ def gradients() -> dict:
             }
             training_step(run)
             found["moved"] = sorted(
-                who for who, values in {**players, "others": strangers}.items()
+                who
+                for who, values in {**players, "others": strangers}.items()
                 if any(not torch.equal(a, b) for a, b in zip(before[who], values, strict=True))
-            )  # fmt: skip
+            )
             result[name] = found
     return result
 
@@ -282,15 +301,19 @@ def identities() -> dict:
     dino = clip_vision("dinov2")
     variants = {
         "add": [
-            make(ADDTrainer, "i"), make(ADDTrainer, "i", vae=other), make(ADDTrainer, "i", clip_vision=dino),
-            make(ADDTrainer, "i", clip_vision=dino, vision_size=28), make(ADDTrainer, "i", teacher_cfg=3.0),
+            make(ADDTrainer, "i"),
+            make(ADDTrainer, "i", vae=other),
+            make(ADDTrainer, "i", clip_vision=dino),
+            make(ADDTrainer, "i", clip_vision=dino, vision_size=28),
+            make(ADDTrainer, "i", teacher_cfg=3.0),
             make(ADDTrainer, "i", weighting="sds"),
         ],
         "diffusion2gan": [
-            make(Diffusion2GANTrainer, "i"), *(make(Diffusion2GANTrainer, "i", perceptual=m) for m in metrics),
+            make(Diffusion2GANTrainer, "i"),
+            *(make(Diffusion2GANTrainer, "i", perceptual=m) for m in metrics),
             make(Diffusion2GANTrainer, "i", critic="copy"),
         ],
-    }  # fmt: skip
+    }
     with torch.inference_mode():
         asked = {name: [json.dumps(request.asked()) for request in group] for name, group in variants.items()}
         same = all(

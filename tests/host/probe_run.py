@@ -19,9 +19,9 @@ import psutil
 import torch
 from pack.nodes import mini
 from pack.nodes.datasets import TeacherLatents
-from pack.nodes.folders import run_folder
-from pack.nodes.host_training import advice, train_in_graph
-from pack.nodes.ladd_trainer import LADDTrainer
+from pack.nodes.host.folders import run_folder
+from pack.nodes.host.training import advice, train_in_graph
+from pack.nodes.trainers.ladd import LADDTrainer
 
 folder_paths.set_output_directory(str(folder))
 

@@ -20,11 +20,13 @@ import comfy_extras.nodes_model_advanced as core_models
 import latent_preview
 import tiny_models
 import torch
-from pack.distill_core.doctor import diagnose
-from pack.distill_core.noise import ItemNoise
-from pack.distill_core.recipe import make_recipe
-from pack.distill_core.samplers import SAMPLERS
-from pack.nodes import doctor, host_model, host_sampling, sampling
+from pack.distill_core.diffusion.noise import ItemNoise
+from pack.distill_core.diffusion.samplers import SAMPLERS
+from pack.distill_core.presets.doctor import diagnose
+from pack.distill_core.presets.recipe import make_recipe
+from pack.nodes import doctor, sampling
+from pack.nodes.host import model as host_model
+from pack.nodes.host import sampling as host_sampling
 
 DENOISES = [round(0.3 + 0.01 * i, 2) for i in range(71)]
 PATHS = {family: tiny_models.write(family, folder) for family in tiny_models.BUILDERS}
@@ -70,9 +72,7 @@ def item_alone_in_core() -> float:
 
     def run(latent, index):
         noise = comfy.sample.prepare_noise(latent, 3, index)
-        return comfy.sample.sample(
-            model, noise, 4, 1.0, "lcm", "simple", positive, positive, latent, seed=3
-        )  # fmt: skip
+        return comfy.sample.sample(model, noise, 4, 1.0, "lcm", "simple", positive, positive, latent, seed=3)
 
     return (run(both, None)[1:] - run(both[:1], [1])).abs().max().item()
 
@@ -121,7 +121,7 @@ def same_as_core_samplers() -> dict:
                         positive,
                         latent,
                         seed=0,
-                    )  # fmt: skip
+                    )
                 )
             result[f"{family} {ours}"] = ((outputs[0] - outputs[1]).abs().max() / outputs[1].abs().max()).item()
     return result
@@ -226,7 +226,7 @@ def _examine(model, sigmas, cfg=1.0, preset="auto", width=0, height=0) -> dict:
     found = diagnose(facts, torch.tensor(sigmas), cfg, preset, width or None, height or None)
     report, mended, repaired = doctor.ScheduleDoctor.execute(
         model, torch.tensor(sigmas), cfg, preset, width, height
-    ).result  # fmt: skip
+    ).result
     assert report == found.report
     return {"faults": [f.fault for f in found.findings], "report": report, "sigmas": repaired.tolist(), "model": mended}
 
@@ -327,10 +327,21 @@ def metadata() -> dict:
 
 
 CHECKS = [
-    families, item_alone_equals_item_in_batch, item_alone_in_core, select_in_custom_sampler, same_as_core_samplers,
-    forwards_and_progress, inpainting, denoise_in_core, denoise_in_ours, lists_of_the_host, presets_on_the_host,
-    doctor_on_the_host, mistakes, metadata,
-]  # fmt: skip
+    families,
+    item_alone_equals_item_in_batch,
+    item_alone_in_core,
+    select_in_custom_sampler,
+    same_as_core_samplers,
+    forwards_and_progress,
+    inpainting,
+    denoise_in_core,
+    denoise_in_ours,
+    lists_of_the_host,
+    presets_on_the_host,
+    doctor_on_the_host,
+    mistakes,
+    metadata,
+]
 
 if __name__ == "__main__":
     with torch.inference_mode():  # as the host runs nodes

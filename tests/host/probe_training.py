@@ -32,14 +32,14 @@ import comfy_extras.nodes_model_advanced as core_models
 import comfy_extras.nodes_train as core_train
 import tiny_models
 import torch
-from pack.distill_core.data import Batch
-from pack.distill_core.denoiser import Denoiser, cat_conds
-from pack.distill_core.discriminators import LatentDiscriminator
+from pack.distill_core.data.dataset import Batch
+from pack.distill_core.diffusion.schedules import grid_sigmas
+from pack.distill_core.discriminators.latent import LatentDiscriminator
 from pack.distill_core.methods.ladd import LADD
-from pack.distill_core.schedules import grid_sigmas
-from pack.distill_core.train import Run, TrainConfig, training_step
+from pack.distill_core.models.denoiser import Denoiser, cat_conds
+from pack.distill_core.training.loop import Run, TrainConfig, training_step
 from pack.nodes import mini
-from pack.nodes.comfy_denoiser import training_backend
+from pack.nodes.host.backend import training_backend
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -148,9 +148,7 @@ def features_are_the_image() -> dict:
             (before,), (after,) = (teacher.features(v, sigma, cond, tap) for v in (x, changed))
             moved = (after - before).abs().mean((0, 1))
             place = moved.flatten().argmax().item()
-            result[family] = {
-                "shape": list(before.shape), "corner": [place // moved.shape[1], place % moved.shape[1]],
-            }  # fmt: skip
+            result[family] = {"shape": list(before.shape), "corner": [place // moved.shape[1], place % moved.shape[1]]}
     return result
 
 
@@ -171,9 +169,10 @@ def features_beside_a_reference() -> dict:
             moved = (after - before).abs().mean((0, 1))
             place = moved.flatten().argmax().item()
             result[family] = {
-                "shape": list(before.shape), "corner": [place // moved.shape[1], place % moved.shape[1]],
+                "shape": list(before.shape),
+                "corner": [place // moved.shape[1], place % moved.shape[1]],
                 "effect": relative(before, alone),
-            }  # fmt: skip
+            }
     return result
 
 
@@ -248,9 +247,13 @@ def one_copy() -> dict:
     del run, backend, teacher, student
     gc.collect()
     return {
-        "more networks": during - before, "size": held / size, "shared": shared, "gone": watched() is None,
-        "loaded during": loaded, "loaded after": len(comfy.model_management.current_loaded_models),
-    }  # fmt: skip
+        "more networks": during - before,
+        "size": held / size,
+        "shared": shared,
+        "gone": watched() is None,
+        "loaded during": loaded,
+        "loaded after": len(comfy.model_management.current_loaded_models),
+    }
 
 
 def state(model) -> dict:
@@ -265,7 +268,7 @@ def state(model) -> dict:
         "gradients": [n for n, p in model.model.named_parameters() if p.requires_grad or p.grad is not None],
         "host": (comfy.model_management.in_training, comfy.model_management.training_fp8_bwd),
         "modes": (torch.is_inference_mode_enabled(), torch.is_grad_enabled()),
-    }  # fmt: skip
+    }
 
 
 def nothing_leaks() -> dict:
@@ -356,8 +359,10 @@ def exported_loras() -> dict:
             images = [host_denoised(m, positive, x, sigma) for m in (loaded, as_model)]
         result[family] = {
             "difference": max((image - ours).abs().max().item() for image in images),
-            "effect": relative(ours, teacher), "warnings": warnings.texts, "keys": sorted(lora)[:4],
-        }  # fmt: skip
+            "effect": relative(ours, teacher),
+            "warnings": warnings.texts,
+            "keys": sorted(lora)[:4],
+        }
         if family in ("mini", "flux-schnell", "sdxl"):
             both = {
                 "x": x,
@@ -389,10 +394,13 @@ def latent_spaces() -> dict:
             expected = model.model.process_latent_in(samples.clone())
             back = backend.latents_out(inside)
             result[family] = {
-                "ndim": inside.ndim, "in": relative(inside.reshape(expected.shape), expected),
-                "out": relative(back, samples.clone()), "shape": list(back.shape) == list(samples.shape),
-                "inference": inside.is_inference(), "scaled": relative(inside.reshape(samples.shape), samples.clone()),
-            }  # fmt: skip
+                "ndim": inside.ndim,
+                "in": relative(inside.reshape(expected.shape), expected),
+                "out": relative(back, samples.clone()),
+                "shape": list(back.shape) == list(samples.shape),
+                "inference": inside.is_inference(),
+                "scaled": relative(inside.reshape(samples.shape), samples.clone()),
+            }
     return result
 
 
@@ -459,8 +467,18 @@ if __name__ == "__main__":
     write(
         "training",
         [
-            same_as_sampling, shift_of_the_teacher, mixed_texts, features_are_the_image, features_beside_a_reference,
+            same_as_sampling,
+            shift_of_the_teacher,
+            mixed_texts,
+            features_are_the_image,
+            features_beside_a_reference,
             forwards_of_a_step,
-            flops_of_a_step, one_copy, nothing_leaks, without_a_loader, exported_loras, latent_spaces, mistakes,
+            flops_of_a_step,
+            one_copy,
+            nothing_leaks,
+            without_a_loader,
+            exported_loras,
+            latent_spaces,
+            mistakes,
         ],
-    )  # fmt: skip
+    )

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from server import COMFYUI, HERE, PYTHON
 
-from distill_core import mini
-from distill_core.backends.diffusers import DiffusersBackend
-from distill_core.denoiser import Cond, Denoiser
-from distill_core.process import DiscreteProcess, FlowProcess, cumulative_alphas
+from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
+from distill_core.models import mini
+from distill_core.models.backends.diffusers import DiffusersBackend
+from distill_core.models.denoiser import Cond, Denoiser
 
 PROBES = ("gradients", "training")
 LOADED = ["sd3", "flux-schnell", "flux", "flux2", "wan", "sd15"]  # by the host's loaders
@@ -178,17 +178,31 @@ def diffusers_pipeline(name: str, folder: Path):
     absent = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     if name == "flux-schnell":
         network = diffusers.FluxTransformer2DModel(
-            in_channels=64, num_layers=1, num_single_layers=2, attention_head_dim=128, num_attention_heads=1,
-            joint_attention_dim=64, pooled_projection_dim=64, guidance_embeds=False,
-        )  # fmt: skip
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=128,
+            num_attention_heads=1,
+            joint_attention_dim=64,
+            pooled_projection_dim=64,
+            guidance_embeds=False,
+        )
         pipeline = diffusers.FluxPipeline(transformer=network, **dict.fromkeys(absent))
         return with_weights(pipeline, network, state), FlowProcess(1.0)
     network = diffusers.UNet2DConditionModel(
-        in_channels=4, out_channels=4, block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=64,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(1, 2), use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=256, projection_class_embeddings_input_dim=64 + 6 * 256,
-    )  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=64 + 6 * 256,
+    )
     parts = {**dict.fromkeys(absent), "scheduler": diffusers.EulerDiscreteScheduler()}
     pipeline = diffusers.StableDiffusionXLPipeline(unet=network, add_watermarker=False, **parts)
     return with_weights(pipeline, network, state), DiscreteProcess(cumulative_alphas())

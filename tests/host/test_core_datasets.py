@@ -10,8 +10,8 @@ from graphs import node
 from run_files import log_of
 from test_datasets import everything, folder_of, only
 
-from distill_core import mini
-from distill_core.data import LatentDataset
+from distill_core.data.dataset import LatentDataset
+from distill_core.models import mini
 
 MINI = {
     "mini": node("TurboDistillLoadMiniModel", distilled=False),
@@ -38,11 +38,16 @@ def latents_dataset(name: str, latents: list, positive: list) -> dict:
     return only(
         {
             "dataset": node(
-                "TurboDistillLatentsDataset", model=["teacher", 0], latents=latents, positive=positive,
-                negative=["none", 0], dataset_name=name, dtype="float32",
+                "TurboDistillLatentsDataset",
+                model=["teacher", 0],
+                latents=latents,
+                positive=positive,
+                negative=["none", 0],
+                dataset_name=name,
+                dtype="float32",
             )
         }
-    )  # fmt: skip
+    )
 
 
 def loaded(folder: str, name: str) -> dict:
@@ -68,7 +73,7 @@ def from_texts(host) -> Path:
         "make": node(
             "MakeTrainingDataset", images=["pictures", 0], vae=["mini", 1], clip=["clip", 0], texts=["texts", 0]
         ),
-    }  # fmt: skip
+    }
     graph |= latents_dataset("made", ["make", 0], ["make", 1]) | saved(["make", 0], ["make", 1], "core_made")
     host.run(graph, 120)
     host.run(loaded("core_made", "made_and_loaded"), 60)
@@ -94,9 +99,17 @@ def test_a_loaded_dataset_is_trained_on(host):
     host.run(graph | saved(["encode", 0], ["classes", 0], "core_images"), 60)
     graph = loaded("core_images", "core_images")
     graph["train"] = node(
-        "TurboDistillLADDTrainer", model=["teacher", 0], dataset=["dataset", 0], run_name="core_images",
-        target_steps=1, steps=3, batch_size=8, student_lr=6e-4, discriminator_lr=4e-3, rank=4,
-    )  # fmt: skip
+        "TurboDistillLADDTrainer",
+        model=["teacher", 0],
+        dataset=["dataset", 0],
+        run_name="core_images",
+        target_steps=1,
+        steps=3,
+        batch_size=8,
+        student_lr=6e-4,
+        discriminator_lr=4e-3,
+        rank=4,
+    )
     graph["save"] = node("TurboDistillSaveLora", lora=["train", 1], filename_prefix="loras/core_images")
     host.run(graph, 120)
     assert [entry["step"] for entry in log_of(host, "core_images")] == [1, 2, 3]

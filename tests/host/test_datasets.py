@@ -11,10 +11,10 @@ from graphs import mini_dataset, mini_training, node
 from safetensors.torch import load_file, save_file
 from server import Host, failure_text
 
-from distill_core import mini
-from distill_core.data import CacheConfig, LatentDataset, cache_latents
-from distill_core.demo import mini_backend, mini_conditioning
-from distill_core.denoiser import Denoiser, Guided
+from distill_core.data.dataset import CacheConfig, LatentDataset, cache_latents
+from distill_core.models import mini
+from distill_core.models.denoiser import Denoiser, Guided
+from distill_core.models.mini import mini_backend, mini_conditioning
 
 SCALE, SHIFT = 1.5305, 0.0609
 
@@ -83,7 +83,7 @@ def test_a_dataset_that_is_there_is_taken_as_it_is_and_another_is_refused(host, 
         ({"negative": None}, "cfg 1.5 needs a negative conditioning"),
         ({"positive": ["combined", 0]}, "a positive conditioning has 2 parts"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_explained(host, change, message):
     graph = only(mini_dataset("mistake", **change))
     graph["sampler"] = node("KSamplerSelect", sampler_name="dpmpp_2m")
@@ -118,24 +118,39 @@ def real(host: Host, name: str, latents: list, positive: list, **more) -> dict:
         "sd15": node("EmptyLatentImage", width=64, height=64, batch_size=10),
         **more,
         "dataset": node(
-            "TurboDistillLatentsDataset", model=["mini", 0], latents=latents, positive=positive, dataset_name=name,
+            "TurboDistillLatentsDataset",
+            model=["mini", 0],
+            latents=latents,
+            positive=positive,
+            dataset_name=name,
             dtype="float32",
         ),
         "show": node("PreviewAny", source=["dataset", 0]),
-    }  # fmt: skip
+    }
 
 
 def test_images_encoded_by_core_are_stored_in_the_models_own_units(host):
     """LoadImage would do; here a decoded sample goes through core's VAEEncode, as Make Training Dataset encodes."""
     more = {
-        "random": node("TurboDistillSampler", model=["mini", 0], positive=["one", 0], latent_image=["ten", 0],
-                       preset="auto", steps=0, denoise=1.0, denoise_mode="snap", seed=1, sampler="euler", cfg=1.0,
-                       sigmas=["levels", 0]),
+        "random": node(
+            "TurboDistillSampler",
+            model=["mini", 0],
+            positive=["one", 0],
+            latent_image=["ten", 0],
+            preset="auto",
+            steps=0,
+            denoise=1.0,
+            denoise_mode="snap",
+            seed=1,
+            sampler="euler",
+            cfg=1.0,
+            sigmas=["levels", 0],
+        ),
         "levels": node("BasicScheduler", model=["mini", 0], scheduler="simple", steps=4, denoise=1.0),
         "image": node("VAEDecode", samples=["random", 0], vae=["mini", 1]),
         "encoded": node("VAEEncode", pixels=["image", 0], vae=["mini", 1]),
         "save": node("SaveLatent", samples=["encoded", 0], filename_prefix="encoded"),
-    }  # fmt: skip
+    }
     outputs = host.run(real(host, "real", ["encoded", 0], ["classes", 0], **more), 120)["outputs"]
     saved = outputs["save"]["latents"][0]
     encoded = load_file(host.base_dir / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
@@ -163,9 +178,14 @@ def test_a_dataset_of_another_family_is_refused(host, tmp_path):
 
     torch.manual_seed(0)
     network = FluxTransformer2DModel(
-        in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=128, num_attention_heads=1,
-        joint_attention_dim=64, pooled_projection_dim=64,
-    )  # fmt: skip
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=128,
+        num_attention_heads=1,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+    )
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "flux.safetensors")
     name = host.add_model("diffusion_models", tmp_path / "flux.safetensors", "tiny-flux.safetensors")
     graph = mini_training("mixed")

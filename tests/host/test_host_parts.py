@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from server import HERE, PYTHON
 
-from distill_core import mini
-from distill_core.vision import encoder_vision
+from distill_core.models import mini
+from distill_core.models.vision import encoder_vision
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from server import COMFYUI, HERE, PYTHON
 
-from distill_core import mini
-from distill_core.checkpoint import save_lora
-from distill_core.demo import mini_backend, mini_conditioning
-from distill_core.denoiser import Denoiser
+from distill_core.files import save_lora
+from distill_core.models import mini
+from distill_core.models.denoiser import Denoiser
+from distill_core.models.mini import mini_backend, mini_conditioning
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from server import failure_text
 
-from distill_core import mini
-from distill_core.checkpoint import read_lora
-from distill_core.demo import mini_backend, mini_conditioning
-from distill_core.denoiser import Denoiser
-from distill_core.recipe import student_levels
-from distill_core.samplers import sample
+from distill_core.diffusion.samplers import sample
+from distill_core.files import read_lora
+from distill_core.models import mini
+from distill_core.models.denoiser import Denoiser
+from distill_core.models.mini import mini_backend, mini_conditioning
+from distill_core.presets.recipe import student_levels
 
 SCALE, SHIFT = 1.5305, 0.0609  # the host's units of SD3 latents: x / SCALE + SHIFT
 SEED, CLASS, BATCH = 11, 9, 3
@@ -31,9 +31,10 @@ def student(host):
 
 def graph(lora: str, **sampling) -> dict:
     """Mini model with the LoRA, Turbo Sampler on "auto", the latent saved."""
-    choice = dict(
-        preset="auto", steps=0, denoise=1.0, denoise_mode="snap", seed=SEED, sampler="of the preset", cfg=0.0
-    ) | sampling  # fmt: skip
+    choice = (
+        dict(preset="auto", steps=0, denoise=1.0, denoise_mode="snap", seed=SEED, sampler="of the preset", cfg=0.0)
+        | sampling
+    )
     inputs = {"model": ["2", 0], "positive": ["3", 0], "latent_image": ["4", 0], **choice}
     name = mini.CLASS_NAMES[CLASS]
     return {

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from server import failure_text
 
-from distill_core.noise import ItemNoise
+from distill_core.diffusion.noise import ItemNoise
 from distill_core.perceptual import load_metric
 from distill_core.perceptual.weights import SHIPPED
 

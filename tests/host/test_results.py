@@ -12,12 +12,23 @@ from server import Host, failure_text
 @pytest.fixture(scope="module")
 def reported(host) -> tuple[Host, dict]:
     """A short run whose report, with a grid, is also made by the trainer itself."""
-    graph = mini_training("reported", vae=["mini", 1], preview_positive=["classes", 0], preview_negative=["none", 0],
-                          preview_every=2, target_steps=2)  # fmt: skip
+    graph = mini_training(
+        "reported",
+        vae=["mini", 1],
+        preview_positive=["classes", 0],
+        preview_negative=["none", 0],
+        preview_every=2,
+        target_steps=2,
+    )
     graph["report"] = node(
-        "TurboDistillReport", run_name=["train", 4], model=["teacher", 0], vae=["mini", 1], positive=["classes", 0],
-        negative=["none", 0], seed=0,
-    )  # fmt: skip
+        "TurboDistillReport",
+        run_name=["train", 4],
+        model=["teacher", 0],
+        vae=["mini", 1],
+        positive=["classes", 0],
+        negative=["none", 0],
+        seed=0,
+    )
     return host, host.run(graph, 300)["outputs"]
 
 
@@ -46,12 +57,29 @@ def test_a_run_that_does_not_exist_is_explained(host):
 def test_a_lora_of_another_trainer_is_not_saved_as_a_turbo_lora(reported, host):
     graph = mini_training("foreign")
     graph["core"] = node(
-        "TrainLoraNode", model=["mini", 0], latents=["zeros", 0], positive=["one", 0], batch_size=1,
-        grad_accumulation_steps=1, steps=1, learning_rate=1e-4, rank=2, optimizer="AdamW", loss_function="MSE", seed=0,
-        training_dtype="fp32", lora_dtype="fp32", quantized_backward=False, algorithm="LoRA",
-        gradient_checkpointing=False, checkpoint_depth=1, offloading=False, existing_lora="[None]", bucket_mode=False,
+        "TrainLoraNode",
+        model=["mini", 0],
+        latents=["zeros", 0],
+        positive=["one", 0],
+        batch_size=1,
+        grad_accumulation_steps=1,
+        steps=1,
+        learning_rate=1e-4,
+        rank=2,
+        optimizer="AdamW",
+        loss_function="MSE",
+        seed=0,
+        training_dtype="fp32",
+        lora_dtype="fp32",
+        quantized_backward=False,
+        algorithm="LoRA",
+        gradient_checkpointing=False,
+        checkpoint_depth=1,
+        offloading=False,
+        existing_lora="[None]",
+        bucket_mode=False,
         bypass_mode=False,
-    )  # fmt: skip
+    )
     graph["zeros"] = node("EmptySD3LatentImage", width=64, height=64, batch_size=1)
     graph["one"] = node("TurboDistillMiniConditioning", class_name="bag")
     graph["save"]["inputs"]["lora"] = ["core", 0]

@@ -14,7 +14,7 @@ import subprocess
 import pytest
 from server import COMFYUI, HERE, PYTHON
 
-from distill_core.presets import flux2_mu
+from distill_core.presets.table import flux2_mu
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_sd_turbo_scheduler_cuts_steps_and_empties_the_list(probe):
 
 
 def test_both_turbo_grids_have_a_preset(probe):
-    from distill_core.presets import find_preset, preset_sigmas
+    from distill_core.presets.table import find_preset, preset_sigmas
 
     lists = probe["lists_of_the_host"]
     for name, key in (("turbo", "sdxl-turbo"), ("trailing", "sdxl-turbo-trailing")):

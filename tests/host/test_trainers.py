@@ -10,7 +10,7 @@ from run_files import assert_same_files, fails, log_of, lora_of, run_folder, ste
 from safetensors.torch import load_file, save_file
 from server import Host
 
-from distill_core.checkpoint import read_lora
+from distill_core.files import read_lora
 
 METHODS = ("ADD", "Diffusion2GAN")
 TEACHER = {"count": 512, "steps": 8, "batch_size": 128}
@@ -91,16 +91,30 @@ def test_add_learns_from_real_images(host):
     graph["picture"] = node("EmptyImage", width=64, height=64, batch_size=8, color=0x808080)
     graph["encoded"] = node("VAEEncode", pixels=["picture", 0], vae=["mini", 1])
     graph["noisy"] = node(
-        "TurboDistillSampler", model=["teacher", 0], positive=["one", 0], latent_image=["encoded", 0], preset="auto",
-        steps=4, denoise=0.7, denoise_mode="snap", seed=3, sampler="euler", cfg=1.0,
-    )  # fmt: skip
+        "TurboDistillSampler",
+        model=["teacher", 0],
+        positive=["one", 0],
+        latent_image=["encoded", 0],
+        preset="auto",
+        steps=4,
+        denoise=0.7,
+        denoise_mode="snap",
+        seed=3,
+        sampler="euler",
+        cfg=1.0,
+    )
     graph["one"] = node("TurboDistillMiniConditioning", class_name="bag")
     graph["decoded"] = node("VAEDecode", samples=["noisy", 0], vae=["mini", 1])
     graph["again"] = node("VAEEncode", pixels=["decoded", 0], vae=["mini", 1])
     graph["dataset"] = node(
-        "TurboDistillLatentsDataset", model=["teacher", 0], latents=["again", 0], positive=["one", 0],
-        negative=["none", 0], dataset_name="images", dtype="float32",
-    )  # fmt: skip
+        "TurboDistillLatentsDataset",
+        model=["teacher", 0],
+        latents=["again", 0],
+        positive=["one", 0],
+        negative=["none", 0],
+        dataset_name="images",
+        dtype="float32",
+    )
     host.run(graph, 300)
     _, said = read_lora(lora_of(host, "images"))
     assert said["sigmas"] == [1.0, 0.75, 0.5, 0.25] and said["method"] == "ADD"
@@ -114,7 +128,7 @@ MISTAKES = {
     "one item to mix": ("Diffusion2GAN", {}, {"batch_size": 1}, "use batch_size of at least 2"),
     "one item and hinge": ("ADD", {}, {"batch_size": 1}, "hinge with a batch of 1"),
     "an autoencoder of other latents": ("ADD", {}, {"vae": ["pixels", 0]}, "the VAE decodes latents of 3 channels"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -130,9 +144,11 @@ def test_a_mistake_is_named_before_training_and_the_server_lives(host, mistake):
 def test_a_path_of_another_solver_is_refused(host):
     """The stored noise must lead to the stored latent: here the dataset says it took other levels than it did."""
     graph = mini_training("solver", "solver", {}, "Diffusion2GAN")
-    host.run({name: graph[name] for name in graph if name not in ("train", "save")} | {
-        "show": node("PreviewAny", source=["dataset", 0])
-    }, 120)  # fmt: skip
+    host.run(
+        {name: graph[name] for name in graph if name not in ("train", "save")}
+        | {"show": node("PreviewAny", source=["dataset", 0])},
+        120,
+    )
     folder = host.base_dir / "output" / "turbo_distill" / "datasets" / "solver"
     for path in folder.glob("shard-*.safetensors"):
         tensors = load_file(path)

@@ -16,7 +16,7 @@ from run_files import assert_same_files, fails, log_of, lora_of, run_folder, ste
 from safetensors.torch import load_file
 from server import HERE, PYTHON, Host, failure_text
 
-from distill_core.checkpoint import load_tensors, read_lora
+from distill_core.files import load_tensors, read_lora
 
 # What it reaches
 

@@ -11,7 +11,7 @@ import pytest
 from browser import BROWSER_FOUND, drive
 from server import REPO
 
-from distill_core import mini
+from distill_core.models import mini
 
 sys.path.append(str(REPO / "tools"))
 from make_pack_files import complete, locale  # noqa: E402

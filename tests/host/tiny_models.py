@@ -21,24 +21,56 @@ OPS = {"operations": comfy.ops.disable_weight_init, "dtype": torch.float32, "dev
 CONTEXT = {"sd3": 64, "flux-schnell": 64, "flux": 64, "flux2": 64, "wan": 4096, "sd15": 768}  # width of text tokens
 CONTEXT |= {"lumina": 64, "qwen-image": 64, "sdxl": 64}
 FLUX = dict(
-    image_model="flux", in_channels=16, out_channels=16, vec_in_dim=64, context_in_dim=64, hidden_size=128,
-    mlp_ratio=4.0, num_heads=1, depth=1, depth_single_blocks=2, axes_dim=[16, 56, 56], theta=10000, patch_size=2,
-    qkv_bias=True, guidance_embed=False, txt_ids_dims=[],
-)  # fmt: skip
+    image_model="flux",
+    in_channels=16,
+    out_channels=16,
+    vec_in_dim=64,
+    context_in_dim=64,
+    hidden_size=128,
+    mlp_ratio=4.0,
+    num_heads=1,
+    depth=1,
+    depth_single_blocks=2,
+    axes_dim=[16, 56, 56],
+    theta=10000,
+    patch_size=2,
+    qkv_bias=True,
+    guidance_embed=False,
+    txt_ids_dims=[],
+)
 FLUX2 = dict(
-    FLUX, image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, mlp_ratio=3.0,
-    axes_dim=[32, 32, 32, 32], theta=2000, patch_size=1, qkv_bias=False, ops_bias=False, global_modulation=True,
-    mlp_silu_act=True, txt_ids_dims=[3], default_ref_method="index", ref_index_scale=10.0,
-)  # fmt: skip
+    FLUX,
+    image_model="flux2",
+    in_channels=128,
+    out_channels=128,
+    vec_in_dim=None,
+    mlp_ratio=3.0,
+    axes_dim=[32, 32, 32, 32],
+    theta=2000,
+    patch_size=1,
+    qkv_bias=False,
+    ops_bias=False,
+    global_modulation=True,
+    mlp_silu_act=True,
+    txt_ids_dims=[3],
+    default_ref_method="index",
+    ref_index_scale=10.0,
+)
 
 
 def sd3() -> torch.nn.Module:
     return comfy.ldm.modules.diffusionmodules.mmdit.MMDiT(
-        input_size=None, patch_size=2, in_channels=16, depth=2, adm_in_channels=64, num_patches=256,
-        pos_embed_max_size=16, pos_embed_scaling_factor=None,
+        input_size=None,
+        patch_size=2,
+        in_channels=16,
+        depth=2,
+        adm_in_channels=64,
+        num_patches=256,
+        pos_embed_max_size=16,
+        pos_embed_scaling_factor=None,
         context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}},
         **OPS,
-    )  # fmt: skip
+    )
 
 
 def wan() -> torch.nn.Module:
@@ -49,10 +81,22 @@ def wan() -> torch.nn.Module:
 
 def sd15() -> torch.nn.Module:
     return comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel(
-        image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[1], channel_mult=[1],
-        transformer_depth=[1], transformer_depth_output=[1, 1], transformer_depth_middle=0, context_dim=768,
-        num_heads=8, use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False, **OPS,
-    )  # fmt: skip
+        image_size=32,
+        in_channels=4,
+        out_channels=4,
+        model_channels=320,
+        num_res_blocks=[1],
+        channel_mult=[1],
+        transformer_depth=[1],
+        transformer_depth_output=[1, 1],
+        transformer_depth_middle=0,
+        context_dim=768,
+        num_heads=8,
+        use_spatial_transformer=True,
+        use_linear_in_transformer=False,
+        legacy=False,
+        **OPS,
+    )
 
 
 BUILDERS = {
@@ -68,22 +112,62 @@ BUILDERS = {
 # Families whose files the host only recognises at their real size of billions of weights: the host's class of the model
 # and its network's settings, from which `model` makes one without a file.
 CONFIGS = {
-    "lumina": (comfy.supported_models.ZImage, dict(
-        image_model="lumina2", patch_size=2, in_channels=16, dim=256, n_layers=2, n_refiner_layers=1, n_heads=2,
-        n_kv_heads=2, multiple_of=32, ffn_dim_multiplier=8 / 3, qk_norm=True, cap_feat_dim=64, axes_dims=[32, 48, 48],
-        axes_lens=[64, 64, 64], rope_theta=256.0, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32,
-    )),
-    "qwen-image": (comfy.supported_models.QwenImage, dict(
-        image_model="qwen_image", in_channels=64, num_layers=2, attention_head_dim=128, num_attention_heads=1,
-        joint_attention_dim=64,
-    )),
-    "sdxl": (comfy.supported_models.SDXL, dict(
-        image_size=32, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=[1, 1], channel_mult=[1, 2],
-        transformer_depth=[0, 1], transformer_depth_output=[0, 0, 1, 1], transformer_depth_middle=1, context_dim=64,
-        use_spatial_transformer=True, use_linear_in_transformer=True, legacy=False,
-        adm_in_channels=64 + 6 * 256, num_classes="sequential", use_temporal_attention=False,
-    )),
-}  # fmt: skip
+    "lumina": (
+        comfy.supported_models.ZImage,
+        dict(
+            image_model="lumina2",
+            patch_size=2,
+            in_channels=16,
+            dim=256,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            multiple_of=32,
+            ffn_dim_multiplier=8 / 3,
+            qk_norm=True,
+            cap_feat_dim=64,
+            axes_dims=[32, 48, 48],
+            axes_lens=[64, 64, 64],
+            rope_theta=256.0,
+            z_image_modulation=True,
+            time_scale=1000.0,
+            pad_tokens_multiple=32,
+        ),
+    ),
+    "qwen-image": (
+        comfy.supported_models.QwenImage,
+        dict(
+            image_model="qwen_image",
+            in_channels=64,
+            num_layers=2,
+            attention_head_dim=128,
+            num_attention_heads=1,
+            joint_attention_dim=64,
+        ),
+    ),
+    "sdxl": (
+        comfy.supported_models.SDXL,
+        dict(
+            image_size=32,
+            in_channels=4,
+            out_channels=4,
+            model_channels=64,
+            num_res_blocks=[1, 1],
+            channel_mult=[1, 2],
+            transformer_depth=[0, 1],
+            transformer_depth_output=[0, 0, 1, 1],
+            transformer_depth_middle=1,
+            context_dim=64,
+            use_spatial_transformer=True,
+            use_linear_in_transformer=True,
+            legacy=False,
+            adm_in_channels=64 + 6 * 256,
+            num_classes="sequential",
+            use_temporal_attention=False,
+        ),
+    ),
+}
 
 
 def model(family: str):
@@ -97,13 +181,24 @@ def model(family: str):
 
 def deep_sd3(blocks: int, width: int):
     """A MODEL of SD3's type of any depth and width, which files of that type tie together."""
-    config = comfy.supported_models.SD3(dict(
-        input_size=None, patch_size=2, in_channels=16, depth=width // 64, num_blocks=blocks, adm_in_channels=64,
-        num_patches=64**2, pos_embed_max_size=64, pos_embed_scaling_factor=None, dtype=torch.float32,
-        context_embedder_config={
-            "target": "torch.nn.Linear", "params": {"in_features": 256, "out_features": width}
-        },
-    ))  # fmt: skip
+    config = comfy.supported_models.SD3(
+        dict(
+            input_size=None,
+            patch_size=2,
+            in_channels=16,
+            depth=width // 64,
+            num_blocks=blocks,
+            adm_in_channels=64,
+            num_patches=64**2,
+            pos_embed_max_size=64,
+            pos_embed_scaling_factor=None,
+            dtype=torch.float32,
+            context_embedder_config={
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 256, "out_features": width},
+            },
+        )
+    )
     inner = config.get_model({}, device="cpu")
     generator = torch.Generator().manual_seed(0)
     for value in inner.diffusion_model.state_dict().values():  # in place: its memory is measured

@@ -1,0 +1,1 @@
+"""Cached latents and what they are made from."""

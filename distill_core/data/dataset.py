@@ -1,0 +1,326 @@
+"""Cached training data: teacher latents, their conditioning and, if wanted, states of the ODE path that made each.
+
+A dataset is a folder of safetensors shards. A shard holds one latent size and one number of text tokens (a
+bucket); rows are read through the memory map when a batch needs them. ``dataset.json`` records how they were made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..diffusion.noise import ItemNoise, item_generator
+from ..diffusion.samplers import SAMPLERS
+from ..diffusion.schedules import grid_sigmas, with_levels
+from ..files import DTYPES, load_tensors, save_json, save_tensors
+from ..models.denoiser import Cond, Guided
+
+
+@dataclass(frozen=True)
+class Batch:
+    """latents [B, C, H, W], cond of B rows, and states [B, K, C, H, W] of the teacher's path at K ``state_sigmas``."""
+
+    latents: Tensor
+    cond: Cond
+    states: Tensor | None = None
+    state_sigmas: tuple[float, ...] = ()
+
+    def to(self, device) -> Batch:
+        states = None if self.states is None else self.states.to(device)
+        return Batch(self.latents.to(device), self.cond.to(device), states, self.state_sigmas)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """How teacher latents are made.
+
+    count: latents in all.  steps: teacher steps of the Euler sampler.  guidance: constant classifier-free guidance.
+    sizes: latent sizes [H, W], used in turn, one a shard.  state_sigmas: levels at which the state of the ODE path is
+    stored, highest first; the highest level of the grid stores the noise itself (ODE pairs).  dtype: of the files.
+    """
+
+    count: int = 4096
+    steps: int = 25
+    guidance: float = 5.0
+    sizes: tuple[tuple[int, int], ...] = ((64, 64),)
+    state_sigmas: tuple[float, ...] = ()
+    shard_size: int = 256
+    batch_size: int = 64
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.shard_size < 1 or self.batch_size < 1 or self.steps < 1:
+            raise ValueError("count, steps, shard_size and batch_size must be at least 1")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, not {self.dtype!r}")
+        if not self.sizes:
+            raise ValueError("sizes must list at least one latent size [H, W]")
+
+
+def teacher_grid(process, config: CacheConfig) -> Tensor:
+    """The teacher's sigmas with every level in ``state_sigmas`` among them."""
+    return with_levels(grid_sigmas(process, config.steps), config.state_sigmas)
+
+
+Progress = tuple[
+    int, int, Tensor | None
+]  # items done, items in all, latents of the finished batch (None: already there)
+
+
+def cache_latents(
+    teacher: Guided,
+    conds: Cond,
+    channels: int,
+    config: CacheConfig,
+    folder: str | Path,
+    description: dict | None = None,
+) -> Iterator[Progress]:
+    """Sample the teacher and write the shards.
+
+    Item i takes row i mod len(conds) and noise seeded by (seed, i). Shards that are already there are kept, so a
+    stopped run goes on where it was. description: anything JSON that must agree then, e.g. the base and the prompts.
+    Raises ValueError when the folder holds another dataset or a latent is not finite.
+    """
+
+    def make(items: range, shard: int) -> dict[str, Tensor]:
+        shape = (channels, *config.sizes[shard % len(config.sizes)])
+        return _sample_batch(teacher, conds[[i % len(conds) for i in items]], shape, config, items)
+
+    return write_shards(make, teacher.uncond, teacher.scale, config, folder, description)
+
+
+def write_shards(
+    make: Callable[[range, int], dict[str, Tensor]],
+    uncond: Cond,
+    guidance: float,
+    config: CacheConfig,
+    folder: str | Path,
+    description: dict | None = None,
+) -> Iterator[Progress]:
+    """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors
+    (latents, those of their Cond, states).
+
+    All items of a shard must have the same shapes. Errors as for `cache_latents`.
+    """
+    folder = Path(folder)
+    manifest = {"config": _plain(asdict(config)), "guidance": guidance, "state_sigmas": list(config.state_sigmas)}
+    claim(folder, manifest | _plain(description or {}))
+    save_tensors(folder / "uncond.safetensors", uncond.tensors())
+    for shard, start in enumerate(range(0, config.count, config.shard_size)):
+        path = folder / f"shard-{shard:05d}.safetensors"
+        items = range(start, min(start + config.shard_size, config.count))
+        if path.exists():
+            load_tensors(path)  # a damaged shard is named now, not in the middle of a training run
+            yield items.stop, config.count, None
+            continue
+        parts = []
+        for first in range(0, len(items), config.batch_size):
+            batch = items[first : first + config.batch_size]
+            part = make(batch, shard)
+            if not torch.isfinite(part["latents"]).all():
+                raise ValueError(f"the teacher gave non-finite latents for items {batch.start}-{batch.stop - 1}")
+            parts.append(part)
+            yield batch.stop, config.count, part["latents"]
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        dtype = DTYPES[config.dtype]
+        save_tensors(
+            path, {k: v.to(dtype) for k, v in tensors.items()}, {"state_sigmas": json.dumps(config.state_sigmas)}
+        )
+
+
+@torch.no_grad()
+def _sample_batch(teacher: Guided, cond: Cond, shape, config: CacheConfig, items: Sequence[int]) -> dict[str, Tensor]:
+    process, device = teacher.process, cond.device
+    sigmas = teacher_grid(process, config)
+    noise = ItemNoise(config.seed, items).normal(*shape).to(device)
+    sigma = noise.new_full((len(noise),), sigmas[0].item())
+    x = process.noise_scaling(sigma, noise, torch.zeros_like(noise), max_denoise=True)
+    states: list[Tensor] = []
+
+    def keep_state(step: dict) -> None:
+        if any(abs(step["sigma"] - wanted) <= 1e-4 * wanted for wanted in config.state_sigmas):
+            states.append(step["x"])
+
+    latents = SAMPLERS["euler"](teacher, x, sigmas, {"cond": cond}, keep_state, disable=True)
+    stored = {"latents": latents, **cond.tensors()}
+    if states:
+        stored["states"] = torch.stack(states, dim=1)
+    return stored
+
+
+def _plain(value):
+    """Through JSON, so that tuples compare equal to what a file gives back."""
+    return json.loads(json.dumps(value))
+
+
+def claim(folder: Path, manifest: dict) -> None:
+    """Say in the folder what dataset it holds. Raises ValueError when it already holds another one."""
+    path = folder / "dataset.json"
+    if path.exists() and json.loads(path.read_text()) != manifest:
+        raise ValueError(
+            f"{folder} holds a dataset made with other settings, prompts or model; delete it or choose another folder"
+        )
+    save_json(path, manifest)
+
+
+def groups_by_length(conds: Sequence[Cond]) -> list[list[int]]:
+    """Indices of the prompts with equally many tokens: what can share a batch."""
+    groups: dict[tuple, list[int]] = {}
+    for index, cond in enumerate(conds):
+        groups.setdefault(tuple(cond.context.shape[1:]), []).append(index)
+    return list(groups.values())
+
+
+def group_of(turn: int, groups: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Whose turn it is, so that every group comes as often as its share of the prompts (Sainte-Lague's quotients)."""
+    given = [0] * len(groups)
+    for _ in range(turn + 1):
+        chosen = max(range(len(groups)), key=lambda i: len(groups[i]) / (2 * given[i] + 1))
+        given[chosen] += 1
+    return groups[chosen]
+
+
+class LatentDataset:
+    """A cached dataset, opened for reading.
+
+    Raises ValueError for a folder without shards, a truncated shard, mismatched counts or latents that are not 4-D.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.paths = sorted(self.folder.glob("shard-*.safetensors"))
+        if not self.paths:
+            raise ValueError(f"no shards in {self.folder}; make them with the `cache` command")
+        self.files = [_open_shard(path) for path in self.paths]
+        self.state_sigmas = tuple(json.loads((self.files[0].metadata() or {}).get("state_sigmas", "[]")))
+        # by C, H, W, number of text tokens, and which tensors there are: what can be stacked into one batch
+        self.buckets: dict[tuple, list[tuple[int, int]]] = defaultdict(list)
+        for index, file in enumerate(self.files):
+            count, *shape = file.get_slice("latents").get_shape()
+            tokens = file.get_slice("context").get_shape()[1]
+            self.buckets[(*shape, tokens, *sorted(file.keys()))] += [(index, row) for row in range(count)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.buckets.values()))
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Latent shapes [C, H, W] of the buckets."""
+        return list(dict.fromkeys(bucket[:3] for bucket in self.buckets))
+
+    def manifest(self) -> dict:
+        """How the latents were made (``dataset.json``)."""
+        path = self.folder / "dataset.json"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: it says how the latents were made; cache the dataset again")
+        return json.loads(path.read_text())
+
+    def uncond(self) -> Cond:
+        """The empty conditioning (one row) that the teacher was guided away from."""
+        return Cond.from_tensors(load_tensors(self.folder / "uncond.safetensors")[0])
+
+    def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
+        """Batch ``number`` of an endless shuffled stream; a batch has one latent size and one number of text tokens.
+
+        Only (seed, number, size) decide what is in it. ``rows`` picks the part of one process.
+        Raises ValueError for latents that are not finite.
+        """
+        epoch, position = divmod(number, self._batches_per_epoch(size))
+        return self.read(self._epoch(epoch, size, seed)[position][rows])
+
+    def read(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """The rows at ``places`` (shard, row), in that order."""
+        names = self.files[places[0][0]].keys()
+        tensors = {}
+        for name in names:
+            slices = [self.files[shard].get_slice(name)[row : row + 1] for shard, row in places]
+            tensors[name] = torch.cat(slices).float()
+        latents, states = tensors.pop("latents"), tensors.pop("states", None)
+        if not torch.isfinite(latents).all():
+            bad = next(p for p, row in zip(places, latents, strict=True) if not torch.isfinite(row).all())
+            raise ValueError(
+                f"{self.paths[bad[0]]} has a non-finite latent in row {bad[1]}; delete the shard and cache again"
+            )
+        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas)
+
+    def _batches_per_epoch(self, size: int) -> int:
+        return sum(max(1, len(places) // size) for places in self.buckets.values())
+
+    def _epoch(self, epoch: int, size: int, seed: int) -> list[list[tuple[int, int]]]:
+        if getattr(self, "_epoch_key", None) != (epoch, size, seed):
+            self._epoch_key, self._epoch_batches = (epoch, size, seed), self._shuffle(epoch, size, seed)
+        return self._epoch_batches
+
+    def _shuffle(self, epoch: int, size: int, seed: int) -> list[list[tuple[int, int]]]:
+        """Full batches of each bucket in random order; a bucket smaller than a batch is repeated to fill one."""
+        generator = item_generator(seed, epoch)
+        batches = []
+        for places in self.buckets.values():
+            order = torch.randperm(len(places), generator=generator).tolist()
+            order *= -(-size // len(order)) if len(order) < size else 1
+            batches += [[places[i] for i in order[a : a + size]] for a in range(0, len(order) - size + 1, size)][
+                : max(1, len(places) // size)
+            ]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _open_shard(path: Path):
+    try:
+        file = safe_open(path, "pt")
+        names = file.keys()
+        shapes = {name: file.get_slice(name).get_shape() for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file; delete it and run `cache` again") from error
+    if "latents" not in shapes or "context" not in shapes:
+        raise ValueError(f"{path} is not a shard of this project: it needs tensors named latents and context")
+    if len(shapes["latents"]) != 4:
+        raise ValueError(f"{path}: latents must be [N, C, H, W] (images), got {shapes['latents']}")
+    counts = {name: shape[0] for name, shape in shapes.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"{path}: latents and conditioning differ in count: {counts}; cache the dataset again")
+    return file
+
+
+def stored_grid(dataset: LatentDataset, process) -> Tensor:
+    """The noise levels on which a dataset's latents were sampled; the process' own where its manifest does not say."""
+    manifest = dataset.manifest()
+    if "sigmas" in manifest:
+        return torch.tensor(manifest["sigmas"])
+    known = {k: v for k, v in manifest.get("config", {}).items() if k in CacheConfig.__annotations__}
+    return teacher_grid(process, replace(CacheConfig(**known), state_sigmas=dataset.state_sigmas))
+
+
+@torch.no_grad()
+def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05) -> float:
+    """Re-run the path of the first item from its stored noise; returns the relative RMS error of the latent.
+
+    Raises ValueError when no noise is stored, or when the stored latent is not where the teacher's deterministic solver
+    ends (another teacher, guidance or number of steps, or a sampler that adds noise): such pairs cannot be learnt.
+    """
+    grid = stored_grid(dataset, teacher.process)
+    top = grid[0].item()
+    if not dataset.state_sigmas or abs(max(dataset.state_sigmas) - top) > 1e-4 * top:
+        raise ValueError(
+            f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas "
+            f"with the highest level, {top:.6g}; set it under [cache] and `cache` again"
+        )
+    places = next(iter(dataset.buckets.values()))[:1]
+    one = dataset.read(places).to(teacher.uncond.device)
+    x = one.states[:, dataset.state_sigmas.index(max(dataset.state_sigmas))]
+    again = SAMPLERS["euler"](teacher, x, grid, {"cond": one.cond}, disable=True)
+    error = ((again - one.latents).square().mean() / one.latents.square().mean()).sqrt().item()
+    if not error <= tolerance:
+        raise ValueError(
+            f"the stored noise does not lead to the stored latent (relative error {error:.2f}): the dataset in "
+            f"{dataset.folder} was made by a sampler that adds noise, or by another teacher, guidance or step count; "
+            "`cache` again with this model"
+        )
+    return error

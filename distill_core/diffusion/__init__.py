@@ -1,0 +1,1 @@
+"""Noise processes, schedules and samplers."""

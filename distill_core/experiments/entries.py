@@ -1,0 +1,93 @@
+"""The configurations that `compare` trains: the methods, and with them what the claims of the papers need.
+
+An entry's steps are those that took about `BUDGET` processor seconds on the machine docs/methods.md names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..methods.add import ADDConfig
+from ..methods.base import MethodConfig
+from ..methods.diffusion2gan import Diffusion2GANConfig
+from ..methods.ladd import LADDConfig
+from ..methods.registry import VisionConfig
+from ..training.loop import TrainConfig
+
+BUDGET = 70
+VISION = VisionConfig("encoder", 32)  # at the images' own 64 px it would cost four times as much
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One configuration: the method's settings, the loop's, and how the student is sampled.
+
+    steps: the step counts it is evaluated at.  eta: of the ancestral sampler.  pretrained: whether the student starts
+    as the teacher; else as a network of random weights, all of them trained.  perceptual: whether the shipped
+    E-LatentLPIPS is the distance of the pairs term.  real: whether it learns from photographs, not teacher latents.
+    """
+
+    method: MethodConfig
+    train: TrainConfig
+    steps: tuple[int, ...] = (1, 2, 4)
+    eta: float = 1.0
+    pretrained: bool = True
+    perceptual: bool = False
+    real: bool = False
+
+
+def settings(steps: int, batch_size: int = 32, student_lr: float = 6e-4, **more) -> TrainConfig:
+    return TrainConfig(steps, batch_size, student_lr=student_lr, **{"discriminator_lr": 4e-3, **more})
+
+
+def for_add(steps: int) -> TrainConfig:
+    """Decoding is what costs, so the heads take four updates on each decoded batch."""
+    return settings(steps, 16, 2.5e-4, discriminator_lr=1e-2, discriminator_updates=4)
+
+
+def ladd(**more) -> Entry:
+    return Entry(replace(LADD, **more), settings(175, student_lr=4e-4), eta=0.5)
+
+
+def paired(steps: int, method: MethodConfig = Diffusion2GANConfig(), **more) -> Entry:
+    """One step, from the noises of the teacher's paths."""
+    return Entry(method, settings(steps), (1,), **more)
+
+
+LADD = LADDConfig(
+    probabilities=(0.4, 0.2, 0.2, 0.2), warmup_probabilities=(0.5, 0.5, 0.0, 0.0), warmup_steps=30, renoise_mean=0.0
+)
+ADD = ADDConfig(probabilities=(0.7, 0.1, 0.1, 0.1), r1=0.05, r1_every=4)
+ADVERSARIAL, DISTILLATION = {"adversarial": 1.0}, {"distillation": 2.5}
+PAIRS = Diffusion2GANConfig({"pairs": 1.0})
+GAN = Diffusion2GANConfig()
+
+ENTRIES: dict[str, Entry] = {
+    "ADD": Entry(ADD, for_add(80)),
+    "ADD, three budgets": Entry(ADD, for_add(220)),  # where it goes, since 80 steps are few
+    "ADD, adversarial only": Entry(replace(ADD, terms=ADVERSARIAL), for_add(96)),
+    "ADD, distillation only": Entry(replace(ADD, terms=DISTILLATION), for_add(160)),
+    "ADD, 4 teacher steps": Entry(replace(ADD, teacher_steps=4), for_add(68)),
+    "LADD": ladd(),
+    "LADD + pairs": replace(ladd(terms={"adversarial": 0.25, "pairs": 1.0}), eta=1.0),
+    "LADD, m = 1": ladd(renoise_mean=1.0),
+    "LADD, m = -1": ladd(renoise_mean=-1.0),
+    "LADD, real latents": replace(ladd(), real=True),
+    "consistency only": Entry(replace(LADD, terms={"consistency": 1.0}), settings(225)),
+    "Diffusion2GAN": paired(106),
+    "Diffusion2GAN, E-LatentLPIPS": paired(76, perceptual=True),
+    "Diffusion2GAN, LADD's discriminator": paired(
+        175,
+        LADDConfig(
+            {"pairs": 1.0, "adversarial": 0.1}, (1.0,), (1.0,), (1.0,), gan_loss="nonsaturating", renoise_mean=0.0
+        ),
+    ),
+    "Diffusion2GAN, no noise input": paired(106, replace(GAN, noise_condition=False)),
+    "Diffusion2GAN, no R1": paired(110, replace(GAN, r1=0.0)),
+    "Diffusion2GAN, no multi-scale": paired(106, replace(GAN, multi_scale=False)),
+    "Diffusion2GAN, no mix-and-match": paired(110, replace(GAN, mix_share=0.0)),
+    "pairs only": paired(420, PAIRS),
+    "pairs only, mse": paired(420, replace(PAIRS, regression="mse")),
+    "pairs only, E-LatentLPIPS": paired(138, PAIRS, perceptual=True),
+    "pairs only, random start": paired(420, PAIRS, pretrained=False),
+}

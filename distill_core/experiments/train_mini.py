@@ -1,0 +1,228 @@
+"""Train the mini model again: ``python -m distill_core.mini_train --data DIR [--out DIR] [--seed N]``.
+
+DIR holds the four ``*-ubyte.gz`` files of Fashion-MNIST (Debian's package ``dataset-fashion-mnist`` installs them in
+/usr/share/datasets/fashion-mnist). The stages (autoencoder, latents, classifiers, teacher) run in this order; one
+whose output is already in ``--work`` is skipped, so the command can be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import trange
+
+from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
+from ..evaluation.metrics import MiniEvaluator
+from ..models import mini
+
+
+def fit(
+    parameters: list[nn.Parameter],
+    loss_fn: Callable[[torch.Generator], Tensor],
+    steps: int,
+    lr: float,
+    seed: int,
+    name: str,
+    after_step: Callable[[int], None] | None = None,
+) -> dict:
+    """AdamW with a short warm-up and a linear fall to zero over the last 60 %; returns the log of the run."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min((i + 1) / 100, 1.0, 0.02 + (1 - i / steps) / 0.6)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    losses, started = [], time.time()
+    bar = trange(steps, desc=name, mininterval=5)
+    for step in bar:
+        loss = loss_fn(generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if after_step:
+            after_step(step)
+        losses.append(loss.item())
+        if step % 50 == 49:
+            bar.set_postfix(loss=f"{sum(losses[-50:]) / 50:.4f}")
+    tail = losses[-200:]
+    return {"steps": steps, "lr": lr, "seconds": round(time.time() - started), "final_loss": sum(tail) / len(tail)}
+
+
+def train_autoencoder(images: Tensor, steps: int, seed: int) -> tuple[nn.Module, dict]:
+    """L1 + MSE reconstruction with small latent noise; latents are pulled to zero mean and unit variance a channel."""
+    net = mini.new_autoencoder().to(memory_format=torch.channels_last)
+
+    def loss_fn(generator: torch.Generator) -> Tensor:
+        x = upscale(images[torch.randint(len(images), (16,), generator=generator)])
+        latents = net.encoder(x)
+        noise = torch.randn(latents.shape, generator=generator)
+        error = net.decoder(latents + 0.1 * noise) - x
+        var, mean = torch.var_mean(latents, dim=(0, 2, 3))
+        standardise = mean.square().mean() + (var + 1e-4).log().square().mean()
+        return error.abs().mean() + 0.5 * error.square().mean() + 0.01 * standardise
+
+    return net, fit(list(net.parameters()), loss_fn, steps, 2e-3, seed, "autoencoder")
+
+
+@torch.inference_mode()
+def in_batches(fn: Callable[[Tensor], Tensor], x: Tensor, name: str, size: int = 200) -> Tensor:
+    return torch.cat([fn(x[i : i + size]) for i in trange(0, len(x), size, desc=name, mininterval=5)])
+
+
+def reconstruction_psnr(net: nn.Module, images: Tensor) -> float:
+    """Peak signal-to-noise ratio (dB, range 2) of decode(encode(x)) over ``images``."""
+    recon = in_batches(lambda x: net.decoder(net.encoder(upscale(x))).mean(1, keepdim=True), images, "reconstruct")
+    target = in_batches(lambda x: upscale(x)[:, :1], images, "target")
+    return (10 * torch.log10(4 / (recon - target).square().mean())).item()
+
+
+def save_autoencoder(net: nn.Module, path: Path) -> None:
+    """Write the TAESD layout, zero-padded to width 64, in float16; the latents need no scale in the SD3 family."""
+    wide = {name: torch.zeros_like(value) for name, value in mini.new_autoencoder(64).state_dict().items()}
+    for name, value in net.state_dict().items():
+        wide[name][tuple(slice(n) for n in value.shape)] = value
+    state = {mini.taesd_key(name): value.half().contiguous() for name, value in wide.items()}
+    # ComfyUI's SD3 latent format is (z - 0.0609) * 1.5305; these two undo it, so the transformer sees our latents.
+    state |= {"vae_scale": torch.tensor(1.5305), "vae_shift": torch.tensor(0.0609)}
+    save_file(state, path)
+
+
+def train_classifier(space: str, train: tuple, test: tuple, steps: int, seed: int) -> tuple[dict, dict]:
+    """Train an evaluator and attach the reference statistics of the real test data; returns (state, log)."""
+    (data, labels), (test_data, test_labels) = train, test
+    net = mini.new_classifier(space)
+
+    def loss_fn(generator: torch.Generator) -> Tensor:
+        pick = torch.randint(len(data), (128,), generator=generator)
+        x = data[pick]
+        x = (
+            torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x)
+            if space == "pixel"
+            else x
+        )
+        return F.cross_entropy(net(x), labels[pick], label_smoothing=0.05)
+
+    log = fit(list(net.parameters()), loss_fn, steps, 2e-3, seed, f"{space} classifier")
+    net.eval()
+    predicted = in_batches(lambda x: net(x).argmax(1), test_data, "accuracy", 1000)
+    features = in_batches(net.features, test_data, "features", 1000).double()
+    log["test_accuracy"] = (predicted == test_labels).float().mean().item()
+    state = net.state_dict() | {"reference.mean": features.mean(0), "reference.cov": features.T.cov()}
+    return state, log
+
+
+def train_teacher(latents: Tensor, labels: Tensor, steps: int, seed: int) -> tuple[dict, dict, dict]:
+    """Rectified flow on the latents: velocity loss, logit-normal(0, 1) times, class dropout 0.1, weight EMA."""
+    from diffusers import SD3Transformer2DModel
+
+    net = SD3Transformer2DModel(**mini.TRANSFORMER_CONFIG)
+    table = nn.ModuleDict({"context": nn.Embedding(11, 2 * 64), "pooled": nn.Embedding(11, 64)})
+    both = nn.ModuleDict({"net": net, "table": table})
+    average = {name: value.detach().clone() for name, value in both.named_parameters()}
+
+    def loss_fn(generator: torch.Generator) -> Tensor:
+        pick = torch.randint(len(latents), (64,), generator=generator)
+        x0, label = latents[pick], labels[pick]
+        label = torch.where(torch.rand(64, generator=generator) < 0.1, mini.NULL_CLASS, label)
+        sigma = torch.sigmoid(torch.randn(64, generator=generator))
+        noise = torch.randn(x0.shape, generator=generator)
+        s = sigma.view(-1, 1, 1, 1)
+        velocity = net(
+            hidden_states=s * noise + (1 - s) * x0,
+            timestep=1000 * sigma,
+            encoder_hidden_states=table["context"](label).view(64, 2, 64),
+            pooled_projections=table["pooled"](label),
+        ).sample
+        return F.mse_loss(velocity, noise - x0)
+
+    def after_step(step: int) -> None:
+        decay = min(0.999, (1 + step) / (10 + step))
+        for name, value in both.named_parameters():
+            average[name].lerp_(value.detach(), 1 - decay)
+
+    log = fit(list(both.parameters()), loss_fn, steps, 1e-3, seed, "teacher", after_step)
+    transformer = {name: value for name, value in net.state_dict().items()}
+    transformer |= {name[4:]: value for name, value in average.items() if name.startswith("net.")}
+    conditioning = {
+        "context": average["table.context.weight"].view(11, 2, 64),
+        "pooled": average["table.pooled.weight"],
+    }
+    return transformer, conditioning, log
+
+
+def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.half().contiguous() for name, value in state.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(DEBIAN_DATA), help="folder of the Fashion-MNIST idx.gz files")
+    parser.add_argument("--out", type=Path, default=mini.ASSETS, help="where the model files go")
+    parser.add_argument("--work", type=Path, default=Path("mini-work"), help="encoded latents, kept for a restart")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ae-steps", type=int, default=2400)
+    parser.add_argument("--classifier-steps", type=int, default=2000)
+    parser.add_argument("--teacher-steps", type=int, default=6000)
+    args = parser.parse_args()
+    for folder in (args.out, args.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    log_path = args.out / "training.json"
+    log = json.loads(log_path.read_text()) if log_path.exists() else {"seed": args.seed}
+
+    def record(name: str, entry: dict) -> None:
+        log[name] = entry
+        log_path.write_text(json.dumps(log, indent=1) + "\n")
+
+    train_images, train_labels = read_split(args.data, "train")
+    test_images, test_labels = read_split(args.data, "t10k")
+
+    if not (args.out / "autoencoder.safetensors").exists():
+        net, entry = train_autoencoder(train_images, args.ae_steps, args.seed)
+        entry["test_psnr_db"] = reconstruction_psnr(net.eval(), test_images[:1000])
+        save_autoencoder(net, args.out / "autoencoder.safetensors")
+        record("autoencoder", entry)
+
+    latents_file = args.work / "latents.safetensors"
+    if not latents_file.exists():
+        encoder = mini.load_autoencoder().encoder
+        encode = lambda x: encoder(upscale(x)).contiguous()  # noqa: E731
+        train, test = (in_batches(encode, x, "encode") for x in (train_images, test_images))
+        save_file({"train": train.half(), "test": test.half()}, latents_file)
+    latents = load_file(latents_file)
+    train_latents, test_latents = latents["train"].float(), latents["test"].float()
+
+    data = {"latent": [mini.classifier_input("latent", x) for x in (train_latents, test_latents)]}
+    as_seen = lambda x: mini.classifier_input("pixel", upscale(x))  # noqa: E731
+    data["pixel"] = [in_batches(as_seen, x, "pixels") for x in (train_images, test_images)]
+    for space, (train, test) in data.items():
+        path = args.out / f"{space}_classifier.safetensors"
+        if not path.exists():
+            state, entry = train_classifier(
+                space, (train, train_labels), (test, test_labels), args.classifier_steps, args.seed
+            )
+            save_file({k: v.contiguous() for k, v in state.items()}, path)
+            record(f"{space}_classifier", entry)
+
+    if "floor" not in log:
+        pick = torch.cat([(train_labels == c).nonzero()[:100, 0] for c in range(10)])
+        record("floor", MiniEvaluator()(train_latents[pick], train_labels[pick]))
+
+    if not (args.out / "transformer.safetensors").exists():
+        transformer, conditioning, entry = train_teacher(train_latents, train_labels, args.teacher_steps, args.seed)
+        save_file(half(conditioning), args.out / "conditioning.safetensors")
+        save_file(half(transformer), args.out / "transformer.safetensors")
+        record("teacher", entry)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What a new student is trained for: its noise levels for a number of steps, and starting values per family.
+
+The values come from public recipes; on large models we have not run them (README).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..diffusion.schedules import grid_sigmas
+from ..presets.recipe import ModelFacts, make_recipe
+
+MOST_STEPS = 8
+NO_PRESET = "none"
+
+
+@dataclass(frozen=True)
+class Start:
+    """rank of the LoRA, learning rates, and the logit-normal (m, s) of the discriminator's noise level.
+
+    student_lr: of a LoRA.  full_lr: of a student all of whose weights are trained.
+    """
+
+    rank: int = 64
+    student_lr: float = 1e-5
+    full_lr: float = 2e-6
+    discriminator_lr: float = 1e-4
+    renoise_mean: float = 1.0
+    renoise_std: float = 1.0
+
+
+# LADD uses (m, s) = (1, 1) at 1024 px (section 4); a latent of 512 px has a quarter of the pixels, so noise hides its
+# layout at a lower level (SD3, eq. 23), which is what m = .5 answers. Rates: Flash Diffusion (LoRA), Z-Image
+# trainers; all weights: SANA-Sprint and FastVideo train them at 2e-6, NITRO at 1e-6.
+# ADD and Diffusion2GAN do not say theirs and take the same; Diffusion2GAN's network learns at a tenth of its heads'.
+STARTS = {"sd15": Start(renoise_mean=0.5), "sd21": Start(renoise_mean=0.5), "wan": Start(renoise_mean=1.5)}
+
+
+def start_for(family: str | None) -> Start:
+    """Starting values for a family of the presets' table (None or another family: those of LADD)."""
+    return STARTS.get(family or "", Start())
+
+
+def levels_for(process, steps: int) -> tuple[float, ...]:
+    """Noise levels of a new student, highest first: the process' own grid without the final 0 (LADD: 1, .75, .5, .25).
+
+    Raises ValueError unless steps is in 1-8.
+    """
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"a student is trained for 1-{MOST_STEPS} steps, not {steps}")
+    return tuple(grid_sigmas(process, steps)[:-1].tolist())
+
+
+def preset_levels(facts: ModelFacts, preset: str, steps: int) -> tuple[tuple[float, ...], str, dict[str, float]]:
+    """Levels, sampler and sampler options of a turbo model in the table, to train a student that is used like it.
+
+    Raises ValueError for a preset of another family, or one that was not made for so many steps.
+    """
+    recipe = make_recipe(facts, preset, steps)
+    return tuple(recipe.sigmas[:-1].tolist()), recipe.sampler, recipe.sampler_options
+
+
+def probabilities_for(count: int) -> tuple[float, ...]:
+    """How often each of ``count`` levels is drawn: the first, from pure noise, about twice as often as each other."""
+    first = 1.0 if count == 1 else max(0.4, 1 / count)
+    return (first, *[(1 - first) / (count - 1)] * (count - 1)) if count > 1 else (1.0,)

@@ -1,0 +1,152 @@
+"""Additive low-rank paths on a shared backbone, and the switch that says which of them is on.
+
+Teacher, student and the discriminator's features are views of one network: a view turns its path on (or all off)
+around its forward. The path is computed beside the frozen layer, f(x) + B A x, never as a changed weight, which would
+cost a full weight gradient. Gradient checkpointing recomputes a block later, possibly under another view; the
+checkpoint function of the switch restores the view that was on in the forward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+
+class PathSwitch:
+    """Which low-rank path of a backbone is on; at most one is, None means the plain backbone."""
+
+    def __init__(self) -> None:
+        self.active: LowRankPath | None = None
+        # (owner, latents [B, C, H, W]): what a trainable discriminator feeds to the blocks (`discriminators`).
+        self.inputs: tuple[object, Tensor] | None = None
+        self.inside_checkpoint = False
+        self.after_checkpoint: Callable[[], None] | None = None  # called when a checkpointed block has returned
+
+    @contextmanager
+    def on(self, path: LowRankPath | None, inputs: tuple[object, Tensor] | None = None) -> Iterator[None]:
+        previous, (self.active, self.inputs) = (self.active, self.inputs), (path, inputs)
+        try:
+            yield
+        finally:
+            self.active, self.inputs = previous
+
+    def checkpoint(self, block: Callable, *args):
+        """Run ``block(*args)`` under gradient checkpointing; the recompute sees the path that is on now."""
+        again = _AsNow(self)
+        self.inside_checkpoint = True
+        try:
+            result = checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+        finally:
+            self.inside_checkpoint = False
+        if self.after_checkpoint is not None:
+            self.after_checkpoint()
+        return result
+
+
+class _AsNow:
+    """The view and the attention kernels of now, for a recompute later; a penalty's double backward enters it twice."""
+
+    def __init__(self, switch: PathSwitch) -> None:
+        self.switch, self.view, self.kernels = switch, (switch.active, switch.inputs), attention_kernels()
+        self.entered: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        stack = ExitStack()
+        stack.enter_context(self.switch.on(*self.view))
+        stack.enter_context(sdpa_kernel(self.kernels))
+        self.entered.append(stack)
+
+    def __exit__(self, *error) -> None:
+        self.entered.pop().close()
+
+
+def attention_kernels() -> list[SDPBackend]:
+    """The kernels that torch's attention may choose from now; each saves other tensors for the backward."""
+    cuda = torch.backends.cuda
+    enabled = {
+        SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled(),
+        SDPBackend.MATH: cuda.math_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled(),
+        SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled(),
+    }
+    return [kernel for kernel, on in enabled.items() if on]
+
+
+class LowRankPath(nn.Module):
+    """Matrices A [rank, in] and B [out, rank] per target linear layer; B starts at 0, so the path starts as 0.
+
+    network: the frozen backbone.  targets: names of ``nn.Linear`` modules in it.  rank: at least 1.
+    alpha: the path is scaled by alpha / rank (default: rank, scale 1).  switch: the backbone's.
+    Raises ValueError for an empty target list, a name that is not a linear layer, or a rank below 1.
+    """
+
+    def __init__(
+        self, network: nn.Module, targets: Iterable[str], rank: int, switch: PathSwitch, alpha: float | None = None
+    ) -> None:
+        super().__init__()
+        self.targets = list(targets)
+        if rank < 1 or not self.targets:
+            raise ValueError("a low-rank path needs a rank of at least 1 and at least one target layer")
+        self.rank, self.scale = rank, (rank if alpha is None else alpha) / rank
+        modules = dict(network.named_modules())
+        wrong = [name for name in self.targets if not isinstance(modules.get(name), nn.Linear)]
+        if wrong:
+            raise ValueError(f"LoRA targets that are not linear layers of this network: {wrong}")
+        self.down, self.up = nn.ParameterList(), nn.ParameterList()
+        self.handles = []
+        for index, name in enumerate(self.targets):
+            layer = modules[name]
+            down = torch.empty(rank, layer.in_features, device=layer.weight.device)
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+            self.down.append(nn.Parameter(down))
+            self.up.append(nn.Parameter(torch.zeros(layer.out_features, rank, device=layer.weight.device)))
+            self.handles.append(layer.register_forward_hook(self._hook(index, switch)))
+
+    def _hook(self, index: int, switch: PathSwitch) -> Callable:
+        def add_path(layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+            if switch.active is not self:
+                return None
+            x = args[0].to(self.down[index].dtype)
+            path = nn.functional.linear(nn.functional.linear(x, self.down[index]), self.up[index] * self.scale)
+            return output + path.to(output.dtype)
+
+        return add_path
+
+    def remove(self) -> None:
+        """Take the hooks off the backbone; it is as before."""
+        for handle in self.handles:
+            handle.remove()
+
+    def export(self, prefix: str = "transformer") -> dict[str, Tensor]:
+        """The path in diffusers' and peft's layout, which core ComfyUI maps by itself; the scale is folded into B.
+
+        A copy: training that goes on does not change it.
+        """
+        state = {}
+        for name, down, up in zip(self.targets, self.down, self.up, strict=True):
+            state[f"{prefix}.{name}.lora_A.weight"] = down.detach().clone().cpu().contiguous()
+            state[f"{prefix}.{name}.lora_B.weight"] = (up.detach() * self.scale).cpu().contiguous()
+        return state
+
+    def load_export(self, state: dict[str, Tensor], prefix: str = "transformer") -> None:
+        """Read an `export`. Raises ValueError when layers or shapes are not those of this path."""
+        mine = self.export(prefix)
+        wrong = [k for k in mine.keys() ^ state.keys()] or [k for k in mine if mine[k].shape != state[k].shape]
+        if wrong:
+            raise ValueError(f"this LoRA does not fit the model (first differing key: {sorted(wrong)[0]})")
+        with torch.no_grad():
+            for name, down, up in zip(self.targets, self.down, self.up, strict=True):
+                down.copy_(state[f"{prefix}.{name}.lora_A.weight"])
+                up.copy_(state[f"{prefix}.{name}.lora_B.weight"] / self.scale)
+
+
+def linear_layers(network: nn.Module, under: tuple[str, ...]) -> list[str]:
+    """Names of all linear layers inside the named submodules, e.g. ``("transformer_blocks",)``."""
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in names if any(part in name.split(".") for part in under)]

@@ -1,0 +1,170 @@
+"""Where the commands get a model from: the shipped mini model, or a diffusers pipeline folder on disk.
+
+A source has a ``backend``, encodes prompts to `Cond`, and decodes latents to images. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..diffusion.samplers import SAMPLERS
+from ..files import DTYPES
+from . import mini
+from .backends.diffusers import DiffusersBackend, load_backend
+from .denoiser import Cond
+from .mini import mini_backend, mini_conditioning
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network to distil.
+
+    path: a diffusers pipeline folder on disk, or "mini" for the shipped model.  dtype: of the frozen weights.
+    lora_rank: of the student; 0 trains all weights of a second copy instead.
+    lora_targets: linear layers that the LoRA trains, default all in the blocks.
+    sampler: what the student is meant to be sampled with: renoise (LADD's), ancestral or euler; it goes into the file.
+    perceptual: a file of E-LatentLPIPS weights (`perceptual` command), or "mini" for those of the mini model's latents;
+    it replaces the method's ``regression``. Empty: none.
+    taps: teacher blocks the discriminator reads, default about six, spread over the first three quarters.
+    """
+
+    path: str = "mini"
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+    lora_rank: int = 32
+    lora_targets: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
+    sampler: str = "renoise"
+    perceptual: str = ""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {list(SAMPLERS)}, not {self.sampler!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, not {self.dtype!r}")
+
+
+class MiniSource:
+    """The shipped model; its prompts are the class names of `mini.CLASS_NAMES`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.backend = mini_backend(config.gradient_checkpointing)
+        self.channels = mini.LATENT_SHAPE[0]
+        autoencoder = mini.load_autoencoder()
+        self.encoder, self.decoder = autoencoder.encoder, autoencoder.decoder
+
+    def default_prompts(self) -> list[str]:
+        return list(mini.CLASS_NAMES)
+
+    def encode(self, prompts: Sequence[str], negative: str = "") -> tuple[Cond, Cond]:
+        """Conditionings of the prompts and the empty one. Raises ValueError for a name that is no class."""
+        unknown = sorted(set(prompts) - set(mini.CLASS_NAMES))
+        if unknown:
+            raise ValueError(f"the mini model knows {', '.join(mini.CLASS_NAMES)}; not {', '.join(unknown)}")
+        classes, empty = mini_conditioning()
+        return classes[[mini.CLASS_NAMES.index(p) for p in prompts]], empty
+
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
+        """[B, 16, H, W] -> images [B, 3, 8 H, 8 W], in [-1, 1] but for overshoot."""
+        return self.decoder(latents.contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, 16, H, W] -> images [B, 3, 8 H, 8 W] in [-1, 1]."""
+        return self.decode_with_gradient(latents).clamp(-1, 1)
+
+
+class PipelineSource:
+    """A diffusers pipeline of Stable Diffusion 1/2, SDXL, SD3 or FLUX.1, opened from its folder."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        from diffusers import DiffusionPipeline
+
+        index_file = Path(config.path) / "model_index.json"
+        if not index_file.is_file():
+            raise ValueError(f"{config.path} has no model_index.json; give the folder of a whole diffusers pipeline")
+        index = json.loads(index_file.read_text())
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = DTYPES[config.dtype]
+        self.backend: DiffusersBackend = load_backend(config.path, dtype, config.gradient_checkpointing)
+        self.backend.network.to(device)
+        network_name = "unet" if self.backend.family_name == "unet" else "transformer"
+        # Only text encoders and autoencoder are wanted here; the network is the backend's own copy. A part that the
+        # folder was saved without (SD3's T5, a safety checker) must be named again, or diffusers calls it missing.
+        absent = [name for name, source in index.items() if isinstance(source, list) and source[0] is None]
+        parts = {**dict.fromkeys(["safety_checker", *absent]), network_name: self.backend.network}
+        self.pipeline = DiffusionPipeline.from_pretrained(
+            config.path, torch_dtype=dtype, local_files_only=True, **parts
+        ).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.vae.requires_grad_(False)
+        self.channels = self.pipeline.vae.config.latent_channels
+        self.encoder = self.pipeline.vae.encoder if type(self.pipeline.vae).__name__ == "AutoencoderTiny" else None
+
+    def default_prompts(self) -> list[str]:
+        raise ValueError("[prompts] prompts must name a text file with one prompt a line")
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], negative: str = "") -> tuple[Cond, Cond]:
+        """Conditionings [N, ...] of the prompts and that of the negative prompt (one row)."""
+        conds = [self._encode_one(prompt) for prompt in [*prompts, negative]]
+        stacked = Cond(
+            torch.cat([context for context, _ in conds]).float(),
+            None if conds[0][1] is None else torch.cat([pooled for _, pooled in conds]).float(),
+        )
+        return stacked[:-1], stacked[-1:]
+
+    def _encode_one(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        kind = type(self.pipeline).__name__
+        if kind == "FluxPipeline":
+            context, pooled, _ = self.pipeline.encode_prompt(prompt, None)
+            return context, pooled
+        if kind == "StableDiffusion3Pipeline":
+            context, _, pooled, _ = self.pipeline.encode_prompt(prompt, None, None, do_classifier_free_guidance=False)
+            return context, pooled
+        if kind == "StableDiffusionXLPipeline":
+            context, _, pooled, _ = self.pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+            return context, pooled
+        if kind == "StableDiffusionPipeline":
+            context, _ = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, False)
+            return context, None
+        raise ValueError(f"prompts of a {kind} cannot be encoded; known: Stable Diffusion 1, 2, XL, 3 and FLUX.1")
+
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
+        """Model latents -> images [B, 3, H, W], in [-1, 1] but for overshoot, undoing the autoencoder's scale and
+        shift."""
+        vae = self.pipeline.vae
+        raw = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        return vae.decode(raw.to(vae.dtype)).sample.float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Model latents -> images [B, 3, H, W] in [-1, 1]."""
+        return self.decode_with_gradient(latents).clamp(-1, 1)
+
+
+def open_source(config: ModelConfig) -> MiniSource | PipelineSource:
+    """The model that ``config.path`` names. Raises ValueError for a folder that is not there."""
+    if config.path == "mini":
+        return MiniSource(config)
+    if not Path(config.path).is_dir():
+        raise ValueError(f'[model] path: {config.path} is not a folder; give a diffusers pipeline folder or "mini"')
+    return PipelineSource(config)
+
+
+def read_prompts(path: str, source: MiniSource | PipelineSource) -> list[str]:
+    """The non-empty lines of a prompt file, or the source's own. Raises ValueError for an empty or missing file."""
+    if not path:
+        return source.default_prompts()
+    if not Path(path).is_file():
+        raise ValueError(f"[prompts] prompts: there is no file {path}")
+    prompts = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"[prompts] prompts: {path} has no prompt in it")
+    return prompts

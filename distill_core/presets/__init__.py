@@ -1,0 +1,1 @@
+"""Turbo models: their published settings, and what is wrong with other ones."""

@@ -1,0 +1,1 @@
+"""The loop, a run in its folder, and what watches over it."""

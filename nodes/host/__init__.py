@@ -1,0 +1,1 @@
+"""All that knows ComfyUI's own modules; everything else only knows its node API."""

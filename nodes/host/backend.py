@@ -1,0 +1,312 @@
+"""A MODEL of ComfyUI as a `distill_core.denoiser.Backend`: every quirk of the host that training meets is handled here.
+
+* Nodes run under inference mode, in which loaded weights and conditionings are tensors that autograd refuses: training
+  leaves the mode, has its own copy of the network, and clones what it is given.
+* With ``in_training`` off some of the host's kernels (rope, fused norms) have no gradient.
+* The attention it picks by default may cut its work differently in the recompute of a checkpointed block: SDPA then.
+* On NVIDIA the host pages weights in and out per layer; the copy is a plain one that stays on the device.
+* FLUX-type blocks add to their input in place: `features.OutOfPlace` runs inside every block, the recompute too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+from torch import Tensor, nn
+
+from ...distill_core.files import fingerprint
+from ...distill_core.models.denoiser import Cond
+from ...distill_core.models.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
+from ...distill_core.models.lora import LowRankPath, PathSwitch
+from .attention import training_attention
+from .conditioning import check_places, cond_of, host_conds
+from .copies import forget, own_copy, trainable_model
+from .families import Family, training_family
+from .lora_keys import export_differences, export_lora
+from .model import family_of, prediction_of, shift_alpha_of, training_process_of
+
+
+@contextmanager
+def training_backend(model, checkpointing: bool = True) -> Iterator[ComfyBackend]:
+    """MODEL as something that can be trained on, outside of inference mode; everything is as before on exit.
+
+    The backend has its own copy of the weights with MODEL's LoRAs in them (the teacher is MODEL as it is) and its own
+    patches, so nothing that is trained reaches the MODEL other nodes hold. checkpointing: recompute blocks in the
+    backward, one at a time. Raises ValueError for a model that cannot be distilled.
+    """
+    family, process = training_family(model.model.diffusion_model), training_process_of(model)
+    with torch.inference_mode(False), _in_training():
+        patcher = own_copy(model)
+        backend = ComfyBackend(patcher, family, process, checkpointing)
+        try:
+            comfy.model_management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
+            backend.network.requires_grad_(False).eval()
+            yield backend
+        finally:
+            backend.release()
+            forget(patcher)
+
+
+class ComfyBackend:
+    """The interface of `denoiser.Backend` over the host's network. Made by `training_backend`.
+
+    Images only: latents are [B, C, H, W], also for the video models, which see one frame.
+    """
+
+    def __init__(self, patcher, family: Family, process, checkpointing: bool) -> None:
+        self.patcher, self.model, self.architecture, self.process = patcher, patcher.model, family, process
+        self.checkpointing, self.copies, self.original = checkpointing, [], None
+        self.tokens: tuple[int, int] = 0, 0  # of text and of the image in the forward that is running
+        self.network: nn.Module = patcher.model.diffusion_model
+        self.family = family_of(patcher) or family.name
+        self.switch = PathSwitch()
+        self.sampling = patcher.get_model_object("model_sampling")
+        latent_format = patcher.get_model_object("latent_format")
+        self.channels: int = latent_format.latent_channels
+        self.video = latent_format.latent_dimensions == 3
+        self.spacial_scale: int = latent_format.spacial_downscale_ratio
+        self.options = _transformer_options(patcher)
+        # The host's apply_model does everything around the network; what it does to x and sigma is the Denoiser's part.
+        patcher.add_object_patch("model_sampling", _NetworkItself())
+        self.wrapped = [self.network.get_submodule(name) for name in family.checkpoints(self.network)]
+        self.guard()
+
+    @property
+    def tap_names(self) -> list[str]:
+        """All blocks that can be tapped, in the order in which they run."""
+        return self.architecture.taps(self.network)
+
+    def default_taps(self, count: int = 6) -> list[str]:
+        """About ``count`` blocks, evenly spread over the first three quarters of the network."""
+        return spread_taps(self.tap_names, count)
+
+    def scales(self, count: int = 3) -> tuple[list[str], list[str]]:
+        """Blocks for a multi-scale discriminator: (read-outs, coarse to fine; blocks that smaller latents enter).
+
+        A UNet is read at the end of each scale of its decoder and fed at the start of each lower one of its encoder. A
+        transformer has one scale: it is read at ``count`` depths and fed before all but the first of those parts.
+        """
+        return self.architecture.scales(self.network, count)
+
+    @property
+    def lora_targets(self) -> list[str]:
+        """All linear layers of the family's blocks. Raises ValueError when none is an ordinary one."""
+        targets = self.architecture.lora_targets(self.network)
+        if not targets:
+            raise ValueError(
+                "this model's layers are quantized in a way that cannot be trained on: load a file in bfloat16, "
+                "float16 or plain fp8"
+            )
+        return targets
+
+    def new_path(self, rank: int, targets: Sequence[str] | None = None) -> LowRankPath:
+        """A fresh low-rank path (output 0) on this backbone."""
+        return LowRankPath(self.network, targets or self.lora_targets, rank, self.switch)
+
+    def cond(self, conditioning: list) -> Cond:
+        """A CONDITIONING of the host, one row an entry; see `host_conditioning.cond_of`."""
+        return cond_of(conditioning)
+
+    def latents_in(self, samples: Tensor) -> Tensor:
+        """LATENT samples of the host [B, C, H, W] (or one frame [B, C, 1, H, W]) as the network wants them.
+
+        Raises ValueError for a video or another number of channels.
+        """
+        if samples.shape[1] != self.channels:
+            raise ValueError(
+                f"the latents have {samples.shape[1]} channels, this model's have {self.channels}: encode the images "
+                "with the model's own VAE"
+            )
+        if samples.ndim == 5 and samples.shape[2] > 1:
+            raise ValueError(f"only images can be trained on, not videos of {samples.shape[2]} latent frames")
+        return self._from_host(self.model.process_latent_in(self._to_host(self._from_host(samples.clone().float()))))
+
+    def latents_out(self, latents: Tensor) -> Tensor:
+        """The inverse of `latents_in`, in the host's layout (video models: one frame)."""
+        return self.model.process_latent_out(self._to_host(latents))
+
+    def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        """The network's output [B, C, H, W] for its scaled input, its time and conditioning."""
+        groups = self._groups(x, cond)
+        outputs = [self._from_host(self._apply(x, timestep, rows, conds)) for rows, conds in groups]
+        return _in_order(outputs, [rows for rows, _ in groups])
+
+    def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
+        """Features of ``taps`` as maps [B, C, H, W] of the image tokens; the forward stops after the last one.
+
+        Raises ValueError for a conditioning with which the image would not be where it is looked for.
+        """
+        check_places(cond, self.architecture)
+        grid = self.architecture.token_grid(*x.shape[-2:])
+        groups, path, inputs = self._groups(x, cond), self.switch.active, self.switch.inputs
+        parts = []
+        for rows, conds in groups:
+            run = partial(self._apply, x, timestep, rows, conds)
+            self.tokens = conds["c_crossattn"].shape[1], grid[0] * grid[1]
+            with self.switch.on(path, inputs and (inputs[0], inputs[1][rows])):
+                outputs = collect_taps(self.network, taps, run, self.switch, stream=lambda output: output)
+            image = [self.architecture.image_output(out, self.network, *self.tokens) for out in outputs]
+            parts.append([out if out.ndim == 4 else tokens_to_map(out, *grid) for out in image])
+        order = [rows for rows, _ in groups]
+        return [_in_order(list(tap), order) for tap in zip(*parts, strict=True)]
+
+    def block_input(self, args: tuple, kwargs: dict) -> BlockInput:
+        """The image entering a block in `maps`, as tokens [B, N, C] or a map, and what puts another one there."""
+        where, span = self.architecture.image_input(args, kwargs, self.network, *self.tokens)
+        hidden = kwargs[where] if isinstance(where, str) else args[where]
+
+        def put(image: Tensor) -> tuple[tuple, dict]:
+            if span is not None:
+                image = torch.cat([hidden[:, : span.start], image, hidden[:, span.stop :]], dim=1)
+            if isinstance(where, str):
+                return args, {**kwargs, where: image}
+            return (*args[:where], image, *args[where + 1 :]), kwargs
+
+        return hidden if span is None else hidden[:, span], put
+
+    def trainable_copy(self) -> ComfyBackend:
+        """The same network once more, with weights of its own to train in float32; it ends with this backend.
+
+        The patches of MODEL are in its weights as they are in the teacher's; what is frozen is shared. The host does
+        not know of it, and so never moves it.
+        """
+        self.unguard()
+        try:
+            model = trainable_model(self.model)
+        finally:
+            self.guard()
+        model.model_sampling = self.sampling
+        patcher = comfy.model_patcher.ModelPatcher(model, self.patcher.load_device, self.patcher.offload_device)
+        patcher.model_options = {"transformer_options": self.options}
+        copied = ComfyBackend(patcher, self.architecture, self.process, self.checkpointing)
+        patcher.patch_model(load_weights=False)
+        copied.network.requires_grad_(True).eval()
+        self.copies.append(copied)
+        copied.original = self.network
+        return copied
+
+    def _groups(self, x: Tensor, cond: Cond) -> list[tuple[list[int], dict]]:
+        """Rows that the host itself would run in one batch (texts of one length, say), with their processed conds."""
+        noise, groups = self._to_host(x.detach()), []
+        for row in range(len(cond)):
+            conds = host_conds(self.model, cond[row : row + 1], noise[row : row + 1], self.spacial_scale)
+            for rows, members in groups:
+                if comfy.samplers.cond_equal_size(members[0], conds):
+                    rows.append(row)
+                    members.append(conds)
+                    break
+            else:
+                groups.append(([row], [conds]))
+        return [(rows, comfy.samplers.cond_cat(members)) for rows, members in groups]
+
+    def _apply(self, x: Tensor, timestep: Tensor, rows: list[int], conds: dict) -> Tensor:
+        if len(rows) < len(x):
+            x, timestep = x[rows], timestep[rows]
+        options = {**comfy.model_patcher.create_model_options_clone(self.options), "cond_or_uncond": [0]}
+        return self.model.apply_model(self._to_host(x), timestep, transformer_options=options, **conds)
+
+    def _to_host(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(2) if self.video else x
+
+    def _from_host(self, x: Tensor) -> Tensor:
+        return x.squeeze(2) if x.ndim == 5 else x
+
+    def description(self) -> dict[str, str]:
+        """What a LoRA's metadata says of its base: prediction, shift factor, family and fingerprint."""
+        return {
+            "prediction": prediction_of(self.sampling),
+            "shift_alpha": str(shift_alpha_of(self.sampling) or 1.0),
+            "family": self.family,
+            "base": fingerprint(self.network),
+        }
+
+    def export(self, path: LowRankPath | None) -> dict[str, Tensor]:
+        """The path as a LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`.
+
+        None: how far the weights of a copy are from those it was made of (`lora_keys.export_differences`).
+        """
+        if path is not None:
+            return export_lora(path, self.model, self.architecture)
+        return export_differences(self.network, self.original)
+
+    def guard(self) -> None:
+        """Give the blocks forwards with right gradients."""
+        for block in self.wrapped:
+            block.forward = _guarded(block.forward, self.architecture, self.switch, self.checkpointing)
+
+    def unguard(self) -> None:
+        """Take them off; their references to each other would keep the network in memory."""
+        for block in self.wrapped:
+            block.__dict__.pop("forward", None)
+
+    def release(self) -> None:
+        """Undo what was done to this network and to its copies."""
+        self.unguard()
+        self.original = None
+        while self.copies:
+            self.copies.pop().release()
+
+
+class _NetworkItself(nn.Module):
+    """In place of the copy's ``model_sampling``: what goes into the network and comes out of it, unchanged."""
+
+    def calculate_input(self, sigma: Tensor, x: Tensor) -> Tensor:
+        return x
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+        return model_output
+
+
+def _guarded(forward: Callable, family: Family, switch: PathSwitch, checkpointing: bool) -> Callable:
+    """A block's forward with right gradients, recomputed in the backward if ``checkpointing``."""
+
+    def out_of_place(*args, **kwargs):
+        with OutOfPlace() if family.in_place else nullcontext():
+            return forward(*args, **kwargs)
+
+    def run(*args, **kwargs):
+        # The host changes its options (block number, ...) while it walks the blocks; a recompute must see these.
+        args = [dict(value) if isinstance(value, dict) else value for value in args]
+        kwargs = {k: dict(value) if isinstance(value, dict) else value for k, value in kwargs.items()}
+        block = partial(out_of_place, **{**kwargs, **family.block_options})
+        return switch.checkpoint(block, *args) if checkpointing and torch.is_grad_enabled() else block(*args)
+
+    return run
+
+
+def _in_order(parts: list[Tensor], rows: list[list[int]]) -> Tensor:
+    """Parts of a batch, each with the rows it holds, as the batch."""
+    if len(parts) == 1:
+        return parts[0]
+    joined, places = torch.cat(parts), torch.tensor([row for group in rows for row in group])
+    return joined[places.argsort().to(joined.device)]
+
+
+def _transformer_options(patcher) -> dict:
+    """MODEL's own options and wrappers for the network, with attention that has a gradient and always the same cuts."""
+    patcher.set_model_optimized_attention(training_attention)
+    options = patcher.model_options["transformer_options"]
+    for kind in ("wrappers", "callbacks"):
+        own = getattr(patcher, kind)
+        comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), own, copy_dict1=False)
+    return options
+
+
+@contextmanager
+def _in_training() -> Iterator[None]:
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before

@@ -1,0 +1,1 @@
+"""The trainer nodes, one file a method."""

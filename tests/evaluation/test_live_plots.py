@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import torch
+
+from distill_core.evaluation.live_plots import COLOURS, curves, grid, stack
+
+
+def logs(values) -> list[dict]:
+    return [{"step": i + 1, "adversarial": v, "accuracy": 0.5} for i, v in enumerate(values)]
+
+
+def strong_points(image) -> np.ndarray:
+    """Rows and columns of the first series' strong line in the first panel, without its label."""
+    pixels = np.asarray(image)[24:, : image.width // 2]
+    return np.argwhere((pixels == np.array(COLOURS[0])).all(-1))
+
+
+def test_a_falling_loss_is_drawn_falling():
+    down, up = (strong_points(curves(logs(values))) for values in (range(300, 0, -1), range(300)))
+    for points, sign in ((down, 1), (up, -1)):
+        left, right = (points[points[:, 1] < 150][:, 0].mean(), points[points[:, 1] > 300][:, 0].mean())
+        assert sign * (right - left) > 50
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [2.0] * 5, [1.0, float("nan"), float("inf"), 2.0]])
+def test_any_log_can_be_drawn(values):
+    image = curves(logs(values), 600, 300, title="t")
+    assert image.size == (600, 300)
+
+
+def test_a_grid_keeps_places_and_proportions():
+    red, blue = torch.zeros(2, 8, 16, 3), torch.zeros(1, 16, 16, 3)
+    red[..., 0], blue[..., 2] = 1.0, 1.0
+    image = np.asarray(grid([("a", red), ("b", blue)], cell=32))
+    label = image.shape[1] - 2 * 36
+    assert (image[6 + 8, label + 16] == (255, 0, 0)).all() and (image[6 + 24, label + 16] == 255).all()
+    assert (image[6 + 36 + 24, label + 16] == (0, 0, 255)).all() and (image[6 + 36 + 8, label + 36 + 16] == 255).all()
+
+
+def test_pictures_are_stacked_below_each_other():
+    parts = [curves(logs([1.0, 2.0]), width, 100) for width in (300, 200)]
+    assert stack(parts).size == (300, 200)

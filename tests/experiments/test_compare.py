@@ -1,0 +1,120 @@
+"""The comparison: results are written run by run, kept, and summarised with their spread."""
+
+import gzip
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distill_core.cli.main import main
+from distill_core.experiments import compare
+from distill_core.methods.add import ADDConfig
+from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.ladd import LADDConfig
+from distill_core.models.mini import mini_conditioning
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two entries of two steps, 20 images, a dataset of 16."""
+    names = ("Diffusion2GAN", "consistency only")
+    short = {
+        name: replace(compare.ENTRIES[name], train=replace(compare.ENTRIES[name].train, steps=2, batch_size=4))
+        for name in names
+    }
+    monkeypatch.setattr(compare, "ENTRIES", short)
+    monkeypatch.setattr(compare, "IMAGES", 20)
+    monkeypatch.setattr(compare, "DRIFT_IMAGES", 10)
+    monkeypatch.setattr(compare, "TEACHER_STEPS", (1,))
+    monkeypatch.setattr(compare, "CACHE", replace(compare.CACHE, count=32, steps=4, batch_size=32))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    return names
+
+
+def test_a_comparison_goes_on_where_it_was(small, tmp_path, monkeypatch):
+    first, second = small
+    trained = []
+    run_entry = compare.run_entry
+
+    def watch(out, seed, name):
+        trained.append((seed, name))
+        run_entry(out, seed, name)
+
+    monkeypatch.setattr(compare, "run_entry", watch)
+    arguments = ["compare", "--out", str(tmp_path), "--seeds", "7"]
+    assert main([*arguments, "--entries", first]) == 0
+    assert main([*arguments, "--entries", first, second]) == 0
+    assert trained == [(7, first), (7, second)]
+    result = json.loads(compare.result_path(tmp_path, first, 7).read_text())
+    assert result["entry"] == first and result["steps"] == 2 and result["cpu_s"] > 0 and list(result["scores"]) == ["1"]
+    assert {"fd", "fd_pixels", "accuracy", "diversity", "drift", "detail_error"} <= result["scores"]["1"].keys()
+    # 16 real latents calibrate the heads; a step passes 4 fakes twice and 4 reals once, the first R1's one item on top
+    assert result["forwards"]["discriminator copy"] == 16 + 2 * (4 + 4 + 4) + 1 - 16
+    table = (tmp_path / "table.md").read_text()
+    assert "not run" in (tmp_path / "claims.md").read_text()
+    assert (tmp_path / "compare.png").stat().st_size > 5000
+    assert all(name in table for name in ("teacher", first, second)) and table.count("| consistency only |") == 3
+
+
+def test_unknown_entries_are_refused(tmp_path, capsys):
+    assert main(["compare", "--out", str(tmp_path), "--entries", "LCM"]) == 2
+    assert "no entry ['LCM']" in capsys.readouterr().err
+
+
+def test_entries_on_photographs_need_them(small, tmp_path, capsys, monkeypatch):
+    first = small[0]
+    entries = {first: replace(compare.ENTRIES[first], real=True)}
+    monkeypatch.setattr(compare, "ENTRIES", entries)
+    assert main(["compare", "--out", str(tmp_path), "--photographs", str(tmp_path / "none")]) == 2
+    assert "Fashion-MNIST" in capsys.readouterr().err
+
+
+def test_photographs_become_a_dataset_of_their_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "CACHE", replace(compare.CACHE, count=40))
+    pixels = torch.randint(256, (60, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(60, dtype=torch.uint8) % 10
+    for name, header, data in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
+        with gzip.open(tmp_path / f"train-{name}-ubyte.gz", "wb") as file:
+            file.write(bytes(header) + data.numpy().tobytes())
+    monkeypatch.setattr("distill_core.data.real.SHARD_SIZE", 25)
+    compare.cache_photographs(tmp_path, 3, tmp_path / "photographs")
+    (tmp_path / "photographs" / "shard-00001.safetensors").unlink()  # stopped half way
+    compare.cache_photographs(tmp_path, 3, tmp_path / "photographs")
+    dataset = compare.LatentDataset(tmp_path / "photographs")
+    batch = dataset.batch(0, 40, 0)
+    assert len(dataset) == 40 and batch.latents.shape == (40, 16, 8, 8) and batch.states is None
+    classes, _ = mini_conditioning()
+    assert all(any(torch.equal(row, known) for known in classes.pooled) for row in batch.cond.pooled)
+
+
+def test_fine_detail_is_what_halving_loses():
+    flat = torch.ones(1, 3, 8, 8)
+    checks = flat * (torch.arange(8) % 2 * 2 - 1)
+    assert compare.fine_detail(flat) == 0 and compare.fine_detail(checks) == 1
+
+
+def test_the_table_gives_medians_and_ranges():
+    def run(fd):
+        scores = {"fd": fd, "fd_pixels": 1.0, "accuracy": 0.9, "diversity": 0.5}
+        return {"scores": {"1": scores}, "cpu_s": 40.0, "wall_s": 90.0, "forwards": {"backbone": 7, "vision": 2}}
+
+    lines = compare.table({"ADD": [run(3.0), run(1.0), run(2.0)]}).splitlines()
+    assert "| ADD | 1 | 3 | 2.00 (1.00-3.00) | 1.00 (1.00-1.00) | 90.0 (90.0-90.0) |" in lines[2]
+    assert lines[2].endswith("| 40 | 90 | 9 |")
+
+
+def test_every_method_is_compared_and_no_seed_was_tuned_on():
+    kinds = {type(entry.method) for entry in compare.ENTRIES.values()}
+    assert kinds == {LADDConfig, ADDConfig, Diffusion2GANConfig}
+    assert len(compare.ENTRIES) >= 6
+
+
+def test_a_random_student_shares_nothing_with_the_teacher(tmp_path):
+    compare.cache_dataset(compare.mini_backend(), replace(compare.CACHE, count=16, steps=2, batch_size=16), tmp_path)
+    entry = replace(compare.ENTRIES["pairs only"], pretrained=False)
+    method = compare.prepare(entry, compare.LatentDataset(tmp_path), 0).method
+    student, teacher = method.student.backend.network, method.teacher.backend.network
+    pairs = zip(student.named_parameters(), teacher.parameters(), strict=True)
+    same = [name for (name, a), b in pairs if a.ndim > 1 and torch.equal(a, b)]
+    assert same == [] and all(p.requires_grad for p in student.parameters())

@@ -1,0 +1,196 @@
+import pytest
+import torch
+from networks import build_network
+
+from distill_core.models import mini
+from distill_core.models.pipelines import ModelConfig, open_source, read_prompts
+
+
+def tokenizer():
+    """CLIP's tokenizer with letters as its whole vocabulary."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=12)
+
+
+def text_encoder(width: int, projection: int | None = None):
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=54,
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        projection_dim=projection or 8,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def autoencoder(**config):
+    from diffusers import AutoencoderKL
+
+    blocks = dict(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        latent_channels=4,
+        layers_per_block=1,
+    )
+    return AutoencoderKL(**blocks, **config).eval()
+
+
+def sd3():
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+    return StableDiffusion3Pipeline(
+        transformer=build_network("sd3"),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(scaling_factor=1.5, shift_factor=0.1),
+        text_encoder=text_encoder(16, 8),
+        tokenizer=tokenizer(),
+        text_encoder_2=text_encoder(16, 8),
+        tokenizer_2=tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def sd():
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        unet=build_network("unet"),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear"),
+        vae=autoencoder(scaling_factor=0.5),
+        text_encoder=text_encoder(32),
+        tokenizer=tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl():
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+
+    added = dict(
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16
+    )
+    return StableDiffusionXLPipeline(
+        unet=build_network("unet", **added),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear"),
+        vae=autoencoder(scaling_factor=0.5),
+        text_encoder=text_encoder(16),
+        tokenizer=tokenizer(),
+        text_encoder_2=text_encoder(16, 16),
+        tokenizer_2=tokenizer(),
+        add_watermarker=False,
+    )
+
+
+@pytest.fixture(scope="module", params=[sd3, sd, sdxl], ids=lambda build: build.__name__)
+def saved(request, tmp_path_factory):
+    """A tiny pipeline of one family, and the folder it was saved to."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline = request.param()
+    folder = tmp_path_factory.mktemp(request.param.__name__)
+    pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, folder
+
+
+@pytest.fixture(scope="module")
+def source(saved):
+    return open_source(ModelConfig(path=str(saved[1])))
+
+
+PROMPTS, NEGATIVE = ["a red dog", "cat"], "blurry"
+
+
+@torch.no_grad()
+def own_encoding(pipeline, prompts):
+    name = type(pipeline).__name__
+    if name == "StableDiffusionPipeline":
+        return pipeline.encode_prompt(prompts, "cpu", 1, False)[0], None
+    arguments = (prompts, None, None) if name == "StableDiffusion3Pipeline" else (prompts,)
+    context, _, pooled, _ = pipeline.encode_prompt(*arguments, do_classifier_free_guidance=False)
+    return context, pooled
+
+
+def test_prompts_are_encoded_as_by_the_pipeline(saved, source):
+    conds, uncond = source.encode(PROMPTS, NEGATIVE)
+    assert len(conds) == 2 and len(uncond) == 1
+    for ours, prompts in ((conds, PROMPTS), (uncond, [NEGATIVE])):
+        context, pooled = own_encoding(saved[0], prompts)
+        torch.testing.assert_close(ours.context, context, atol=1e-5, rtol=1e-5)
+        assert (ours.pooled is None) == (pooled is None)
+        if pooled is not None:
+            torch.testing.assert_close(ours.pooled, pooled, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(conds.context[0], conds.context[1], atol=1e-2)
+
+
+@torch.no_grad()
+def test_latents_are_decoded_as_by_the_pipeline(saved, source):
+    pipeline, _ = saved
+    name = type(pipeline).__name__
+    settings = dict(prompt="cat", num_inference_steps=2, guidance_scale=1.0, height=16, width=16)
+    kept = {}
+    for kind in ("latent", "pt"):
+        generator = torch.Generator().manual_seed(1)
+        kept[kind] = pipeline(**settings, generator=generator, output_type=kind).images
+    images = (source.decode(kept["latent"]) + 1) / 2
+    torch.testing.assert_close(images, kept["pt"].float(), atol=1e-5, rtol=1e-5, msg=name)
+    assert images.std() > 0.01 and source.channels == 4
+
+
+def test_the_network_and_its_process_come_from_the_folder(saved, source):
+    pipeline, _ = saved
+    part = "unet" if "unet" in pipeline.components else "transformer"
+    ours = dict(source.backend.network.named_parameters())
+    assert all(torch.equal(ours[name], value) for name, value in getattr(pipeline, part).named_parameters())
+    assert getattr(source.pipeline, part) is source.backend.network  # not a second copy
+    if source.backend.family_name == "sd3":
+        assert source.backend.process.shift_alpha == 3.0
+    else:
+        assert source.backend.process.prediction == "eps" and len(source.backend.process.sigmas) == 1000
+
+
+def test_a_real_pipeline_has_no_default_prompts(source):
+    with pytest.raises(ValueError, match="text file with one prompt a line"):
+        read_prompts("", source)
+
+
+def test_mini_knows_its_classes_only():
+    source = open_source(ModelConfig())
+    assert read_prompts("", source) == list(mini.CLASS_NAMES)
+    conds, empty = source.encode(["bag", "dress"])
+    table = mini.load_conditioning()
+    assert torch.equal(conds.context, table["context"][[8, 3]]) and torch.equal(empty.pooled, table["pooled"][10:])
+    with pytest.raises(ValueError, match="not hat"):
+        source.encode(["bag", "hat"])
+
+
+def test_bad_paths_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        open_source(ModelConfig(path=str(tmp_path / "none")))
+    with pytest.raises(ValueError, match="model_index.json"):
+        open_source(ModelConfig(path=str(tmp_path)))
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="no diffusers model"):
+        open_source(ModelConfig(path=str(tmp_path)))
+    with pytest.raises(ValueError, match="there is no file"):
+        read_prompts(str(tmp_path / "none.txt"), None)
+    (tmp_path / "empty.txt").write_text("\n  \n")
+    with pytest.raises(ValueError, match="has no prompt"):
+        read_prompts(str(tmp_path / "empty.txt"), None)
+    (tmp_path / "two.txt").write_text("a dog\n\n  a cat \n")
+    assert read_prompts(str(tmp_path / "two.txt"), None) == ["a dog", "a cat"]
