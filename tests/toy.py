@@ -22,10 +22,10 @@ from distill_core.methods.add import ADDConfig
 from distill_core.methods.base import MethodConfig, StudentMethod
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
-from distill_core.methods.registry import DiscriminatorConfig, Parts, new_method
+from distill_core.methods.registry import Components, DiscriminatorConfig, new_method
 from distill_core.models.denoiser import Cond, Denoiser, Guided
 from distill_core.models.features import collect_taps, hidden_states_of, tokens_to_map
-from distill_core.models.lora import LowRankPath, PathSwitch
+from distill_core.models.lora import Lora, LoraSwitch
 from distill_core.training.loop import Run, TrainConfig, train
 
 CHANNELS, CONTEXT, POOLED, WIDTH = 4, 8, 6, 16
@@ -80,7 +80,7 @@ class ToyBackend:
 
     def __init__(self, seed: int = 0) -> None:
         self.network = ToyNetwork(seed).eval().requires_grad_(False)
-        self.process, self.switch = FlowProcess(), PathSwitch()
+        self.process, self.switch = FlowProcess(), LoraSwitch()
 
     def forward(self, x, timestep, cond):
         return self.network(x, timestep, cond)
@@ -98,12 +98,12 @@ class ToyBackend:
         backend.network.requires_grad_(True)
         return backend
 
-    def scales(self) -> tuple[list[str], list[str]]:
+    def multi_scale_taps(self) -> tuple[list[str], list[str]]:
         return [f"blocks.{i}" for i in range(3)], ["blocks.1", "blocks.2"]
 
-    def new_path(self, rank: int, targets=None) -> LowRankPath:
+    def new_lora(self, rank: int, targets=None) -> Lora:
         targets = [f"blocks.{i}.{name}" for i in range(3) for name in ("inlet", "outlet")]
-        return LowRankPath(self.network, targets, rank, self.switch)
+        return Lora(self.network, targets, rank, self.switch)
 
 
 def toy_conds(rows: int = 3) -> tuple[Cond, Cond]:
@@ -136,16 +136,16 @@ class ToyEncoder(nn.Module):
         return self.layers(images)
 
 
-def toy_parts(seed: int = 0) -> Parts:
+def toy_parts(seed: int = 0) -> Components:
     """A toy backbone with a linear decoder [B, 4, H, W] -> [B, 3, 2 H, 2 W] and an encoder."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         decoder, encoder = nn.ConvTranspose2d(CHANNELS, 3, 2, 2).requires_grad_(False), ToyEncoder()
-    return Parts(ToyBackend(), lambda latents: torch.tanh(decoder(latents)), encoder)
+    return Components(ToyBackend(), lambda latents: torch.tanh(decoder(latents)), encoder)
 
 
 def toy_method(
-    dataset: LatentDataset, config: MethodConfig = LADDConfig(), seed: int = 0, rank: int = 2, parts: Parts = None
+    dataset: LatentDataset, config: MethodConfig = LADDConfig(), seed: int = 0, rank: int = 2, parts: Components = None
 ) -> StudentMethod:
     """Any method on a fresh toy backbone; all weights come from the seed. A rank of 0 trains a copy."""
     parts, heads = parts or toy_parts(), DiscriminatorConfig(width=8, blocks=1)
@@ -154,7 +154,7 @@ def toy_method(
         taps = TAPS if isinstance(config, LADDConfig) else None
         example = dataset.batch(0, 2, 0)
         method = new_method(config, parts, example, rank, dataset.uncond(), 2.0, taps=taps, heads=heads)
-        for up in method.student.path.up if rank else ():
+        for up in method.student.lora.up if rank else ():
             nn.init.normal_(up, std=0.05)
     return method
 

@@ -24,7 +24,7 @@ from ..evaluation import plots
 from ..experiments.compare import add_compare_command
 from ..experiments.demo import demo
 from ..files import fingerprint, read_lora, save_json, save_lora
-from ..methods.registry import Parts, new_method
+from ..methods.registry import Components, new_method
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import open_source, read_prompts
 from ..perceptual import ELatentLPIPS, load_metric
@@ -131,7 +131,7 @@ def build_run(config: Config, data: Path, out: Path | None, processes=None) -> R
         check_pairs(dataset, Guided(Denoiser(backend), uncond, guidance))
     torch.manual_seed(config.train.seed)
     example = dataset.batch(0, config.train.batch_size, config.train.seed).to(device)
-    parts = Parts(backend, source.decode_with_gradient, source.encoder)
+    parts = Components(backend, source.decode_with_gradient, source.encoder)
     distance = perceptual_distance(config.model.perceptual, source.channels, device)
     method = new_method(
         settings,
@@ -227,8 +227,8 @@ def save_student(run: Run, config: Config, out: Path) -> None:
     """The averaged student, a LoRA or a whole network, as a file that says how it wants to be sampled."""
     student, backend = run.method.student, run.method.teacher.backend
     with run.ema_weights():
-        if student.path:
-            weights, state = "lora", student.path.export(backend.family.lora_prefix)
+        if student.lora:
+            weights, state = "lora", student.lora.export(backend.family.lora_prefix)
         else:
             weights, state = "full", {k: v.clone() for k, v in student.backend.network.state_dict().items()}
     description = {
@@ -265,7 +265,7 @@ def load_student(config: Config, lora: Path):
         k.removeprefix(f"{prefix}.").removesuffix(".lora_A.weight") for k in state if k.endswith(".lora_A.weight")
     ]
     rank = next(iter(state.values())).shape[0]
-    path = source.backend.new_path(rank, targets)
+    path = source.backend.new_lora(rank, targets)
     path.load_export(state, prefix)
     return source, Denoiser(source.backend, path), description
 

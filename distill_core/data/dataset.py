@@ -112,7 +112,7 @@ def write_shards(
     """
     folder = Path(folder)
     manifest = {"config": _plain(asdict(config)), "guidance": guidance, "state_sigmas": list(config.state_sigmas)}
-    claim(folder, manifest | _plain(description or {}))
+    write_manifest(folder, manifest | _plain(description or {}))
     save_tensors(folder / "uncond.safetensors", uncond.tensors())
     for shard, start in enumerate(range(0, config.count, config.shard_size)):
         path = folder / f"shard-{shard:05d}.safetensors"
@@ -161,7 +161,7 @@ def _plain(value):
     return json.loads(json.dumps(value))
 
 
-def claim(folder: Path, manifest: dict) -> None:
+def write_manifest(folder: Path, manifest: dict) -> None:
     """Say in the folder what dataset it holds. Raises ValueError when it already holds another one."""
     path = folder / "dataset.json"
     if path.exists() and json.loads(path.read_text()) != manifest:

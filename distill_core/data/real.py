@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..files import DTYPES, save_tensors
 from ..models.denoiser import Cond, cat_conds
-from .dataset import claim
+from .dataset import write_manifest
 
 SHARD_SIZE = 256
 
@@ -40,7 +40,7 @@ def save_latents(
             digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     folder = Path(folder)
     manifest = {"guidance": 1.0, "state_sigmas": [], "content": digest.hexdigest(), "dtype": dtype}
-    claim(folder, manifest | (description or {}))
+    write_manifest(folder, manifest | (description or {}))
     save_tensors(folder / "uncond.safetensors", uncond.tensors())
     parts = [group[a : a + SHARD_SIZE] for group in groups.values() for a in range(0, len(group), SHARD_SIZE)]
     for number, part in enumerate(parts):

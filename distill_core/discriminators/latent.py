@@ -71,13 +71,13 @@ class MapHead(nn.Module):
     def __init__(self, channels: int, cond_dim: int, width: int = 64, blocks: int = 2, kernel: int = 3) -> None:
         super().__init__()
         self.norm = FeatureNorm(channels)
-        self.inlet = nn.Conv2d(channels, width, 1)
+        self.input_conv = nn.Conv2d(channels, width, 1)
         self.blocks = nn.Sequential(*(ConvBlock(width, kernel) for _ in range(blocks)))
         self.logit = nn.Conv2d(width, 1, 1)
         self.projection = nn.Linear(cond_dim, width)
 
     def forward(self, features: Tensor, cond: Tensor) -> Tensor:
-        x = F.leaky_relu(self.blocks(self.inlet(self.norm(features))), 0.2)
+        x = F.leaky_relu(self.blocks(self.input_conv(self.norm(features))), 0.2)
         projected = torch.einsum("bchw,bc->bhw", x, self.projection(cond)).unsqueeze(1)
         return self.logit(x) + projected / math.sqrt(x.shape[1])
 

@@ -37,10 +37,10 @@ class NetworkDiscriminator(nn.Module):
         **size,
     ) -> None:
         super().__init__()
-        self.trunk = critic.path or critic.backend.network  # first, so that it is one run of parameters
+        self.trunk = critic.lora or critic.backend.network  # first, so that it is one run of parameters
         self.critic, self.taps, self.flow_time = critic, list(taps), flow_time
-        self.noise_inlet = zero_conv(latent[0], latent[0]) if with_noise else None
-        self.inlets = nn.ModuleList(zero_conv(latent[0], channels) for channels in entries.values())
+        self.noise_conv = zero_conv(latent[0], latent[0]) if with_noise else None
+        self.input_convs = nn.ModuleList(zero_conv(latent[0], channels) for channels in entries.values())
         self.heads = LatentDiscriminator([shape[1] for shape in maps], pooled_dim, **size)
         # A transformer's maps all have one size: earlier ones are judged on coarser grids, as a UNet's are by nature.
         same = len({shape[2:] for shape in maps}) == 1
@@ -48,8 +48,8 @@ class NetworkDiscriminator(nn.Module):
         self.pools = [min(coarsest, 2 ** (len(maps) - 1 - i)) if same else 1 for i in range(len(maps))]
         self.patch = math.ceil(latent[1] / maps[-1][2])
         modules = dict(critic.backend.network.named_modules())
-        for depth, (inlet, name) in enumerate(zip(self.inlets, entries, strict=True), 1):
-            modules[name].register_forward_pre_hook(self._feed(inlet, depth), with_kwargs=True)
+        for depth, (input_conv, name) in enumerate(zip(self.input_convs, entries, strict=True), 1):
+            modules[name].register_forward_pre_hook(self._feed(input_conv, depth), with_kwargs=True)
 
     @classmethod
     @torch.no_grad()
@@ -96,7 +96,7 @@ class NetworkDiscriminator(nn.Module):
         return made
 
     def forward(self, latents: Tensor, noise: Tensor, cond: Cond) -> Tensor:
-        x = latents if self.noise_inlet is None else latents + self.noise_inlet(noise)
+        x = latents if self.noise_conv is None else latents + self.noise_conv(noise)
         time = x.new_full((len(x),), self.flow_time)
         sigma = self.critic.process.sigma_at_flow_time(time)
         maps = self.critic.features(x, sigma, cond, self.taps, (self, latents))
@@ -107,7 +107,7 @@ class NetworkDiscriminator(nn.Module):
         pairs = zip(maps, self.pools, strict=True)
         return [m if pool == 1 else F.avg_pool2d(m, pool, ceil_mode=True) for m, pool in pairs]
 
-    def _feed(self, inlet: nn.Module, depth: int):
+    def _feed(self, input_conv: nn.Module, depth: int):
         """Add a smaller copy of the latents to the image stream entering a block, in this discriminator's forwards."""
 
         def hook(module: nn.Module, args: tuple, kwargs: dict):
@@ -115,19 +115,19 @@ class NetworkDiscriminator(nn.Module):
             if inputs is None or inputs[0] is not self:
                 return None
             hidden, put = self.critic.backend.block_input(args, kwargs)
-            return put(add_small_copy(hidden, inputs[1], inlet, depth, self.patch))
+            return put(add_small_copy(hidden, inputs[1], input_conv, depth, self.patch))
 
         return hook
 
 
-def add_small_copy(hidden: Tensor, latents: Tensor, inlet: nn.Module, depth: int, patch: int) -> Tensor:
+def add_small_copy(hidden: Tensor, latents: Tensor, input_conv: nn.Module, depth: int, patch: int) -> Tensor:
     """hidden + inlet(smaller latents). A map [B, C, h, w] takes them at its size; tokens [B, T + h w, C] of patches of
     ``patch`` at 1 / 2^depth of their grid, spread over it (text tokens, if any, stand first and take nothing)."""
     if hidden.ndim == 4:
-        return hidden + inlet(F.adaptive_avg_pool2d(latents, hidden.shape[2:])).to(hidden.dtype)
+        return hidden + input_conv(F.adaptive_avg_pool2d(latents, hidden.shape[2:])).to(hidden.dtype)
     grid = math.ceil(latents.shape[2] / patch), math.ceil(latents.shape[3] / patch)
     small = F.adaptive_avg_pool2d(latents, [max(1, side // 2**depth) for side in grid])
-    tokens = inlet(F.interpolate(small, size=grid)).flatten(2).transpose(1, 2).to(hidden.dtype)
+    tokens = input_conv(F.interpolate(small, size=grid)).flatten(2).transpose(1, 2).to(hidden.dtype)
     return hidden + F.pad(tokens, (0, 0, hidden.shape[1] - tokens.shape[1], 0))
 
 

@@ -127,7 +127,7 @@ CLAIMS = [
 ]
 
 
-def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
+def median_and_range(values: Sequence[float], form: str = "{:.2f}") -> str:
     """Median and, of several values, the smallest and largest."""
     text = form.format(median(values))
     return text if len(values) == 1 else f"{text} ({form.format(min(values))}-{form.format(max(values))})"
@@ -138,7 +138,7 @@ def describe(order: Order, results: dict[str, list[dict]]) -> str:
     sides = []
     for (entry, steps), values in zip((order.better, order.worse), order.values(results), strict=True):
         plural = "s" * (steps != "1")
-        sides.append(f"{entry}, {steps} step{plural}: {spread(values) if values else 'not run'}")
+        sides.append(f"{entry}, {steps} step{plural}: {median_and_range(values) if values else 'not run'}")
     sign = {(False, False): "<", (False, True): "<~", (True, False): ">", (True, True): ">~"}[order.higher, order.level]
     return f"{sides[0]} {sign} {sides[1]}"
 

@@ -30,13 +30,13 @@ from ..evaluation import plots
 from ..evaluation.metrics import MiniEvaluator
 from ..files import git_commit, load_tensors, save_json, save_tensors
 from ..methods.ladd import LADDConfig
-from ..methods.registry import Parts, new_method
+from ..methods.registry import Components, new_method
 from ..models import mini
 from ..models.denoiser import Denoiser, Guided
 from ..models.mini import mini_backend, mini_conditioning
 from ..perceptual import load_metric
 from ..training.loop import Run, train
-from .claims import claims_table, spread
+from .claims import claims_table, median_and_range
 from .demo import EVALUATION_SEED, DemoConfig, cache_dataset, draw_samples, machine
 from .entries import ENTRIES, VISION, Entry
 
@@ -64,7 +64,7 @@ def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None
     def decode(latents: Tensor) -> Tensor:
         return autoencoder.decoder(latents.contiguous(memory_format=torch.channels_last))
 
-    parts = Parts(backend, decode, autoencoder.encoder)
+    parts = Components(backend, decode, autoencoder.encoder)
     torch.manual_seed(seed)
     rank = RANK if entry.pretrained else 0
     example, uncond = dataset.batch(0, 16, seed), dataset.uncond()
@@ -272,10 +272,12 @@ def table(results: dict[str, list[dict]]) -> str:
     for name, runs in results.items():
         for steps in runs[0]["scores"]:
             scores = [run["scores"][steps] for run in runs]
-            cells = [spread([s[key] for s in scores]) if key in scores[0] else "" for key in ("fd", "fd_pixels")]
-            cells += [spread([100 * s["accuracy"] for s in scores], "{:.1f}")]
-            cells += [spread([s["diversity"] for s in scores])]
-            cells += [spread([s["drift"] for s in scores]) if "drift" in scores[0] else ""]
+            cells = [
+                median_and_range([s[key] for s in scores]) if key in scores[0] else "" for key in ("fd", "fd_pixels")
+            ]
+            cells += [median_and_range([100 * s["accuracy"] for s in scores], "{:.1f}")]
+            cells += [median_and_range([s["diversity"] for s in scores])]
+            cells += [median_and_range([s["drift"] for s in scores]) if "drift" in scores[0] else ""]
             first = steps == next(iter(runs[0]["scores"])) and "cpu_s" in runs[0]
             cells += [f"{median(run[key] for run in runs):.0f}" if first else "" for key in ("cpu_s", "wall_s")]
             cells += [str(sum(runs[0]["forwards"].values())) if first else ""]

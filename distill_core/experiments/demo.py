@@ -93,7 +93,7 @@ class DemoConfig:
 def new_ladd(backend: DiffusersBackend, dataset: LatentDataset, config: DemoConfig, recipe: Recipe) -> LADD:
     """Teacher, LoRA student and discriminator on one backbone; every weight is initialised from the training seed."""
     torch.manual_seed(recipe.train.seed)
-    student, teacher = Denoiser(backend, backend.new_path(config.rank)), Denoiser(backend)
+    student, teacher = Denoiser(backend, backend.new_lora(config.rank)), Denoiser(backend)
     example = dataset.batch(0, 64, recipe.train.seed)
     discriminator = LatentDiscriminator.for_teacher(teacher, backend.tap_names, example, width=config.head_width)
     return LADD(
@@ -121,7 +121,7 @@ def train_student(folder: Path, config: DemoConfig, recipe: Recipe, row: int = 0
             bar.set_postfix({k: f"{event.logs[k]:.3f}" for k in ("adversarial", "accuracy") if k in event.logs})
             bar.update()
     with run.ema_weights():
-        return method.student.path.export(), logs
+        return method.student.lora.export(), logs
 
 
 def train_students(folder: Path, config: DemoConfig, recipes: Sequence[Recipe]) -> list[Trained]:
@@ -141,7 +141,7 @@ def evaluate_student(
     (eta 0) widens them.
     """
     classes, _ = mini_conditioning()
-    path = backend.new_path(config.rank)
+    path = backend.new_lora(config.rank)
     path.load_export(lora)
     student = Denoiser(backend, path)
     labels = torch.arange(config.images) % len(classes)

@@ -169,7 +169,7 @@ class StudentStep:
     (zero terminal SNR, ADD section 3.1): that is where sampling starts.
     """
 
-    renewed: ClassVar[tuple[str, ...]] = ()
+    redrawn: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, method: StudentMethod, batch: Batch, random: ItemNoise, step: int) -> None:
         self.method, self.batch, self.random, self.number = method, batch, random, step
@@ -230,9 +230,9 @@ class StudentStep:
         answer = method.student(x, lower.clamp(min=grid[-2].item()), self.batch.cond)
         return torch.where(below > 0, answer, x)
 
-    def renew_noise(self) -> None:
+    def redraw(self) -> None:
         """Forget what the discriminator's update drew, for another update on fresh noise."""
-        for name in self.renewed:
+        for name in self.redrawn:
             self.__dict__.pop(name, None)
         self.fake = self.fake.detach()
 

@@ -15,7 +15,7 @@ NO_PRESET = "none"
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingValues:
     """rank of the LoRA, learning rates, and the logit-normal (m, s) of the discriminator's noise level.
 
     student_lr: of a LoRA.  full_lr: of a student all of whose weights are trained.
@@ -33,12 +33,16 @@ class Start:
 # layout at a lower level (SD3, eq. 23), which is what m = .5 answers. Rates: Flash Diffusion (LoRA), Z-Image
 # trainers; all weights: SANA-Sprint and FastVideo train them at 2e-6, NITRO at 1e-6.
 # ADD and Diffusion2GAN do not say theirs and take the same; Diffusion2GAN's network learns at a tenth of its heads'.
-STARTS = {"sd15": Start(renoise_mean=0.5), "sd21": Start(renoise_mean=0.5), "wan": Start(renoise_mean=1.5)}
+STARTING_VALUES = {
+    "sd15": StartingValues(renoise_mean=0.5),
+    "sd21": StartingValues(renoise_mean=0.5),
+    "wan": StartingValues(renoise_mean=1.5),
+}
 
 
-def start_for(family: str | None) -> Start:
+def starting_values(family: str | None) -> StartingValues:
     """Starting values for a family of the presets' table (None or another family: those of LADD)."""
-    return STARTS.get(family or "", Start())
+    return STARTING_VALUES.get(family or "", StartingValues())
 
 
 def levels_for(process, steps: int) -> tuple[float, ...]:

@@ -114,7 +114,7 @@ class Diffusion2GAN(StudentMethod):
 class Diffusion2GANStep(StudentStep):
     """A student step with what the discriminator is shown beside the fake."""
 
-    renewed = ("mixed", "real_logits")
+    redrawn = ("mixed", "real_logits")
 
     @cached_property
     def unit_noise(self) -> Tensor:

@@ -101,7 +101,7 @@ class LADD(StudentMethod):
 class LADDStep(StudentStep):
     """A student step with the discriminator's re-noised views of fake and real."""
 
-    renewed = ("renoise_time", "renoise", "renoise_sigma", "fake_maps", "real_noised", "real_maps", "real_logits")
+    redrawn = ("renoise_time", "renoise", "renoise_sigma", "fake_maps", "real_noised", "real_maps", "real_logits")
 
     @cached_property
     def renoise_time(self) -> Tensor:

@@ -64,7 +64,7 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """A model as the methods need it.
 
     backend: `backends.diffusers.DiffusersBackend` or one like it.  decode: latents -> images in [-1, 1] with gradients,
@@ -78,17 +78,17 @@ class Parts:
     vision: VisionNetwork | None = None
 
 
-def tiny_decoder(folder: str | Path) -> Parts:
+def tiny_decoder(folder: str | Path) -> Components:
     """Decoder and encoder of the diffusers ``AutoencoderTiny`` in a folder. Raises ValueError when there is none."""
     from diffusers import AutoencoderTiny
 
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"[vision] decoder: {folder} is not the folder of a diffusers AutoencoderTiny (TAESD)")
     tiny = AutoencoderTiny.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
-    return Parts(None, lambda latents: tiny.decode(latents).sample, tiny.encoder)
+    return Components(None, lambda latents: tiny.decode(latents).sample, tiny.encoder)
 
 
-def open_vision(config: VisionConfig, parts: Parts) -> VisionNetwork:
+def open_vision(config: VisionConfig, parts: Components) -> VisionNetwork:
     """The vision network of ``parts``, or that which ``config`` names. Raises ValueError when it is not there."""
     if parts.vision is not None:
         return parts.vision
@@ -104,16 +104,16 @@ def open_vision(config: VisionConfig, parts: Parts) -> VisionNetwork:
     return encoder_vision(parts.encoder, (config.size, config.size) if config.size else None)
 
 
-def trainable_view(parts: Parts, rank: int, targets=None) -> Denoiser:
+def trainable_view(parts: Components, rank: int, targets=None) -> Denoiser:
     """A low-rank path on the shared backbone or, with rank 0, a trainable copy of it."""
     if rank:
-        return Denoiser(parts.backend, parts.backend.new_path(rank, targets or None))
+        return Denoiser(parts.backend, parts.backend.new_lora(rank, targets or None))
     return Denoiser(parts.backend.trainable_copy())
 
 
 def new_method(
     config: MethodConfig,
-    parts: Parts,
+    parts: Components,
     example: Batch,
     rank: int,
     uncond=None,
@@ -146,7 +146,7 @@ def new_method(
     discriminator = None
     if adversarial:
         critic = trainable_view(parts, config.critic_rank if config.critic == "lora" else 0)
-        reads, entries = backend.scales()
+        reads, entries = backend.multi_scale_taps()
         discriminator = NetworkDiscriminator.for_critic(
             critic,
             taps or reads,
@@ -160,7 +160,9 @@ def new_method(
     return Diffusion2GAN(student, teacher, discriminator, *last)
 
 
-def pixel_discriminator(config: ADDConfig, vision: VisionNetwork, parts: Parts, example: Batch) -> PixelDiscriminator:
+def pixel_discriminator(
+    config: ADDConfig, vision: VisionNetwork, parts: Components, example: Batch
+) -> PixelDiscriminator:
     """Heads that fit the vision network's taps on the example's images."""
     if parts.decode is None:
         raise ValueError("ADD works on decoded images, and this model has no autoencoder")

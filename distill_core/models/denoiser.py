@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .features import BlockInput
-from .lora import LowRankPath, PathSwitch
+from .lora import Lora, LoraSwitch
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Backend(Protocol):
 
     network: nn.Module
     process: object
-    switch: PathSwitch
+    switch: LoraSwitch
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor: ...
 
@@ -99,15 +99,15 @@ class Backend(Protocol):
 
 
 class Denoiser:
-    """The teacher (``path=None``) or a student (its low-rank path) on one shared backbone.
+    """The teacher (``lora=None``) or a student (its low-rank path) on one shared backbone.
 
     Called with x [B, C, H, W], sigma [B] and a Cond of B rows it returns the denoised latent, computed in float32
     around a network of any precision. A fully fine-tuned student is ``Denoiser`` on a copy of the backbone.
     Raises ValueError when the batch sizes differ.
     """
 
-    def __init__(self, backend: Backend, path: LowRankPath | None = None) -> None:
-        self.backend, self.path = backend, path
+    def __init__(self, backend: Backend, lora: Lora | None = None) -> None:
+        self.backend, self.lora = backend, lora
 
     @property
     def process(self):
@@ -115,7 +115,7 @@ class Denoiser:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters a student trains, by name: its low-rank path or, without one, the whole network."""
-        return dict((self.path or self.backend.network).named_parameters())
+        return dict((self.lora or self.backend.network).named_parameters())
 
     def _network_input(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         if not len(x) == len(sigma) == len(cond):
@@ -124,7 +124,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         model_input, timestep = self._network_input(x, sigma, cond)
-        with self.backend.switch.on(self.path):
+        with self.backend.switch.on(self.lora):
             output = self.backend.forward(model_input, timestep, cond)
         return self.process.calculate_denoised(sigma, output.to(x.dtype), x)
 
@@ -134,7 +134,7 @@ class Denoiser:
         inputs: carried by the switch to whoever hooked the blocks (`discriminators.NetworkDiscriminator`).
         """
         model_input, timestep = self._network_input(x, sigma, cond)
-        with self.backend.switch.on(self.path, inputs):
+        with self.backend.switch.on(self.lora, inputs):
             return self.backend.maps(model_input, timestep, cond, taps)
 
 

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .lora import PathSwitch
+from .lora import LoraSwitch
 
 # What a block works on among its arguments, and a function that gives them with something else in its place.
 BlockInput = tuple[Tensor, Callable[[Tensor], tuple[tuple, dict]]]
@@ -37,7 +37,7 @@ def collect_taps(
     network: nn.Module,
     taps: Sequence[str],
     forward: Callable[[], object],
-    switch: PathSwitch,
+    switch: LoraSwitch,
     stream: Callable[[object], Tensor] | None = None,
 ) -> list[Tensor]:
     """Run ``forward()`` and return the outputs of the modules named ``taps`` (in execution order), with their graph.

@@ -18,18 +18,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 
-class PathSwitch:
+class LoraSwitch:
     """Which low-rank path of a backbone is on; at most one is, None means the plain backbone."""
 
     def __init__(self) -> None:
-        self.active: LowRankPath | None = None
+        self.active: Lora | None = None
         # (owner, latents [B, C, H, W]): what a trainable discriminator feeds to the blocks (`discriminators`).
         self.inputs: tuple[object, Tensor] | None = None
         self.inside_checkpoint = False
         self.after_checkpoint: Callable[[], None] | None = None  # called when a checkpointed block has returned
 
     @contextmanager
-    def on(self, path: LowRankPath | None, inputs: tuple[object, Tensor] | None = None) -> Iterator[None]:
+    def on(self, path: Lora | None, inputs: tuple[object, Tensor] | None = None) -> Iterator[None]:
         previous, (self.active, self.inputs) = (self.active, self.inputs), (path, inputs)
         try:
             yield
@@ -38,7 +38,7 @@ class PathSwitch:
 
     def checkpoint(self, block: Callable, *args):
         """Run ``block(*args)`` under gradient checkpointing; the recompute sees the path that is on now."""
-        again = _AsNow(self)
+        again = _RestoredView(self)
         self.inside_checkpoint = True
         try:
             result = checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
@@ -49,10 +49,10 @@ class PathSwitch:
         return result
 
 
-class _AsNow:
+class _RestoredView:
     """The view and the attention kernels of now, for a recompute later; a penalty's double backward enters it twice."""
 
-    def __init__(self, switch: PathSwitch) -> None:
+    def __init__(self, switch: LoraSwitch) -> None:
         self.switch, self.view, self.kernels = switch, (switch.active, switch.inputs), attention_kernels()
         self.entered: list[ExitStack] = []
 
@@ -78,7 +78,7 @@ def attention_kernels() -> list[SDPBackend]:
     return [kernel for kernel, on in enabled.items() if on]
 
 
-class LowRankPath(nn.Module):
+class Lora(nn.Module):
     """Matrices A [rank, in] and B [out, rank] per target linear layer; B starts at 0, so the path starts as 0.
 
     network: the frozen backbone.  targets: names of ``nn.Linear`` modules in it.  rank: at least 1.
@@ -87,7 +87,7 @@ class LowRankPath(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, targets: Iterable[str], rank: int, switch: PathSwitch, alpha: float | None = None
+        self, network: nn.Module, targets: Iterable[str], rank: int, switch: LoraSwitch, alpha: float | None = None
     ) -> None:
         super().__init__()
         self.targets = list(targets)
@@ -108,7 +108,7 @@ class LowRankPath(nn.Module):
             self.up.append(nn.Parameter(torch.zeros(layer.out_features, rank, device=layer.weight.device)))
             self.handles.append(layer.register_forward_hook(self._hook(index, switch)))
 
-    def _hook(self, index: int, switch: PathSwitch) -> Callable:
+    def _hook(self, index: int, switch: LoraSwitch) -> Callable:
         def add_path(layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             if switch.active is not self:
                 return None

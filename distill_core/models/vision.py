@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .features import collect_taps
-from .lora import PathSwitch
+from .lora import LoraSwitch
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -43,7 +43,7 @@ class VisionNetwork:
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Images [B, 3, H, W] in [-1, 1] -> tokens [B, C_k, N_k] of each tap; the forward ends after the last."""
         x = self.prepare(images.to(next(self.network.parameters()).dtype))
-        outputs = collect_taps(self.network, self.taps, lambda: self.network(x), PathSwitch())
+        outputs = collect_taps(self.network, self.taps, lambda: self.network(x), LoraSwitch())
         return [self._tokens(out) for out in outputs]
 
     def prepare(self, images: Tensor) -> Tensor:

@@ -39,10 +39,10 @@ class Autoencoder:
     def features(self, latents: Tensor) -> list[Tensor]:
         """Outputs of the decoder's stages, smallest first; what comes after the last stage is not computed."""
         from ..models.features import collect_taps
-        from ..models.lora import PathSwitch
+        from ..models.lora import LoraSwitch
 
         latents = self._own(latents)
-        return collect_taps(self.network, self.stages, lambda: self.network.decode(latents), PathSwitch())
+        return collect_taps(self.network, self.stages, lambda: self.network.decode(latents), LoraSwitch())
 
     def _like(self) -> Tensor:
         return next(self.network.parameters())

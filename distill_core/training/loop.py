@@ -295,7 +295,7 @@ def training_step(run: Run) -> dict[str, float]:
     for phase in run.phases:
         for _ in range(phase.updates - 1):
             for step in steps:
-                step.renew_noise()
+                step.redraw()
                 accumulate(run, phase, step, logs)
             finish_gradient(run, phase, logs)
             update(run, phase)

@@ -111,30 +111,30 @@ def watched(run: Run, health: Health | None = None) -> Iterator[tuple[Event, Con
     a batch and would not stop together, so they only say it. Raises Collapse, and what `train` raises.
     """
     health = health or Health()
-    good, events = Remembered(run), train(run)
+    good, events = Snapshot(run), train(run)
     alone = run.processes is None or run.processes.num_processes == 1
     try:
         for event in events:
             condition = health.update(event.logs)
             if condition.word == "collapsed" and alone:
-                good.put_back()
+                good.restore()
                 raise Collapse(
                     f"stopped at step {event.step}: {condition.advice} (diversity {condition.diversity:.2f}, "
                     f"separation {condition.separation:.1f}). The weights of step {good.step} are kept. Lower the "
                     "student's learning rate, or add the pairs term"
                 )
             if health.lost_for == 0 and event.step >= good.step + health.steps.maxlen:
-                good = Remembered(run)
+                good = Snapshot(run)
             yield event, condition
     except FloatingPointError:
         if not all(value.isfinite().all() for phase in run.phases for value in phase.parameters.values()):
-            good.put_back()
+            good.restore()
         raise
     finally:
         events.close()  # writes the checkpoint
 
 
-class Remembered:
+class Snapshot:
     """A copy of everything a run trains, on the CPU, at its present step."""
 
     def __init__(self, run: Run) -> None:
@@ -142,7 +142,7 @@ class Remembered:
         self.phases = {phase.name: _copy(phase.parameters) for phase in run.phases}
         self.ema = _copy(run.ema)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """The weights as they were; the optimisers forget the steps that spoiled them."""
         for phase in self.run.phases:
             copy_into(phase.parameters, self.phases[phase.name])

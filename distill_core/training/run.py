@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.dataset import LatentDataset
 from ..files import save_json
 from ..methods.base import Distance, MethodConfig
-from ..methods.registry import DiscriminatorConfig, Parts, VisionConfig, name_of, new_method, title_of
+from ..methods.registry import Components, DiscriminatorConfig, VisionConfig, name_of, new_method, title_of
 from .loop import Event, Run, TrainConfig
 from .monitor import Condition, Health, watched
 
@@ -144,7 +144,7 @@ def pick_targets(names: Sequence[str], parts: str) -> tuple[str, ...]:
 
 
 def new_run(
-    parts: Parts,
+    parts: Components,
     dataset: LatentDataset,
     method: MethodConfig,
     config: TrainConfig,
@@ -184,11 +184,11 @@ def student_of(run: Run, student: StudentConfig) -> tuple[dict[str, Tensor], dic
     `checkpoint.save_lora` writes beside them."""
     denoiser, method = run.method.student, run.method.config
     with run.ema_weights():
-        state = denoiser.backend.export(denoiser.path)
+        state = denoiser.backend.export(denoiser.lora)
     base = run.method.teacher.backend.description()
     return state, {
         "method": title_of(method),
-        "weights": "lora" if denoiser.path else "differences",
+        "weights": "lora" if denoiser.lora else "differences",
         "sigmas": list(run.method.levels),
         "sampler": student.sampler,
         "sampler_options": student.sampler_options,

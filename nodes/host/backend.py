@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ...distill_core.files import fingerprint
 from ...distill_core.models.denoiser import Cond
 from ...distill_core.models.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
-from ...distill_core.models.lora import LowRankPath, PathSwitch
+from ...distill_core.models.lora import Lora, LoraSwitch
 from .attention import training_attention
 from .conditioning import check_places, cond_of, host_conds
 from .copies import forget, own_copy, trainable_model
@@ -66,7 +66,7 @@ class ComfyBackend:
         self.tokens: tuple[int, int] = 0, 0  # of text and of the image in the forward that is running
         self.network: nn.Module = patcher.model.diffusion_model
         self.family = family_of(patcher) or family.name
-        self.switch = PathSwitch()
+        self.switch = LoraSwitch()
         self.sampling = patcher.get_model_object("model_sampling")
         latent_format = patcher.get_model_object("latent_format")
         self.channels: int = latent_format.latent_channels
@@ -87,13 +87,13 @@ class ComfyBackend:
         """About ``count`` blocks, evenly spread over the first three quarters of the network."""
         return spread_taps(self.tap_names, count)
 
-    def scales(self, count: int = 3) -> tuple[list[str], list[str]]:
+    def multi_scale_taps(self, count: int = 3) -> tuple[list[str], list[str]]:
         """Blocks for a multi-scale discriminator: (read-outs, coarse to fine; blocks that smaller latents enter).
 
         A UNet is read at the end of each scale of its decoder and fed at the start of each lower one of its encoder. A
         transformer has one scale: it is read at ``count`` depths and fed before all but the first of those parts.
         """
-        return self.architecture.scales(self.network, count)
+        return self.architecture.multi_scale_taps(self.network, count)
 
     @property
     def lora_targets(self) -> list[str]:
@@ -106,9 +106,9 @@ class ComfyBackend:
             )
         return targets
 
-    def new_path(self, rank: int, targets: Sequence[str] | None = None) -> LowRankPath:
+    def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora:
         """A fresh low-rank path (output 0) on this backbone."""
-        return LowRankPath(self.network, targets or self.lora_targets, rank, self.switch)
+        return Lora(self.network, targets or self.lora_targets, rank, self.switch)
 
     def cond(self, conditioning: list) -> Cond:
         """A CONDITIONING of the host, one row an entry; see `host_conditioning.cond_of`."""
@@ -227,7 +227,7 @@ class ComfyBackend:
             "base": fingerprint(self.network),
         }
 
-    def export(self, path: LowRankPath | None) -> dict[str, Tensor]:
+    def export(self, path: Lora | None) -> dict[str, Tensor]:
         """The path as a LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`.
 
         None: how far the weights of a copy are from those it was made of (`lora_keys.export_differences`).
@@ -267,7 +267,7 @@ class _NetworkItself(nn.Module):
         return model_output
 
 
-def _guarded(forward: Callable, family: Family, switch: PathSwitch, checkpointing: bool) -> Callable:
+def _guarded(forward: Callable, family: Family, switch: LoraSwitch, checkpointing: bool) -> Callable:
     """A block's forward with right gradients, recomputed in the backward if ``checkpointing``."""
 
     def out_of_place(*args, **kwargs):

@@ -97,7 +97,7 @@ class Family:
     def lora_targets(self, network: nn.Module) -> list[str]:
         return linear_layers(network, self.lora_under)
 
-    def scales(self, network: nn.Module, count: int) -> tuple[list[str], list[str]]:
+    def multi_scale_taps(self, network: nn.Module, count: int) -> tuple[list[str], list[str]]:
         return _unet_scales(network) if self.name == "unet" else depth_scales(self.taps(network), count)
 
     def image_output(self, output, network: nn.Module, text: int, image: int) -> Tensor:

@@ -12,14 +12,14 @@ from collections import defaultdict
 import comfy.lora
 from torch import Tensor, nn
 
-from ...distill_core.models.lora import LowRankPath
+from ...distill_core.models.lora import Lora
 from .families import Family
 
 GENERIC = "diffusion_model."
 Target = tuple[str, tuple[int, int, int] | None, object]  # weight in the host, (dimension, first row, rows), row order
 
 
-def export_lora(path: LowRankPath, model, family: Family) -> dict[str, Tensor]:
+def export_lora(path: Lora, model, family: Family) -> dict[str, Tensor]:
     """The path as a LoRA for ``model`` (the host's model_base object), its scale folded in. CPU copies.
 
     Layout: diffusers/peft (``transformer.….lora_A.weight``) where the host has a table of diffusers' names; kohya's

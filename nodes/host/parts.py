@@ -12,7 +12,7 @@ from ...distill_core.data.dataset import LatentDataset, check_pairs
 from ...distill_core.methods.add import ADDConfig
 from ...distill_core.methods.base import Distance, MethodConfig
 from ...distill_core.methods.diffusion2gan import Diffusion2GANConfig
-from ...distill_core.methods.registry import Parts, VisionConfig
+from ...distill_core.methods.registry import Components, VisionConfig
 from ...distill_core.models.denoiser import Denoiser, Guided
 from .decoder import Decoder, autoencoder_of
 from .identity import weights_identity
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 PATH_TOLERANCE = 0.25
 
 
-def parts_of(request: Request, backend) -> Parts:
+def parts_of(request: Request, backend) -> Components:
     """The backend with what the method needs beside it, copied so that gradients can pass. Raises ValueError."""
     if not isinstance(request.method, ADDConfig):
-        return Parts(backend)
+        return Components(backend)
     decoder, device = Decoder(request.vae, backend, request.checkpointing), next(backend.network.parameters()).device
     if request.clip_vision is not None:
         mixed = request.train.precision != "float32" and comfy.model_management.should_use_bf16(device)
         dtype = torch.bfloat16 if mixed else torch.float32
         vision = vision_network(request.clip_vision, request.vision_size, device, dtype)
-        return Parts(backend, decoder, vision=vision)
+        return Components(backend, decoder, vision=vision)
     if decoder.encoder is None:
         raise ValueError(
             "ADD's discriminator has nothing to see with: connect clip_vision (Load CLIP Vision with a DINOv2), or as "
             "vae a tiny one (TAESD), whose own encoder can serve"
         )
-    return Parts(backend, decoder, decoder.encoder)
+    return Components(backend, decoder, decoder.encoder)
 
 
 def vision_config(request: Request) -> VisionConfig:
@@ -59,7 +59,7 @@ def distance_of(request: Request, backend) -> Distance | None:
     return metric
 
 
-def refuse_pairs(method: MethodConfig, dataset: LatentDataset, backend) -> None:
+def check_dataset_pairs(method: MethodConfig, dataset: LatentDataset, backend) -> None:
     """Whether the dataset's pairs are what the method learns from; Diffusion2GAN's are tried by running one again.
 
     Raises ValueError for none, none at a trained level, or ones that the teacher does not make.
@@ -94,7 +94,7 @@ def extra_identities(request: Request) -> dict:
     return found
 
 
-def cheaper_parts(request: Request) -> list[str]:
+def memory_advice(request: Request) -> list[str]:
     """What about these parts takes less memory."""
     method = request.method
     if isinstance(method, ADDConfig) and not hasattr(autoencoder_of(request.vae), "taesd_encoder"):

@@ -31,7 +31,7 @@ from .backend import training_backend
 from .conditioning import cond_of
 from .folders import lora_file, run_folder
 from .identity import identity
-from .parts import cheaper_parts, distance_of, extra_identities, parts_of, refuse_pairs, vision_config
+from .parts import check_dataset_pairs, distance_of, extra_identities, memory_advice, parts_of, vision_config
 
 CURVES_EVERY = 2.0  # seconds between pictures of the curves on the node
 PREVIEW_MOST = 6  # pictures of a preview
@@ -118,7 +118,7 @@ def open_run(request: Request, backend, folder: RunFolder) -> Run:
     dataset = open_dataset(request.dataset, request.model, method.weight("pairs") > 0)
     if request.pairs_if_stored and not dataset.state_sigmas:
         method = replace(method, terms={**method.terms, "pairs": 0.0})
-    refuse_pairs(method, dataset, backend)
+    check_dataset_pairs(method, dataset, backend)
     targets = pick_targets(backend.lora_targets, request.lora_targets) if request.lora_targets else ()
     student = replace(request.student, targets=targets)
     taps = backend.default_taps() if name_of(method) == "ladd" else ()
@@ -163,7 +163,7 @@ def advice(request: Request) -> str:
         hints.append("switch gradient_checkpointing on")
     if train.batch_size > 2:
         hints.append(f"lower batch_size from {train.batch_size} to {train.batch_size // 2} and double accumulation")
-    hints += cheaper_parts(request)
+    hints += memory_advice(request)
     smaller = f"lower rank from {request.student.rank}" if request.student.rank else "set train to LoRA"
     hints.append(f"{smaller}, or train smaller sizes")
     return (

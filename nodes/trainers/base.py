@@ -10,7 +10,14 @@ from comfy_api.latest import io, ui
 
 from ...distill_core.diffusion.samplers import SAMPLERS
 from ...distill_core.methods.base import MethodConfig
-from ...distill_core.methods.defaults import MOST_STEPS, NO_PRESET, Start, levels_for, preset_levels, start_for
+from ...distill_core.methods.defaults import (
+    MOST_STEPS,
+    NO_PRESET,
+    StartingValues,
+    levels_for,
+    preset_levels,
+    starting_values,
+)
 from ...distill_core.methods.losses import GAN_LOSSES
 from ...distill_core.presets.table import presets
 from ...distill_core.training.loop import PRECISIONS, TrainConfig
@@ -287,8 +294,8 @@ class Trainer(io.ComfyNode):
         """The node's widgets as the core's settings; those left out have their defaults, 0 the family's start."""
         usual = {entry.id: getattr(entry, "default", None) for entry in cls.define_schema().inputs}
         w = SimpleNamespace(**{**usual, "preview_positive": (), **given})
-        start = start_for(family_of(w.model))
-        levels, student = sampled_as(w, start)
+        start = starting_values(family_of(w.model))
+        levels, student = student_sampling(w, start)
         rate = start.student_lr if student.rank else start.full_lr
         train = TrainConfig(
             steps=w.steps,
@@ -319,7 +326,7 @@ class Trainer(io.ComfyNode):
         )
 
     @classmethod
-    def method(cls, w: SimpleNamespace, levels: tuple[float, ...], start: Start) -> MethodConfig:
+    def method(cls, w: SimpleNamespace, levels: tuple[float, ...], start: StartingValues) -> MethodConfig:
         """The method's settings from the widgets ``w``, for a student at ``levels``."""
         raise NotImplementedError
 
@@ -329,7 +336,7 @@ class Trainer(io.ComfyNode):
         return {}
 
 
-def sampled_as(w: SimpleNamespace, start: Start) -> tuple[tuple[float, ...], StudentConfig]:
+def student_sampling(w: SimpleNamespace, start: StartingValues) -> tuple[tuple[float, ...], StudentConfig]:
     """The student's levels; its LoRA (rank 0: all weights) and the sampler that is written into the file.
 
     Raises ValueError for a LoRA's layers where all weights are trained.

@@ -101,7 +101,7 @@ def our_step(model, latents, conditioning, checkpointing: bool, full: bool) -> N
     with training_backend(model, checkpointing) as backend:
         content = Batch(backend.latents_in(latents), backend.cond(conditioning))
         teacher = Denoiser(backend)
-        student = Denoiser(backend.trainable_copy()) if full else Denoiser(backend, backend.new_path(RANK))
+        student = Denoiser(backend.trainable_copy()) if full else Denoiser(backend, backend.new_lora(RANK))
         heads = LatentDiscriminator.for_teacher(teacher, backend.default_taps(), content)
         method = LADD(student, teacher, heads, backend.default_taps())
         training_step(Run(method, OneBatch(), TrainConfig(batch_size=BATCH)))

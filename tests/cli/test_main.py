@@ -99,9 +99,9 @@ def test_the_student_is_the_average_and_the_same_in_diffusers(folder):
     file = folder / "run" / "student.safetensors"
     _, student, description = load_student(load_config(folder / "c.toml"), file)
     checkpoint, _ = load_tensors(folder / "run" / "checkpoint.safetensors")
-    average = student.backend.new_path(4)
+    average = student.backend.new_lora(4)
     copy_into(dict(average.named_parameters()), {n[4:]: v for n, v in checkpoint.items() if n.startswith("ema.")})
-    expected, exported = average.export(), student.path.export()
+    expected, exported = average.export(), student.lora.export()
     assert [name for name, value in expected.items() if not torch.equal(exported[name], value)] == []
 
     absent = ("scheduler", "vae", "text_encoder", "tokenizer")
@@ -200,7 +200,8 @@ def one_line(capsys) -> str:
         ("[train]\nbatch_size = 1", "hinge with a batch of 1"),
         ('method = "lcm"\n', "method must be one of"),
         (
-            "[ladd]\nterms = { pairs = 1.0 }\nstudent_sigmas = [0.9]\nprobabilities = [1.0]\nwarmup_probabilities = [1.0]",
+            "[ladd]\nterms = { pairs = 1.0 }\nstudent_sigmas = [0.9]\n"
+            "probabilities = [1.0]\nwarmup_probabilities = [1.0]",
             "both trained and stored",
         ),
     ],

@@ -41,8 +41,8 @@ def test_time_embedding_values():
 
 
 def test_calibrated_features_have_unit_channels_whatever_their_scales():
-    scales = torch.logspace(-2, 2, 12).view(-1, 1, 1)
-    features = scales * torch.randn(64, 12, 6, 10) + 3 * scales
+    multi_scale_taps = torch.logspace(-2, 2, 12).view(-1, 1, 1)
+    features = multi_scale_taps * torch.randn(64, 12, 6, 10) + 3 * multi_scale_taps
     norm = FeatureNorm(12)
     torch.testing.assert_close(
         norm(features), torch.nn.functional.layer_norm(features.movedim(1, -1), (12,)).movedim(-1, 1)
@@ -220,9 +220,9 @@ def test_text_is_pooled_or_the_mean_of_its_real_tokens():
 
 def test_a_map_takes_the_latents_at_its_own_size():
     latents, hidden = torch.randn(1, 2, 8, 4), torch.randn(1, 3, 4, 2)
-    inlet = torch.nn.Conv2d(2, 3, 1, bias=False)
-    expected = hidden + inlet(torch.nn.functional.avg_pool2d(latents, 2))
-    torch.testing.assert_close(add_small_copy(hidden, latents, inlet, 1, 1), expected)
+    input_conv = torch.nn.Conv2d(2, 3, 1, bias=False)
+    expected = hidden + input_conv(torch.nn.functional.avg_pool2d(latents, 2))
+    torch.testing.assert_close(add_small_copy(hidden, latents, input_conv, 1, 1), expected)
 
 
 def test_tokens_take_a_coarser_copy_and_text_tokens_nothing():

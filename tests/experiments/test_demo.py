@@ -67,7 +67,7 @@ def test_the_student_file_is_the_student(finished):
     assert description["sigmas"] == list(SMALL.mixed.ladd.student_sigmas)
     backend = demo.mini_backend()
     assert description["base"] == fingerprint(backend.network)
-    path = backend.new_path(2)
+    path = backend.new_lora(2)
     path.load_export(state)
     classes, _ = demo.mini_conditioning()
     x, sigma = torch.randn(2, *mini.LATENT_SHAPE), torch.ones(2)

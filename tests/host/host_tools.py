@@ -76,7 +76,7 @@ def host_denoised(model, positive: list, x: torch.Tensor, sigma: torch.Tensor, s
 
 def a_lora(family: str, model, seed: int = 3) -> dict:
     with training_backend(model) as backend:
-        path = backend.new_path(2)
+        path = backend.new_lora(2)
         excite(path, seed)
         return backend.export(path)
 
@@ -92,7 +92,7 @@ class OneBatch:
 
 
 def a_run(backend, positive: list, x: torch.Tensor, **settings) -> Run:
-    teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(4))
+    teacher, student = Denoiser(backend), Denoiser(backend, backend.new_lora(4))
     dataset = OneBatch(Batch(x, backend.cond(positive * len(x))))
     heads = LatentDiscriminator.for_teacher(teacher, backend.default_taps(), dataset.content, width=8, blocks=1)
     method = LADD(student, teacher, heads, backend.default_taps(), LADDConfig(warmup_steps=0))

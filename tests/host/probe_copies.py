@@ -17,7 +17,7 @@ import torch
 from pack.distill_core.data.dataset import Batch
 from pack.distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from pack.distill_core.methods.ladd import LADDConfig
-from pack.distill_core.methods.registry import DiscriminatorConfig, Parts, new_method
+from pack.distill_core.methods.registry import Components, DiscriminatorConfig, new_method
 from pack.distill_core.models.denoiser import Denoiser
 from pack.distill_core.training.loop import Run, TrainConfig, training_step
 from pack.nodes.host.backend import training_backend
@@ -46,7 +46,7 @@ def same_network() -> dict:
     for family in FAMILIES:
         with training_backend(with_lora(family)) as backend:
             batch, sigma = example(backend, family), backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.3]))
-            path = backend.new_path(2)
+            path = backend.new_lora(2)
             excite(path)
             copied = backend.trainable_copy()
             teacher, student = Denoiser(backend), Denoiser(copied)
@@ -160,7 +160,7 @@ def full_step() -> dict:
         with training_backend(model) as backend:
             batch = example(backend, family)
             heads = DiscriminatorConfig(width=8, blocks=1)
-            method = new_method(LADDConfig(warmup_steps=0), Parts(backend), batch, 0, heads=heads)
+            method = new_method(LADDConfig(warmup_steps=0), Components(backend), batch, 0, heads=heads)
             run = Run(method, OneBatch(batch), TrainConfig(batch_size=2, steps=2))
             frozen = [dict(network.named_parameters()) for network in (backend.network, model.model.diffusion_model)]
             before = [{name: value.clone() for name, value in weights.items()} for weights in frozen]
@@ -178,7 +178,7 @@ def diffusion2gan(backend, batch: Batch, critic: str, **settings):
     config = Diffusion2GANConfig(
         terms={"adversarial": 1.0}, critic=critic, critic_rank=2, r1_every=1, mix_share=0.5, **settings
     )
-    return new_method(config, Parts(backend), batch, 2, heads=DiscriminatorConfig(width=8, blocks=1))
+    return new_method(config, Components(backend), batch, 2, heads=DiscriminatorConfig(width=8, blocks=1))
 
 
 def critics() -> dict:
@@ -211,7 +211,7 @@ def critics() -> dict:
 
 def backend_scales(family: str) -> list:
     with training_backend(load(family)) as backend:
-        return list(backend.scales())
+        return list(backend.multi_scale_taps())
 
 
 def fed_blocks() -> dict:
@@ -227,7 +227,7 @@ def fed_blocks() -> dict:
                 short = tiny_models.conditioning(family)
                 batch = Batch(batch.latents, backend.cond(short + long + short))
             heads = diffusion2gan(backend, batch, "lora").discriminator
-            name = backend.scales()[1][-1] if backend.scales()[1] else None
+            name = backend.multi_scale_taps()[1][-1] if backend.multi_scale_taps()[1] else None
             if name is None:
                 continue
             seen, block = [], backend.network.get_submodule(name)
@@ -239,7 +239,7 @@ def fed_blocks() -> dict:
             noise = torch.zeros_like(batch.latents)
             plain = heads(batch.latents, noise, batch.cond)
             forwards = len(seen)
-            torch.nn.init.normal_(heads.inlets[-1].weight)
+            torch.nn.init.normal_(heads.input_convs[-1].weight)
             fed = heads(batch.latents, noise, batch.cond)
             handle.remove()
             before, after = seen[:forwards], seen[forwards:]

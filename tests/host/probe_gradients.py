@@ -11,7 +11,7 @@ import comfy_extras.nodes_train as core_train
 import tiny_models
 import torch
 from pack.distill_core.models.denoiser import Denoiser
-from pack.distill_core.models.lora import LowRankPath, PathSwitch
+from pack.distill_core.models.lora import Lora, LoraSwitch
 from pack.nodes.host.backend import training_backend
 from pack.nodes.host.families import training_family
 
@@ -72,7 +72,7 @@ def gradients() -> dict:
         for checkpointing in (False, True):
             with training_backend(model, checkpointing) as backend:
                 in_double(backend.network)
-                path = backend.new_path(2).double()
+                path = backend.new_lora(2).double()
                 excite(path)
                 student, teacher = Denoiser(backend, path), Denoiser(backend)
                 cond = backend.cond(tiny_models.conditioning(family) + tiny_models.conditioning(family, 2)).to(
@@ -101,9 +101,9 @@ def gradients_of_core() -> dict:
                 inner = patcher.model.requires_grad_(False).train()
                 network = inner.diffusion_model
                 in_double(network)
-                switch = PathSwitch()
+                switch = LoraSwitch()
                 targets = training_family(network).lora_targets(network)
-                path = LowRankPath(network, targets, 2, switch).double()
+                path = Lora(network, targets, 2, switch).double()
                 excite(path)
                 switch.active = path
                 if checkpointing:

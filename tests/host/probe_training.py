@@ -212,7 +212,7 @@ def flops_of_a_step() -> float:
     positive = [[torch.randn(1, 16, 256), {"pooled_output": torch.randn(1, 64)}]]
     x = torch.randn(2, channels, 16, 16)
     with training_backend(model, checkpointing=False) as backend:
-        teacher, student = Denoiser(backend), Denoiser(backend, backend.new_path(8))
+        teacher, student = Denoiser(backend), Denoiser(backend, backend.new_lora(8))
         taps = [f"joint_blocks.{i}" for i in (2, 5, 8)]
         dataset = OneBatch(Batch(x, backend.cond(positive * 2)))
         method = LADD(student, teacher, LatentDiscriminator.for_teacher(teacher, taps, dataset.content), taps)
@@ -344,7 +344,7 @@ def exported_loras() -> dict:
         else:
             model, positive, x = load(family), tiny_models.conditioning(family), latents(family)
         with training_backend(model) as backend:
-            path = backend.new_path(3)
+            path = backend.new_lora(3)
             excite(path)
             sigma = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.3]))
             with torch.no_grad():
@@ -434,7 +434,7 @@ def mistakes() -> dict:
             "empty conditioning": said(lambda: backend.cond([])),
             "no pooled": said(lambda: Denoiser(backend)(x, sigma, no_pooled)),
             "unlike conditionings": said(lambda: cat_conds(half)),
-            "quantized": said(lambda: setattr(backend, "architecture", no_layers) or backend.new_path(2)),
+            "quantized": said(lambda: setattr(backend, "architecture", no_layers) or backend.new_lora(2)),
             "quantized, all weights": said(lambda: quantized(backend).trainable_copy()),
             "other channels": said(lambda: backend.latents_in(torch.zeros(1, 4, 8, 8))),
         }

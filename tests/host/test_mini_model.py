@@ -21,7 +21,7 @@ def probe(tmp_path_factory):
     """(inputs, the host's outputs, our outputs, what the host printed)."""
     folder = tmp_path_factory.mktemp("probe")
     backend, (classes, _) = mini_backend(), mini_conditioning()
-    path = backend.new_path(rank=4)
+    path = backend.new_lora(rank=4)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for up in path.up:

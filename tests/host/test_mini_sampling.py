@@ -23,7 +23,7 @@ def student(host):
     """The shipped student, its file's name in the server, and what the file says of itself."""
     state, description = read_lora(mini.ASSETS / "student.safetensors")
     backend = mini_backend()
-    path = backend.new_path(rank=next(iter(state.values())).shape[0])
+    path = backend.new_lora(rank=next(iter(state.values())).shape[0])
     path.load_export(state)
     lora = host.add_model("loras", mini.ASSETS / "student.safetensors", "mini-student.safetensors")
     return Denoiser(backend, path), lora, description

@@ -10,7 +10,7 @@ from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulat
 from distill_core.discriminators.pixel import PixelDiscriminator
 from distill_core.methods import losses
 from distill_core.methods.add import ADD, ADDConfig
-from distill_core.methods.registry import Parts, VisionConfig, new_method
+from distill_core.methods.registry import Components, VisionConfig, new_method
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.models.vision import image_embedding
 from distill_core.training.loop import train
@@ -50,7 +50,7 @@ def test_four_levels_drawn_equally_and_pure_noise_at_the_highest(start):
 def test_zero_terminal_snr_of_an_eps_model(make_backend, make_cond):
     """Nothing of the image reaches the network at the last timestep, though its schedule leaves 0.5 % of it there."""
     backend = make_backend("unet")
-    method = new_method(ADDConfig(distillation()["terms"], space="latent"), Parts(backend), None, 2)
+    method = new_method(ADDConfig(distillation()["terms"], space="latent"), Components(backend), None, 2)
     batch = Batch(100 + torch.zeros(32, CHANNELS, 8, 8), make_cond(32))
     at = method.start(batch, ItemNoise(0, range(32)), 0)
     assert method.levels == pytest.approx(backend.process.sigma(torch.tensor([999, 749, 499, 249])).tolist(), rel=1e-4)
@@ -282,11 +282,11 @@ def test_impossible_settings_are_refused(bad):
 def test_missing_parts_are_named_before_training(dataset, tmp_path):
     parts = toy_parts()
     with pytest.raises(ValueError, match="frozen vision network"):
-        toy_method(dataset, ADDConfig(), parts=Parts(parts.backend, parts.decode))
+        toy_method(dataset, ADDConfig(), parts=Components(parts.backend, parts.decode))
     with pytest.raises(ValueError, match="no autoencoder"):
-        toy_method(dataset, ADDConfig(), parts=Parts(parts.backend, None, parts.encoder))
+        toy_method(dataset, ADDConfig(), parts=Components(parts.backend, None, parts.encoder))
     with pytest.raises(ValueError, match="needs a decoder"):
-        toy_method(dataset, ADDConfig({"distillation": 1.0}), parts=Parts(parts.backend))
+        toy_method(dataset, ADDConfig({"distillation": 1.0}), parts=Components(parts.backend))
     with pytest.raises(ValueError, match="no vision network in"):
         new_method(
             ADDConfig(),
@@ -303,7 +303,7 @@ def test_missing_parts_are_named_before_training(dataset, tmp_path):
 
 def test_an_autoencoder_without_gradients_is_refused(dataset):
     parts = toy_parts()
-    blind = Parts(parts.backend, torch.no_grad()(parts.decode), parts.encoder)
+    blind = Components(parts.backend, torch.no_grad()(parts.decode), parts.encoder)
     run = toy_run(dataset, ladd=ADDConfig())
     run.method = toy_method(dataset, ADDConfig(), parts=blind)
     with pytest.raises(ValueError, match="gives no gradients"):
@@ -366,7 +366,7 @@ def test_a_step_on_real_architectures(name, make_backend, make_cond, rank):
         )
         backend = make_backend(name)
         batch = Batch(torch.randn(2, CHANNELS, 8, 8), make_cond(2))
-        parts = Parts(backend, lambda latents: tiny.decode(latents).sample, tiny.encoder)
+        parts = Components(backend, lambda latents: tiny.decode(latents).sample, tiny.encoder)
         method = new_method(ADDConfig(), parts, batch, rank, uncond=make_cond(1, seed=4), guidance=3.0)
     assert isinstance(method.discriminator, PixelDiscriminator) and isinstance(method.student, Denoiser)
     method.check(batch, 2)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
-from distill_core.methods.defaults import MOST_STEPS, levels_for, preset_levels, probabilities_for, start_for
+from distill_core.methods.defaults import MOST_STEPS, levels_for, preset_levels, probabilities_for, starting_values
 from distill_core.presets.recipe import ModelFacts
 
 
@@ -35,4 +35,7 @@ def test_probabilities_sum_to_one_and_favour_the_first_level(count):
 
 
 def test_every_family_has_starting_values():
-    assert start_for(None) == start_for("sd3") and start_for("sd15").renoise_mean < start_for("sdxl").renoise_mean
+    assert (
+        starting_values(None) == starting_values("sd3")
+        and starting_values("sd15").renoise_mean < starting_values("sdxl").renoise_mean
+    )

@@ -11,7 +11,7 @@ from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.samplers import SAMPLERS
 from distill_core.methods import losses
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
-from distill_core.methods.registry import DiscriminatorConfig, Parts, new_method
+from distill_core.methods.registry import Components, DiscriminatorConfig, new_method
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.training.loop import train
 
@@ -89,10 +89,10 @@ def test_zero_paths_leave_the_discriminators_output_unchanged(dataset, critic):
         pooled = discriminator.pooled(maps)
         plain = discriminator.heads(pooled, torch.zeros(4), batch.cond.pooled)
         assert torch.equal(first, second) and torch.equal(first, plain)
-        discriminator.noise_inlet.weight.add_(0.1)
+        discriminator.noise_conv.weight.add_(0.1)
         assert not torch.allclose(discriminator(batch.latents, noise[0], batch.cond), first)
-        discriminator.noise_inlet.weight.zero_()
-        discriminator.inlets[1].weight.add_(0.1)
+        discriminator.noise_conv.weight.zero_()
+        discriminator.input_convs[1].weight.add_(0.1)
         changed = discriminator(batch.latents, noise[0], batch.cond)
         assert not torch.allclose(changed, first)
         early = [m.numel() // 4 // m.shape[1] for m in pooled[:2]]
@@ -104,7 +104,7 @@ def test_smaller_latents_reach_only_the_discriminators_forwards(dataset):
     batch, sigma = dataset.batch(0, 4, 0), torch.full((4,), 0.5)
     before = method.teacher(batch.latents, sigma, batch.cond)
     with torch.no_grad():
-        for inlet in method.discriminator.inlets:
+        for inlet in method.discriminator.input_convs:
             inlet.weight.add_(1.0)
     assert torch.equal(method.teacher(batch.latents, sigma, batch.cond), before)
 
@@ -131,7 +131,7 @@ def test_mix_and_match_shows_targets_of_other_items_as_fakes(start):
 def test_mixing_is_drawn_again_for_every_update(start):
     _, at = start(size=16, mix_share=0.5)
     first = at.mixed
-    at.renew_noise()
+    at.redraw()
     assert not torch.equal(first, at.mixed)
 
 
@@ -285,8 +285,8 @@ def test_a_step_on_every_family(family, make_backend, make_cond, rank, critic, c
             torch.manual_seed(0)
             config = Diffusion2GANConfig(critic=critic, critic_rank=2, r1=0.1)
             heads = DiscriminatorConfig(width=8, blocks=1)
-            method = new_method(config, Parts(backend), batch, rank, heads=heads)
-            for inlet in method.discriminator.inlets:
+            method = new_method(config, Components(backend), batch, rank, heads=heads)
+            for inlet in method.discriminator.input_convs:
                 torch.nn.init.normal_(inlet.weight, std=0.3)
         at = method.start(batch, ItemNoise(0, range(4)), 0)
         assert at.at_top.all() and torch.allclose(at.unit_noise.std(), torch.tensor(1.0), atol=0.1)

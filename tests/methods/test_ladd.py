@@ -101,7 +101,7 @@ def test_real_and_fake_are_renoised_by_one_path(start, shared):
 def test_the_teacher_is_untouched_by_the_students_path(start, randomise):
     method, at = start()
     before = [maps.clone() for maps in at.real_maps]
-    randomise(method.student.path, size=5.0)
+    randomise(method.student.lora, size=5.0)
     _, again = start()
     again.method = method
     assert not torch.allclose(method.student(at.x, at.sigma, at.batch.cond), at.fake, atol=0.1)
@@ -112,7 +112,7 @@ def test_the_teacher_is_untouched_by_the_students_path(start, randomise):
 def test_forwards_of_a_step(dataset, terms):
     """One of the student, one of the teacher on the fake, one on the real; the last block is for the student only."""
     run = toy_run(dataset, ladd=TERMS[terms])
-    backend, path = run.method.teacher.backend, run.method.student.path
+    backend, path = run.method.teacher.backend, run.method.student.lora
     calls = {0: [], 2: []}
     for index, seen in calls.items():
         backend.network.blocks[index].register_forward_hook(
@@ -132,7 +132,7 @@ def test_the_discriminator_reuses_the_fakes_features_without_their_graph(start):
     method, at = start()
     maps = at.fake_maps
     method.discriminator_loss(at)[0].backward()
-    assert at.fake_maps is maps and all(p.grad is None for p in method.student.path.parameters())
+    assert at.fake_maps is maps and all(p.grad is None for p in method.student.lora.parameters())
 
 
 def test_the_generators_loss_is_the_verdict_on_the_noised_fake(start):
@@ -262,7 +262,7 @@ def test_consistency_by_hand_for_flow(start):
 
 def test_consistency_by_hand_for_an_eps_unet(make_backend, make_cond, randomise):
     backend = make_backend("unet")
-    student = Denoiser(backend, randomise(backend.new_path(2)))
+    student = Denoiser(backend, randomise(backend.new_lora(2)))
     levels = tuple(grid_sigmas(backend.process, 2)[:-1].tolist())
     config = LADDConfig({"consistency": 1.0}, levels, (0.5, 0.5), (0.5, 0.5), regression="mse", consistency_levels=3)
     method = LADD(student, Denoiser(backend), None, [], config, make_cond(1, seed=9), 3.0)
@@ -355,13 +355,13 @@ def test_a_step_trains_the_student_of_every_family(family, make_backend, make_co
     batch = Batch(torch.randn(2, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0)), make_cond(2))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        student, teacher = Denoiser(backend, backend.new_path(2)), Denoiser(backend)
+        student, teacher = Denoiser(backend, backend.new_lora(2)), Denoiser(backend)
         heads = LatentDiscriminator.for_teacher(teacher, taps, batch, width=8, blocks=1)
     levels = tuple(grid_sigmas(backend.process, 4)[:-1].tolist())
     at = LADD(student, teacher, heads, taps, LADDConfig(student_sigmas=levels)).start(batch, ItemNoise(0, range(2)), 0)
     loss, _ = at.method.generator_loss(at)
     loss.backward(inputs=list(student.trainable().values()))
-    assert all(up.grad.any() for up in student.path.up[:3]) and all(p.grad is None for p in heads.parameters())
+    assert all(up.grad.any() for up in student.lora.up[:3]) and all(p.grad is None for p in heads.parameters())
 
 
 def test_a_step_costs_at_most_4_9_forwards():

@@ -129,8 +129,8 @@ def test_every_lora_target_runs_in_a_forward(family, make_backend, batch):
 def test_new_path_takes_chosen_targets(make_backend):
     backend = make_backend("sd3")
     targets = backend.lora_targets()[:2]
-    assert backend.new_path(2, targets).targets == targets
-    assert backend.new_path(2).targets == backend.lora_targets()
+    assert backend.new_lora(2, targets).targets == targets
+    assert backend.new_lora(2).targets == backend.lora_targets()
 
 
 def test_an_unknown_class_is_refused():

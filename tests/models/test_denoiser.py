@@ -37,14 +37,14 @@ def test_a_half_precision_network_gives_float32_latents(make_backend, batch):
 
 def test_trainable_is_the_path_or_the_whole_network(make_backend):
     backend = make_backend("sd3")
-    path = backend.new_path(2)
+    path = backend.new_lora(2)
     assert set(Denoiser(backend, path).trainable().values()) == set(path.parameters())
     assert set(Denoiser(backend).trainable()) == dict(backend.network.named_parameters()).keys()
 
 
 def test_features_are_those_of_the_view(family, make_backend, randomise, batch):
     backend = make_backend(family)
-    path, taps = randomise(backend.new_path(2)), backend.tap_names[:2]
+    path, taps = randomise(backend.new_lora(2)), backend.tap_names[:2]
     teacher, student = (Denoiser(backend, p).features(*batch, taps) for p in (None, path))
     assert not any(torch.allclose(a, b, atol=1e-2) for a, b in zip(teacher, student, strict=True))
     with backend.switch.on(path):  # whatever view is on around the call
@@ -124,7 +124,7 @@ class GeneratorStep:
         self.x, self.sigma, self.cond = self.x.double(), self.sigma.double(), cond.to(torch.float64)
         self.backend = backend
         backend.network.double()
-        self.path = randomise(backend.new_path(2)).double()
+        self.path = randomise(backend.new_lora(2)).double()
         self.student, self.teacher = Denoiser(backend, self.path), Denoiser(backend)
         g = torch.Generator().manual_seed(3)
         self.noise = torch.randn(self.x.shape, generator=g, dtype=torch.float64)
@@ -197,7 +197,7 @@ def test_gradient_checkpointing_really_recomputes_the_blocks(family, make_backen
     calls = {}
     for checkpointing in (False, True):
         backend = make_backend(family, gradient_checkpointing=checkpointing)
-        path = randomise(backend.new_path(2))
+        path = randomise(backend.new_lora(2))
         layer = backend.network.get_submodule(path.targets[0])
         layer.register_forward_hook(lambda *_, key=checkpointing: calls.update({key: calls.get(key, 0) + 1}))
         Denoiser(backend, path)(*batch).sum().backward()

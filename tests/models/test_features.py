@@ -5,7 +5,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from distill_core.models.denoiser import Denoiser
 from distill_core.models.features import OutOfPlace, collect_taps, tokens_to_map
-from distill_core.models.lora import PathSwitch
+from distill_core.models.lora import LoraSwitch
 
 
 def image_stream(output):
@@ -129,7 +129,7 @@ def test_unknown_and_empty_taps_are_refused(make_backend, batch):
 
 
 def test_a_tap_that_never_runs_is_an_error_and_leaves_no_hooks():
-    network, switch = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}), PathSwitch()
+    network, switch = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}), LoraSwitch()
     with pytest.raises(ValueError, match="never ran.*b"):
         collect_taps(network, ["a", "b"], lambda: network["a"](torch.ones(1, 2)), switch)
     assert switch.after_checkpoint is None
@@ -178,7 +178,7 @@ TAPS = ["taps.0", "taps.1", "taps.2"]
 
 def taps_and_gradient(network, x):
     leaf = x.clone().requires_grad_()
-    taps = collect_taps(network, TAPS, lambda: network(leaf), PathSwitch())
+    taps = collect_taps(network, TAPS, lambda: network(leaf), LoraSwitch())
     loss = sum((i + 1) * tap.square().sum() for i, tap in enumerate(taps))
     return taps, torch.autograd.grad(loss, leaf)[0]
 
@@ -205,7 +205,7 @@ def test_out_of_place_gives_separate_taps_and_right_gradients(run_block):
 def test_without_the_guard_in_place_taps_share_one_buffer():
     """The negative control of the test above."""
     network = Residual(in_place=True)
-    taps = collect_taps(network, TAPS, lambda: network(torch.randn(2, 4)), PathSwitch())
+    taps = collect_taps(network, TAPS, lambda: network(torch.randn(2, 4)), LoraSwitch())
     assert taps[0].data_ptr() == taps[2].data_ptr() and torch.equal(taps[0], taps[2])
 
 

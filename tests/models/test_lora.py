@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from distill_core.models.denoiser import Denoiser
-from distill_core.models.lora import LowRankPath, PathSwitch, linear_layers
+from distill_core.models.lora import Lora, LoraSwitch, linear_layers
 
 
 class Blocks(nn.Module):
@@ -30,21 +30,21 @@ TARGETS = [f"blocks.{i}.0" for i in range(3)]
 
 @pytest.fixture
 def toy(randomise):
-    network, switch = Blocks(), PathSwitch()
-    return network, switch, randomise(LowRankPath(network, TARGETS, 2, switch), size=1.0)
+    network, switch = Blocks(), LoraSwitch()
+    return network, switch, randomise(Lora(network, TARGETS, 2, switch), size=1.0)
 
 
 def test_a_new_path_changes_nothing(family, make_backend, batch):
     backend = make_backend(family)
     torch.testing.assert_close(
-        Denoiser(backend, backend.new_path(2))(*batch), Denoiser(backend)(*batch), rtol=0, atol=0
+        Denoiser(backend, backend.new_lora(2))(*batch), Denoiser(backend)(*batch), rtol=0, atol=0
     )
 
 
 def test_each_view_has_its_own_path(family, make_backend, batch, randomise):
     backend = make_backend(family)
     plain = Denoiser(backend)(*batch)
-    first, second = (randomise(backend.new_path(2), seed) for seed in (1, 2))
+    first, second = (randomise(backend.new_lora(2), seed) for seed in (1, 2))
     outputs = [Denoiser(backend, path)(*batch) for path in (first, second)]
     assert not torch.allclose(outputs[0], plain) and not torch.allclose(outputs[0], outputs[1])
     assert torch.equal(Denoiser(backend)(*batch), plain)  # the teacher is as before
@@ -53,7 +53,7 @@ def test_each_view_has_its_own_path(family, make_backend, batch, randomise):
 
 def test_the_path_adds_scale_b_a_x(toy):
     network, switch, _ = toy
-    path = LowRankPath(network, TARGETS[:1], rank=2, switch=switch, alpha=6.0)
+    path = Lora(network, TARGETS[:1], rank=2, switch=switch, alpha=6.0)
     nn.init.normal_(path.up[0])
     x = torch.randn(4, 6)
     with switch.on(path):
@@ -64,7 +64,7 @@ def test_the_path_adds_scale_b_a_x(toy):
 
 
 def test_the_switch_nests_and_recovers_from_errors():
-    switch, outer, inner = PathSwitch(), object(), object()
+    switch, outer, inner = LoraSwitch(), object(), object()
     with switch.on(outer):
         with pytest.raises(RuntimeError), switch.on(inner):
             assert switch.active is inner
@@ -86,7 +86,7 @@ def test_a_removed_path_is_gone(toy):
 
 def test_only_the_path_gets_gradients(family, make_backend, batch, randomise):
     backend = make_backend(family)
-    path = randomise(backend.new_path(2))
+    path = randomise(backend.new_lora(2))
     Denoiser(backend, path)(*batch).square().sum().backward()
     assert all(p.grad is None for p in backend.network.parameters())
     without = {name for name, p in zip(path.targets, path.down, strict=True) if not p.grad.any()}
@@ -96,7 +96,7 @@ def test_only_the_path_gets_gradients(family, make_backend, batch, randomise):
 
 def test_the_teacher_view_gives_the_path_no_gradient(make_backend, batch):
     backend = make_backend("sd3")
-    path = backend.new_path(2)
+    path = backend.new_lora(2)
     x, sigma, cond = batch
     x = x.requires_grad_()
     Denoiser(backend)(x, sigma, cond).sum().backward()
@@ -155,7 +155,7 @@ def test_export_and_load_round_trip(toy):
     network, switch, path = toy
     state = path.export()
     assert set(state) == {f"transformer.{t}.lora_{m}.weight" for t in TARGETS for m in "AB"}
-    other = LowRankPath(network, TARGETS, 2, switch, alpha=8.0)  # another scale: the file holds the product
+    other = Lora(network, TARGETS, 2, switch, alpha=8.0)  # another scale: the file holds the product
     other.load_export(state)
     x = torch.randn(3, 6)
     outputs = []
@@ -188,7 +188,7 @@ def test_a_lora_of_another_model_is_refused(toy, change):
 def test_bad_targets_and_ranks_are_refused(toy, targets, rank):
     network, switch, _ = toy
     with pytest.raises(ValueError):
-        LowRankPath(network, targets, rank, switch)
+        Lora(network, targets, rank, switch)
 
 
 def test_linear_layers_finds_those_under_a_name(make_network):
@@ -202,7 +202,7 @@ def test_linear_layers_finds_those_under_a_name(make_network):
 
 def test_diffusers_loads_the_export_and_gives_the_same_output(family, make_backend, batch, randomise):
     backend, fresh = make_backend(family), make_backend(family)
-    path = randomise(LowRankPath(backend.network, backend.lora_targets(), 2, backend.switch, alpha=3.0))
+    path = randomise(Lora(backend.network, backend.lora_targets(), 2, backend.switch, alpha=3.0))
     prefix = backend.family.lora_prefix
     fresh.network.load_lora_adapter(path.export(prefix), prefix=prefix)
     ours, theirs = Denoiser(backend, path)(*batch), Denoiser(fresh)(*batch)
@@ -216,7 +216,7 @@ def test_diffusers_pipeline_loads_the_exported_file(make_backend, batch, randomi
     from safetensors.torch import save_file
 
     backend, fresh = make_backend("sd3"), make_backend("sd3")
-    path = randomise(backend.new_path(2))
+    path = randomise(backend.new_lora(2))
     save_file(path.export(), tmp_path / "lora.safetensors")
     absent = ("scheduler", "vae", "text_encoder", "tokenizer")
     absent += ("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
@@ -245,7 +245,7 @@ def test_checkpointing_recomputes_twice_with_the_kernels_of_the_forward():
         torch.manual_seed(0)
         block, x = Attention(), torch.randn(2, 4, 6, requires_grad=True)
     results = []
-    for run_block in (lambda block, x: block(x), PathSwitch().checkpoint):
+    for run_block in (lambda block, x: block(x), LoraSwitch().checkpoint):
         with sdpa_kernel(SDPBackend.MATH):
             y = run_block(block, run_block(block, x))
             (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)

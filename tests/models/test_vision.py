@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from toy import ToyEncoder
 
-from distill_core.methods.registry import Parts, VisionConfig, open_vision
+from distill_core.methods.registry import Components, VisionConfig, open_vision
 from distill_core.models.vision import (
     VisionNetwork,
     efficientnet_vision,
@@ -102,4 +102,4 @@ def test_any_torch_network_serves():
 def test_an_open_network_takes_the_place_of_the_one_that_is_named():
     """ComfyUI hands its networks over opened."""
     given = encoder_vision(ToyEncoder())
-    assert open_vision(VisionConfig(network="nowhere"), Parts(None, vision=given)) is given
+    assert open_vision(VisionConfig(network="nowhere"), Components(None, vision=given)) is given

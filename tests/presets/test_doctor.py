@@ -15,12 +15,12 @@ EPS = DiscreteProcess(cumulative_alphas())
 
 def flow(family, alpha, multiplier=1.0, **changes):
     """A flow model as the host loads it; changes are what nodes did to it."""
-    told = lambda sigma: sigma * multiplier  # noqa: E731
+    timestep_of = lambda sigma: sigma * multiplier  # noqa: E731
     facts = SamplingFacts(
         family,
         FlowProcess(multiplier, alpha),
-        told=told,
-        native_told=told,
+        timestep_of=timestep_of,
+        native_timestep_of=timestep_of,
         shift_alpha=alpha,
         native_shift_alpha=alpha,
         prediction="flow",
@@ -30,9 +30,15 @@ def flow(family, alpha, multiplier=1.0, **changes):
 
 
 def eps(family, **changes):
-    told = lambda sigma: EPS.timestep(sigma).float()  # noqa: E731
+    timestep_of = lambda sigma: EPS.timestep(sigma).float()  # noqa: E731
     facts = SamplingFacts(
-        family, EPS, EPS.sigmas, told=told, native_told=told, prediction="eps", native_prediction="eps"
+        family,
+        EPS,
+        EPS.sigmas,
+        timestep_of=timestep_of,
+        native_timestep_of=timestep_of,
+        prediction="eps",
+        native_prediction="eps",
     )
     return dataclasses.replace(facts, **changes)
 
@@ -79,8 +85,8 @@ def test_factor_typed_as_mu():
 
 
 @pytest.mark.parametrize("native, told, node", [(1000.0, 1.0, "SD3"), (1.0, 1000.0, "AuraFlow")])
-def test_wrong_timestep_multiplier(native, told, node):
-    facts = dataclasses.replace(flow("sd3", 3.0, native), told=lambda sigma: sigma * told, patched=True)
+def test_wrong_timestep_multiplier(native, timestep_of, node):
+    facts = dataclasses.replace(flow("sd3", 3.0, native), timestep_of=lambda sigma: sigma * timestep_of, patched=True)
     diagnosis = diagnose(facts, shifted_sigmas(4, shift_alpha=3.0), 1.0)
     assert faults(diagnosis) == {"time_scale": "error"}
     assert "1000 times" in diagnosis.report and f"ModelSampling{node}" in diagnosis.report and diagnosis.restore_model

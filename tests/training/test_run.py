@@ -13,7 +13,7 @@ from distill_core.methods.add import ADDConfig
 from distill_core.methods.base import MethodConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
-from distill_core.methods.registry import DiscriminatorConfig, Parts, name_of
+from distill_core.methods.registry import Components, DiscriminatorConfig, name_of
 from distill_core.models.backends.diffusers import DiffusersBackend
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.training.loop import TrainConfig, train
@@ -144,7 +144,7 @@ def sd3_run(data: Path, folder: Path | None = None, method: MethodConfig = LADD_
         2, tuple(name for name in backend.lora_targets() if "attn" in name), "ancestral", {"eta": 0.5}
     )
     run = new_run(
-        Parts(backend, decode, encoder),
+        Components(backend, decode, encoder),
         LatentDataset(data),
         method,
         TrainConfig(**settings),
@@ -185,9 +185,9 @@ def test_the_lora_of_a_run_says_how_it_is_sampled(sd3_data, tmp_path):
     assert said["base"] == run.method.student.backend.description()["base"]
     assert all("attn" in name for name in read) and all(name.startswith("transformer.") for name in read)
     with run.ema_weights():
-        averaged = run.method.student.path.export()
+        averaged = run.method.student.lora.export()
     assert read.keys() == averaged.keys() and all(torch.equal(read[name], averaged[name]) for name in read)
-    assert not all(torch.equal(averaged[name], value) for name, value in run.method.student.path.export().items())
+    assert not all(torch.equal(averaged[name], value) for name, value in run.method.student.lora.export().items())
 
 
 @pytest.mark.parametrize(

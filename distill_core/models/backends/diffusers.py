@@ -19,7 +19,7 @@ from ...diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from ...files import fingerprint
 from ..denoiser import Cond
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
-from ..lora import LowRankPath, PathSwitch, linear_layers
+from ..lora import Lora, LoraSwitch, linear_layers
 
 
 def _call_sd3(network: nn.Module, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
@@ -122,7 +122,7 @@ class DiffusersBackend:
     """A frozen diffusers network with its noise process, tap names and path switch.
 
     network: one of the classes in `FAMILIES`, in any precision.  process: default that of the family.
-    gradient_checkpointing: recompute blocks in the backward; views stay correct (`PathSwitch.checkpoint`).
+    gradient_checkpointing: recompute blocks in the backward; views stay correct (`LoraSwitch.checkpoint`).
     Raises ValueError for another class.
     """
 
@@ -135,7 +135,7 @@ class DiffusersBackend:
         self.family = FAMILIES[self.family_name]
         self.network = network.eval().requires_grad_(False)
         self.process = process or self.family.default_process()
-        self.switch = PathSwitch()
+        self.switch = LoraSwitch()
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             network.enable_gradient_checkpointing(self.switch.checkpoint)
@@ -149,7 +149,7 @@ class DiffusersBackend:
         """About ``count`` blocks, evenly spread over the first three quarters of the network."""
         return spread_taps(self.tap_names, count)
 
-    def scales(self, count: int = 3) -> tuple[list[str], list[str]]:
+    def multi_scale_taps(self, count: int = 3) -> tuple[list[str], list[str]]:
         """Blocks for a multi-scale discriminator: (read-outs, coarse to fine; blocks that smaller latents enter).
 
         A UNet is read at its decoder's scales and fed at each lower scale of its encoder. A transformer has one scale:
@@ -200,13 +200,13 @@ class DiffusersBackend:
             "base": fingerprint(self.network),
         }
 
-    def export(self, path: LowRankPath) -> dict[str, Tensor]:
+    def export(self, path: Lora) -> dict[str, Tensor]:
         """The path as a LoRA's tensors, under the names that diffusers and ComfyUI read."""
         return path.export(self.family.lora_prefix)
 
-    def new_path(self, rank: int, targets: Sequence[str] | None = None) -> LowRankPath:
+    def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora:
         """A fresh low-rank path (output 0) on this backbone."""
-        return LowRankPath(self.network, targets or self.lora_targets(), rank, self.switch)
+        return Lora(self.network, targets or self.lora_targets(), rank, self.switch)
 
 
 def load_backend(folder: str | Path, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False):
