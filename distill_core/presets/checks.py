@@ -21,7 +21,8 @@ SEVERITIES = ("error", "warning", "note")  # the picture will be wrong / may be 
 class SamplingFacts(ModelFacts):
     """`ModelFacts` and how the connected MODEL is set up, beside how its family is by nature.
 
-    timestep_of, native_timestep_of: sigma [N] -> the time the network is given, as set up and by nature.  patched: a ModelSampling
+    timestep_of, native_timestep_of: sigma [N] -> the network's time input, as set up and by nature.
+    patched: a ModelSampling
     node sits before the model.  shift_alpha, native_shift_alpha: the factor that its schedulers shift flow levels with,
     None for other models.  prediction, native_prediction: names of what the network's output is taken for.
     guidance_embedded: the network has guidance as an input.
@@ -109,13 +110,13 @@ def check_kind(case: Case) -> Iterator[Finding]:
 
 def check_time_scale(case: Case) -> Iterator[Finding]:
     levels = case.sigmas[:-1]
-    timestep_of, native = case.facts.timestep_of(levels).float(), case.facts.native_timestep_of(levels).float()
-    if (timestep_of - native).abs().max() <= 0.03 * native.abs().max():
+    given, native = case.facts.timestep_of(levels).float(), case.facts.native_timestep_of(levels).float()
+    if (given - native).abs().max() <= 0.03 * native.abs().max():
         return
-    ratio = (timestep_of / native).abs().median().item()
+    ratio = (given / native).abs().median().item()
     size = f"{ratio:.4g} times too big" if ratio > 1 else f"{1 / ratio:.4g} times too small"
     what = (
-        f"at level {levels[0]:.4g} the network is told time {timestep_of[0]:.4g}, but was trained to be told {native[0]:.4g} "
+        f"at level {levels[0]:.4g} the network is given time {given[0]:.4g}, but was trained with {native[0]:.4g} "
         f"({size}): a ModelSampling node set another timestep multiplier"
     )
     scale = native[0].item() / levels[0].item()
