@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -65,15 +66,31 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def fingerprint(network: nn.Module) -> str:
-    """A hash of a network's parameter names, shapes and the first values of each, to recognise a base model.
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and the first values of each tensor.
 
     The values count as bfloat16, so that a network loaded in float32 and in bfloat16 is the same one.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
+        digest.update(value.detach().flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(network: nn.Module) -> str:
+    """The `weights_digest` of a network, to recognise a base model."""
+    return weights_digest(network.state_dict())
+
+
+def file_digest(path: str | Path, samples: int = 16, size: int = 4096) -> str:
+    """A hash of a file's length and of samples of its content at evenly spaced places."""
+    length = Path(path).stat().st_size
+    digest = hashlib.sha256(str(length).encode())
+    with open(path, "rb") as file:
+        for i in range(samples):
+            file.seek(max(0, length - size) * i // max(1, samples - 1))
+            digest.update(file.read(size))
     return digest.hexdigest()[:16]
 
 

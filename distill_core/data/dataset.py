@@ -6,6 +6,7 @@ bucket); rows are read through the memory map when a batch needs them. ``dataset
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..diffusion.noise import ItemNoise, item_generator
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import grid_sigmas, with_levels
-from ..files import DTYPES, load_tensors, save_json, save_tensors
+from ..files import DTYPES, file_digest, load_tensors, save_json, save_tensors
 from ..models.denoiser import Cond, Guided
 
 
@@ -222,6 +223,12 @@ class LatentDataset:
         if not path.is_file():
             raise ValueError(f"{path} is missing: it says how the latents were made; cache the dataset again")
         return json.loads(path.read_text())
+
+    def digest(self) -> str:
+        """A hash of how the latents were made and of samples of every file, to recognise the dataset."""
+        manifest = json.dumps(self.manifest(), sort_keys=True)
+        files = [file_digest(path) for path in (*self.paths, self.folder / "uncond.safetensors")]
+        return hashlib.sha256("".join([manifest, *files]).encode()).hexdigest()[:16]
 
     def uncond(self) -> Cond:
         """The empty conditioning (one row) that the teacher was guided away from."""

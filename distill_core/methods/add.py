@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from ..discriminators.pixel import PixelDiscriminator, text_embedding
 from ..models.denoiser import Cond, Denoiser
 from ..models.vision import VisionNetwork, image_embedding
 from . import losses
-from .base import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
+from .base import Distance, MethodConfig, StudentMethod, Term
+from .components import Components, Ingredients, open_vision, with_tiny_decoder
+from .step import StudentStep, discriminator_health
 
 SPACES = ("pixel", "latent")
 
@@ -50,6 +53,8 @@ class ADDConfig(MethodConfig):
     text_condition: bool = True
     image_condition: bool = True
 
+    name: ClassVar[str] = "add"
+    title: ClassVar[str] = "ADD"
     known_terms = ("adversarial", "distillation", "pairs", "consistency")
 
     def __post_init__(self) -> None:
@@ -64,6 +69,25 @@ class ADDConfig(MethodConfig):
         low, high = self.time_range
         if not 0 < low <= high < 1 or min(self.teacher_steps, self.r1_every) < 1:
             raise ValueError("time_range must lie inside (0, 1), teacher_steps and r1_every be at least 1")
+
+    def build(self, ingredients: Ingredients) -> ADD:
+        components = with_tiny_decoder(ingredients.components, ingredients.vision.decoder)
+        vision = discriminator = None
+        if self.weight("adversarial"):
+            vision = open_vision(ingredients.vision, components)
+            discriminator = self._heads(vision, components, ingredients.example)
+        student, teacher = ingredients.student, ingredients.teacher
+        return ADD(student, teacher, discriminator, vision, components.decode, self, **ingredients.shared())
+
+    def _heads(self, vision: VisionNetwork, components: Components, example: Batch) -> PixelDiscriminator:
+        """Heads that fit the vision network's taps on the example's images."""
+        if components.decode is None:
+            raise ValueError("ADD works on decoded images, and this model has no autoencoder")
+        with torch.no_grad():
+            tokens = vision(components.decode(example.latents))
+        text = text_embedding(example.cond).shape[1] if self.text_condition else 0
+        image = image_embedding(tokens).shape[1] if self.image_condition else 0
+        return PixelDiscriminator(tokens, text, image).to(example.latents.device)
 
 
 class ADD(StudentMethod):
@@ -116,10 +140,13 @@ class ADD(StudentMethod):
     def _logits(self, tokens: list[Tensor], step: ADDStep) -> Tensor:
         return self.discriminator(tokens, step.text, step.image)
 
-    def _adversarial(self, step: ADDStep) -> Tensor:
+    def terms(self) -> dict[str, Term]:
+        return {**super().terms(), "adversarial": self.adversarial_term, "distillation": self.distillation_term}
+
+    def adversarial_term(self, step: ADDStep) -> Tensor:
         return self.gan_generator(self._logits(step.fake_tokens, step), step.real_logits)
 
-    def _distillation(self, step: ADDStep) -> Tensor:
+    def distillation_term(self, step: ADDStep) -> Tensor:
         """c(t) d(x, teacher's answer to x noised at t), gradient by x only (ADD eq. 4)."""
         alpha, sigma = losses.signal_and_noise(self.teacher.process, step.teacher_sigma)
         target = self.nfsd_target(step) if self.config.weighting == "nfsd" else step.teacher_answer
@@ -215,7 +242,7 @@ class ADDStep(StudentStep):
     def teacher_time(self) -> Tensor:
         """Flow time of the noise that the teacher removes, evenly drawn."""
         low, high = self.method.config.time_range
-        return (low + (high - low) * self.random.uniform()).to(self.fake)
+        return (low + (high - low) * self.random.named("teacher level").uniform()).to(self.fake)
 
     @cached_property
     def teacher_sigma(self) -> Tensor:
@@ -223,7 +250,7 @@ class ADDStep(StudentStep):
 
     @cached_property
     def teacher_noised(self) -> Tensor:
-        noise = self.random.normal_like(self.fake)
+        noise = self.random.named("teacher noise").normal_like(self.fake)
         return self.method.teacher.process.noise_scaling(self.teacher_sigma, noise, self.fake.detach())
 
     @cached_property

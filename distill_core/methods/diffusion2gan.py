@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from ..diffusion.noise import ItemNoise
 from ..discriminators.network import NetworkDiscriminator
 from ..models.denoiser import Denoiser
 from . import losses
-from .base import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
+from .base import Distance, MethodConfig, StudentMethod, Term
+from .components import Ingredients
+from .step import StudentStep, discriminator_health
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class Diffusion2GANConfig(MethodConfig):
     noise_condition: bool = True
     multi_scale: bool = True
 
+    name: ClassVar[str] = "diffusion2gan"
+    title: ClassVar[str] = "Diffusion2GAN"
     default_levels = 1
+    checks_paths = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +60,24 @@ class Diffusion2GANConfig(MethodConfig):
             raise ValueError(f'critic must be "copy" or "lora", not {self.critic!r}')
         if not 0 <= self.mix_share < 1 or not 0 <= self.critic_time < 1 or self.r1_every < 1:
             raise ValueError("mix_share and critic_time must be in [0, 1) and r1_every at least 1")
+
+    def build(self, ingredients: Ingredients) -> Diffusion2GAN:
+        discriminator = None
+        if self.weight("adversarial"):
+            backbone = ingredients.components.trainable_view(self.critic_rank if self.critic == "lora" else 0)
+            taps, inputs = ingredients.teacher.backend.multi_scale_taps()
+            discriminator = NetworkDiscriminator.for_critic(
+                backbone,
+                ingredients.taps or taps,
+                inputs,
+                ingredients.example,
+                self.multi_scale,
+                self.noise_condition,
+                self.critic_time,
+                **ingredients.head_size(),
+            )
+        student, teacher = ingredients.student, ingredients.teacher
+        return Diffusion2GAN(student, teacher, discriminator, self, **ingredients.shared())
 
 
 class Diffusion2GAN(StudentMethod):
@@ -74,7 +98,8 @@ class Diffusion2GAN(StudentMethod):
             raise ValueError("the adversarial term needs a discriminator")
         self.discriminator = discriminator
 
-    def rate_of(self, name: str) -> float:
+    def discriminator_lr_scale(self, name: str) -> float:
+        """Its network learns at another rate than its heads."""
         return self.config.critic_rate if name.startswith("trunk.") else 1.0
 
     def check(self, batch: Batch, micro_batch: int) -> None:
@@ -90,7 +115,10 @@ class Diffusion2GAN(StudentMethod):
     def _logits(self, latents: Tensor, step: Diffusion2GANStep) -> Tensor:
         return self.discriminator(latents, step.unit_noise, step.batch.cond)
 
-    def _adversarial(self, step: Diffusion2GANStep) -> Tensor:
+    def terms(self) -> dict[str, Term]:
+        return {**super().terms(), "adversarial": self.adversarial_term}
+
+    def adversarial_term(self, step: Diffusion2GANStep) -> Tensor:
         return self.gan_generator(self._logits(step.fake, step), step.real_logits)
 
     def discriminator_loss(self, step: Diffusion2GANStep) -> tuple[Tensor, dict[str, float]]:
@@ -124,7 +152,7 @@ class Diffusion2GANStep(StudentStep):
     @cached_property
     def mixed(self) -> Tensor:
         """The student's results, some replaced by the target of the next item; noise and text stay as they are."""
-        swap = (self.random.uniform() < self.method.config.mix_share).to(self.fake.device)
+        swap = (self.random.named("mix").uniform() < self.method.config.mix_share).to(self.fake.device)
         other = self.batch.latents.roll(1, 0)
         return torch.where(swap.view(-1, 1, 1, 1), other, self.fake.detach())
 

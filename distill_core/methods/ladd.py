@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from ..diffusion.schedules import logit_normal
 from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Denoiser
 from . import losses
-from .base import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
+from .base import Distance, MethodConfig, StudentMethod, Term
+from .components import Ingredients
+from .step import StudentStep, discriminator_health
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,21 @@ class LADDConfig(MethodConfig):
     approximate_r1: float = 0.0
     approximate_r1_sigma: float = 0.01
 
+    name: ClassVar[str] = "ladd"
+    title: ClassVar[str] = "LADD"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if len({len(self.student_sigmas), len(self.probabilities), len(self.warmup_probabilities)}) != 1:
             raise ValueError("student_sigmas, probabilities and warmup_probabilities must have the same length")
         if self.approximate_r1_sigma <= 0 or self.renoise_std < 0:
             raise ValueError("approximate_r1_sigma must be above 0 and renoise_std not negative")
+
+    def build(self, ingredients: Ingredients) -> LADD:
+        teacher = ingredients.teacher
+        taps = list(ingredients.taps) or teacher.backend.default_taps()
+        discriminator = LatentDiscriminator.for_teacher(teacher, taps, ingredients.example, **ingredients.head_size())
+        return LADD(ingredients.student, teacher, discriminator, taps, self, **ingredients.shared())
 
 
 class LADD(StudentMethod):
@@ -73,7 +85,10 @@ class LADD(StudentMethod):
         """Draw noise levels and run the student once."""
         return LADDStep(self, batch, random, step)
 
-    def _adversarial(self, step: LADDStep) -> Tensor:
+    def terms(self) -> dict[str, Term]:
+        return {**super().terms(), "adversarial": self.adversarial_term}
+
+    def adversarial_term(self, step: LADDStep) -> Tensor:
         return self.gan_generator(self._logits(step.fake_maps, step), step.real_logits)
 
     def discriminator_loss(self, step: LADDStep) -> tuple[Tensor, dict[str, float]]:
@@ -88,7 +103,7 @@ class LADD(StudentMethod):
             loss, logs["r1"] = loss + self.config.r1 * penalty, penalty.item()
         if self.config.approximate_r1:
             sigma = self.config.approximate_r1_sigma
-            noise = step.random.normal_like(step.real_noised)
+            noise = step.random.named("approximate r1").normal_like(step.real_noised)
             perturbed = self._logits(step.teacher_maps(step.real_noised + sigma * noise), step)
             penalty = losses.approximate_r1(real, perturbed, sigma)
             loss, logs["approximate_r1"] = loss + self.config.approximate_r1 * penalty, penalty.item()
@@ -107,11 +122,13 @@ class LADDStep(StudentStep):
     def renoise_time(self) -> Tensor:
         """Flow time of the discriminator's noise, logit-normal(m, s)."""
         config = self.method.config
-        return logit_normal(self.random, config.renoise_mean, config.renoise_std).to(self.fake.device)
+        return logit_normal(self.random.named("renoise level"), config.renoise_mean, config.renoise_std).to(
+            self.fake.device
+        )
 
     @cached_property
     def renoise(self) -> Tensor:
-        return self.random.normal_like(self.batch.latents)
+        return self.random.named("renoise").normal_like(self.batch.latents)
 
     @cached_property
     def renoise_sigma(self) -> Tensor:
@@ -131,7 +148,8 @@ class LADDStep(StudentStep):
 
     @cached_property
     def real_noised(self) -> Tensor:
-        noise = self.renoise if self.method.config.shared_renoise else self.random.normal_like(self.batch.latents)
+        shared, own = self.method.config.shared_renoise, self.random.named("renoise of real")
+        noise = self.renoise if shared else own.normal_like(self.batch.latents)
         return self.renoised(self.batch.latents, noise)
 
     @cached_property

@@ -10,9 +10,10 @@ from typing import get_args, get_origin, get_type_hints
 from ..data.dataset import CacheConfig
 from ..methods.add import ADDConfig
 from ..methods.base import MethodConfig
+from ..methods.components import DiscriminatorConfig, VisionConfig
 from ..methods.diffusion2gan import Diffusion2GANConfig
 from ..methods.ladd import LADDConfig
-from ..methods.registry import METHODS, DiscriminatorConfig, VisionConfig
+from ..methods.registry import METHODS
 from ..models.pipelines import ModelConfig
 from .loop import TrainConfig
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 import comfy.lora
 from torch import Tensor, nn
 
-from ...distill_core.models.lora import Lora
+from ...distill_core.models.lora import Lora, weight_differences
 from .families import Family
 
 GENERIC = "diffusion_model."
@@ -43,21 +43,9 @@ def export_lora(path: Lora, model, family: Family) -> dict[str, Tensor]:
 
 
 def export_differences(network: nn.Module, original: nn.Module) -> dict[str, Tensor]:
-    """What must be added to the weights of ``original`` to have those of ``network``, as a file of core's LoRA loaders.
-
-    Float32 on the CPU, under the generic names (``diffusion_model.LAYER.diff``, ``.diff_b`` for a bias); weights that
-    are the same in both are left out. diffusers does not read such files.
-    """
-    state, before = {}, dict(original.named_parameters())
-    layers = {name.removesuffix(".weight") for name in before if name.endswith(".weight")}
-    for name, value in network.named_parameters():
-        difference = (value.detach() - before[name].detach().float()).cpu()
-        if not difference.any():
-            continue
-        layer, _, kind = name.rpartition(".")
-        own_name = {"weight": f"{layer}.diff", "bias": f"{layer}.diff_b" if layer in layers else f"{name}.diff"}
-        state[GENERIC + own_name.get(kind, f"{name}.diff")] = difference.contiguous()
-    return state
+    """`models.lora.weight_differences` under the host's generic names (``diffusion_model.LAYER.diff``), which core's
+    LoRA loaders read; diffusers does not."""
+    return weight_differences(network, original, GENERIC.removesuffix("."))
 
 
 def _names_by_weight(model, family: Family) -> dict[str, dict[str, Target]]:

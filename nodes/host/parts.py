@@ -11,8 +11,8 @@ import torch
 from ...distill_core.data.dataset import LatentDataset, check_pairs
 from ...distill_core.methods.add import ADDConfig
 from ...distill_core.methods.base import Distance, MethodConfig
+from ...distill_core.methods.components import Components, VisionConfig
 from ...distill_core.methods.diffusion2gan import Diffusion2GANConfig
-from ...distill_core.methods.registry import Components, VisionConfig
 from ...distill_core.models.denoiser import Denoiser, Guided
 from .decoder import Decoder, autoencoder_of
 from .identity import weights_identity

@@ -19,7 +19,7 @@ from ...diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from ...files import fingerprint
 from ..denoiser import Cond
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
-from ..lora import Lora, LoraSwitch, linear_layers
+from ..lora import Lora, LoraSwitch, add_differences, linear_layers, weight_differences
 
 
 def _call_sd3(network: nn.Module, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
@@ -136,6 +136,7 @@ class DiffusersBackend:
         self.network = network.eval().requires_grad_(False)
         self.process = process or self.family.default_process()
         self.switch = LoraSwitch()
+        self.original: nn.Module | None = None  # of a trainable copy: the network it was made of
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             network.enable_gradient_checkpointing(self.switch.checkpoint)
@@ -173,6 +174,7 @@ class DiffusersBackend:
             network.to(dtype)
         copied = DiffusersBackend(network, self.process, self.gradient_checkpointing)
         copied.network.requires_grad_(True)
+        copied.original = self.network
         return copied
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
@@ -200,9 +202,29 @@ class DiffusersBackend:
             "base": fingerprint(self.network),
         }
 
-    def export(self, path: Lora) -> dict[str, Tensor]:
-        """The path as a LoRA's tensors, under the names that diffusers and ComfyUI read."""
-        return path.export(self.family.lora_prefix)
+    def export(self, lora: Lora | None) -> dict[str, Tensor]:
+        """A LoRA's tensors, under the names that diffusers and ComfyUI read.
+
+        None: how far the weights of a `trainable_copy` are from those it was made of, float32, ``PREFIX.LAYER.diff``
+        (``.diff_b`` for a bias): what the graph writes, too, under the host's own names.
+        """
+        if lora is not None:
+            return lora.export(self.family.lora_prefix)
+        if self.original is None:
+            raise ValueError("only a trainable copy has differences to export; this is the model itself")
+        return weight_differences(self.network, self.original, self.family.lora_prefix)
+
+    def open_lora(self, state: dict[str, Tensor]) -> Lora:
+        """The LoRA of an `export` on this backbone. Raises ValueError when it does not fit."""
+        prefix, end = f"{self.family.lora_prefix}.", ".lora_A.weight"
+        targets = [key.removeprefix(prefix).removesuffix(end) for key in state if key.endswith(end)]
+        lora = self.new_lora(next(iter(state.values())).shape[0], targets)
+        lora.load_export(state, self.family.lora_prefix)
+        return lora
+
+    def add_differences(self, state: dict[str, Tensor]) -> None:
+        """Make this network what a full fine-tuning made of it. Raises ValueError for differences of another model."""
+        add_differences(self.network, state, self.family.lora_prefix)
 
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora:
         """A fresh low-rank path (output 0) on this backbone."""
