@@ -30,7 +30,7 @@ from ..models.pipelines import open_source, read_prompts
 from ..perceptual import ELatentLPIPS, load_metric
 from ..presets.recipe import student_levels
 from ..presets.table import add_presets_command
-from ..training.config import Config, describe_keys, load_config
+from ..training.config import Config, add_settings_command, describe_keys, load_config
 from ..training.loop import Event, Run
 from ..training.monitor import Condition, watched
 from ..training.preflight import preflight
@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add_compare_command(commands)
     add_presets_command(commands)
     add_perceptual_command(commands)
+    add_settings_command(commands)
     return top
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ..data.dataset import LatentDataset
 from ..files import save_json
 from ..methods.base import Distance, MethodConfig
 from ..methods.registry import Components, DiscriminatorConfig, VisionConfig, name_of, new_method, title_of
+from ..settings import setting
 from .loop import Event, Run, TrainConfig
 from .monitor import Condition, Health, watched
 
@@ -120,15 +121,14 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """rank and target layers of the LoRA (empty: the backend's own), and what the student is to be sampled with.
+    """What a student made in a graph is, and what it is to be sampled with."""
 
-    rank 0: no LoRA; all weights of a copy are trained.
-    """
-
-    rank: int = 64
-    targets: tuple[str, ...] = ()
-    sampler: str = "renoise"
-    sampler_options: dict[str, float] = field(default_factory=dict)
+    rank: int = setting(64, "Rank of the student's LoRA. 0: no LoRA; all weights of a second copy are trained.")
+    targets: tuple[str, ...] = setting(
+        (), "Names of the linear layers that the LoRA changes. Empty: all those in the model's blocks."
+    )
+    sampler: str = setting("renoise", "The sampler the student is meant for, written into its file.")
+    sampler_options: dict[str, float] = setting({}, 'Options of that sampler, such as eta for "ancestral".')
 
 
 def pick_targets(names: Sequence[str], parts: str) -> tuple[str, ...]:

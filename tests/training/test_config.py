@@ -1,11 +1,17 @@
+import os
+import subprocess
+import sys
 from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from distill_core.cli.main import main
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
-from distill_core.training.config import Config, describe_keys, load_config
+from distill_core.training.config import WIDTH, Config, describe_keys, load_config, settings_table
 
 
 @pytest.fixture
@@ -26,6 +32,34 @@ def test_the_printed_defaults_are_a_file_with_the_defaults(load):
     assert load(text) == Config()
     sections = [section for section in asdict(Config()).values() if isinstance(section, dict)]
     assert all(f"\n{key} = " in "\n" + text for section in sections for key in section)
+
+
+def test_the_printed_defaults_explain_every_key_within_the_width():
+    lines = describe_keys().splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert all(above.startswith("# ") for above, line in pairwise(lines) if " = " in line and line[0] != "#")
+
+
+def test_the_page_of_settings_is_what_the_command_prints(capsys):
+    assert main(["settings"]) == 0
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8") == capsys.readouterr().out == settings_table(), (
+        "write it anew: python -m distill_core settings > docs/settings.md"
+    )
+
+
+def test_a_file_is_read_as_utf8_whatever_the_locale(tmp_path):
+    (tmp_path / "c.toml").write_bytes('[prompts]\nnegative = "Fréchet"'.encode())
+    code = "import sys; from distill_core.training.config import load_config; load_config(sys.argv[1])"
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "c.toml")], env=ascii_only, check=True)
+    assert load_config(tmp_path / "c.toml").prompts.negative == "Fréchet"
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "c.toml").write_bytes('[prompts]\nnegative = "Fréchet"'.encode("latin-1"))
+    with pytest.raises(ValueError, match="c.toml is not UTF-8 text"):
+        load_config(tmp_path / "c.toml")
 
 
 KINDS = {"ladd": LADDConfig, "add": ADDConfig, "diffusion2gan": Diffusion2GANConfig}
