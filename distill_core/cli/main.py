@@ -11,7 +11,7 @@ from pathlib import Path
 from ..experiments.compare import add_compare_command
 from ..experiments.demo import demo
 from ..presets.table import add_presets_command
-from ..training.config import describe_keys
+from ..training.config import add_settings_command, describe_keys
 from .perceptual import add_perceptual_command
 from .sample import run_evaluate, run_sample
 from .train import run_cache, run_train
@@ -87,4 +87,5 @@ def parser() -> argparse.ArgumentParser:
     add_compare_command(commands)
     add_presets_command(commands)
     add_perceptual_command(commands)
+    add_settings_command(commands)
     return top

@@ -22,6 +22,7 @@ from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import grid_sigmas, with_levels
 from ..files import DTYPES, file_digest, load_tensors, save_json, save_tensors
 from ..models.denoiser import Cond, Guided
+from ..settings import setting
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """How teacher latents are made.
+    """How the teacher's latents are made."""
 
-    count: latents in all.  steps: teacher steps of the Euler sampler.  guidance: constant classifier-free guidance.
-    sizes: latent sizes [H, W], used in turn, one a shard.  state_sigmas: levels at which the state of the ODE path is
-    stored, highest first; the highest level of the grid stores the noise itself (ODE pairs).  dtype: of the files.
-    """
-
-    count: int = 4096
-    steps: int = 25
-    guidance: float = 5.0
-    sizes: tuple[tuple[int, int], ...] = ((64, 64),)
-    state_sigmas: tuple[float, ...] = ()
-    shard_size: int = 256
-    batch_size: int = 64
-    seed: int = 0
-    dtype: str = "float32"
+    count: int = setting(4096, "Number of latents to make; they take the prompts in turn.")
+    steps: int = setting(25, "Steps the teacher takes for each latent, with the Euler sampler.")
+    guidance: float = setting(5.0, "Classifier-free guidance scale of the teacher, the same at every step; 1 for none.")
+    sizes: tuple[tuple[int, int], ...] = setting(
+        ((64, 64),),
+        "Sizes [height, width] of the latents, an eighth of the picture's in pixels; the files of the dataset take "
+        "them in turn.",
+    )
+    state_sigmas: tuple[float, ...] = setting(
+        (),
+        "Noise levels at which the teacher's path is stored as well, highest first; the pairs term needs them. The "
+        "model's highest level (1 for flow models, 14.6146 for SD 1.5 and SDXL) stores the noise each latent began as.",
+    )
+    shard_size: int = setting(256, "Latents in one file of the dataset.")
+    batch_size: int = setting(64, "Latents that are made at once; lower it when memory runs out.")
+    seed: int = setting(0, "Seed of the noise that the latents begin as.")
+    dtype: str = setting("float32", 'Number format of the files: "float32", "float16" or "bfloat16".')
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.shard_size < 1 or self.batch_size < 1 or self.steps < 1:

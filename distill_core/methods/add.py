@@ -8,7 +8,7 @@ distillation term asks for what the teacher makes of that result, noised again. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from ..diffusion.noise import ItemNoise
 from ..discriminators.pixel import PixelDiscriminator, text_embedding
 from ..models.denoiser import Cond, Denoiser
 from ..models.vision import VisionNetwork, image_embedding
+from ..settings import help_of, setting
 from . import losses
 from .base import Distance, MethodConfig, StudentMethod, Term
 from .components import Components, Ingredients, open_vision, with_tiny_decoder
@@ -30,31 +31,50 @@ SPACES = ("pixel", "latent")
 
 @dataclass(frozen=True)
 class ADDConfig(MethodConfig):
-    """The fields of `MethodConfig` (four evenly spaced levels, drawn equally), and
+    """Everything that defines ADD. The student's levels are by default four evenly spaced ones, drawn equally often."""
 
-    weighting: c(t) of the distillation term, `losses.DISTILLATION_WEIGHTS` (ADD section 3.3); "nfsd" also replaces the
-    teacher's direction.  space: where its distance is taken, "pixel" (ADD) or "latent".
-    reduction: squared error summed over an item or its mean.  teacher_steps: Euler steps of the teacher from t (ADD 1).
-    time_range: flow times t of its noise, drawn evenly.  nfsd_scale: weight of its classifier-free part.
-    r1: weight of the penalty on the heads' inputs.  r1_every: of several discriminator updates on a batch, one in so
-    many takes it and counts it as often.  text_condition, image_condition: what the heads are projected on; the image's
-    embedding is 0 where the student starts from pure noise and cannot know the image.
-    """
-
-    terms: dict[str, float] = field(default_factory=lambda: {"adversarial": 1.0, "distillation": 2.5})
-    weighting: str = "exponential"
-    space: str = "pixel"
-    reduction: str = "mean"
-    teacher_steps: int = 1
-    time_range: tuple[float, float] = (0.02, 0.98)
-    nfsd_scale: float = 7.5
-    r1: float = 1e-5
-    r1_every: int = 1
-    text_condition: bool = True
-    image_condition: bool = True
+    terms: dict[str, float] = setting(
+        {"adversarial": 1.0, "distillation": 2.5}, help_of(MethodConfig, "terms") + " ADD weighs distillation by 2.5."
+    )
+    weighting: str = setting(
+        "exponential",
+        'Weight c(t) of the distillation term over noise levels: "exponential", "sds" or "nfsd" (ADD section 3.3). '
+        '"nfsd" also replaces the teacher\'s direction.',
+    )
+    space: str = setting(
+        "pixel",
+        'Where the distillation term takes its distance: "pixel" (ADD section 3.1) or "latent", which is cheaper.',
+    )
+    reduction: str = setting(
+        "mean", 'Squared error of an item in the distillation term: "mean" or "sum" over its values.'
+    )
+    teacher_steps: int = setting(
+        1, "Euler steps the teacher takes from the noised result for the distillation term (ADD: 1; table 1f)."
+    )
+    time_range: tuple[float, float] = setting(
+        (0.02, 0.98), "Lowest and highest flow time (inside 0 to 1) of the noise the teacher removes, drawn evenly."
+    )
+    nfsd_scale: float = setting(
+        7.5, 'With weighting = "nfsd": weight of the classifier-free part (Katzir et al. 2023, arXiv 2310.17590).'
+    )
+    r1: float = setting(
+        1e-5, "Weight of the R1 penalty on the inputs of the discriminator's heads (ADD section 3.2); 0 for none."
+    )
+    r1_every: int = setting(
+        1,
+        "Of several discriminator updates on one batch, one in so many takes the R1 penalty, and counts it as often. "
+        "1: every update.",
+    )
+    text_condition: bool = setting(True, "Let the discriminator see the text embedding (ADD table 1b).")
+    image_condition: bool = setting(
+        True,
+        "Let the discriminator see an embedding of the real image (ADD table 1b). It is 0 where the student starts "
+        "from pure noise and cannot know the image.",
+    )
 
     name: ClassVar[str] = "add"
     title: ClassVar[str] = "ADD"
+    paper: ClassVar[str] = "Sauer et al. 2023, arXiv 2311.17042"
     known_terms = ("adversarial", "distillation", "pairs", "consistency")
 
     def __post_init__(self) -> None:

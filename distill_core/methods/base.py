@@ -25,6 +25,7 @@ from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import grid_sigmas
 from ..models.denoiser import Denoiser, Guided
+from ..settings import setting
 from . import losses
 from .step import StudentStep, diversity
 
@@ -37,33 +38,57 @@ Term = Callable[["StudentStep"], Tensor]  # -> a scalar
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings of the student's step.
+    """Settings of the student's step that all methods share."""
 
-    terms: weight of each term of the student's loss.  student_sigmas: the levels the student is trained at, without the
-    final 0; empty for the model's own grid of ``default_levels`` steps.  probabilities: how often each is drawn (empty:
-    equally), and warmup_probabilities during the first warmup_steps.  gan_loss: `losses.GAN_LOSSES`.
-    regression: the distance of the pairs and consistency terms, unless the method was given another one.
-    state_share: with the pairs term, part of the items at a stored level that start from the teacher's own path there.
-    own_share: part of the items below the highest level that start from the student's own one-step sample, noised,
-    instead of a teacher latent (the backward simulation of DMD2, arXiv 2405.14867, section 4.5).
-    consistency_levels: evenly spaced flow times of the consistency grid; consistency_share: part of the items whose
-    student level is drawn from it instead of student_sigmas.
-    """
-
-    terms: dict[str, float] = field(default_factory=lambda: {"adversarial": 1.0})
-    student_sigmas: tuple[float, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    warmup_probabilities: tuple[float, ...] = ()
-    warmup_steps: int = 0
-    gan_loss: str = "hinge"
-    regression: str = "huber"
-    state_share: float = 1.0
-    own_share: float = 0.0
-    consistency_levels: int = 12
-    consistency_share: float = 0.5
+    terms: dict[str, float] = setting(
+        {"adversarial": 1.0},
+        "Weight of each term of the student's loss: adversarial, pairs, consistency and, for ADD, distillation. "
+        "A term that is left out, or weighs 0, is not computed.",
+    )
+    student_sigmas: tuple[float, ...] = setting(
+        (),
+        "Noise levels the student is trained at, highest first and without the final 0, in the model's own sigmas: up "
+        "to 1 for flow models (SD3, FLUX), up to 14.6 for SD 1.5 and SDXL. Empty: evenly spaced steps of the model's "
+        "own schedule, four of them (Diffusion2GAN: one).",
+    )
+    probabilities: tuple[float, ...] = setting(
+        (),
+        "How often each of student_sigmas is drawn, in the same order; they need not sum to 1. Empty: equally often.",
+    )
+    warmup_probabilities: tuple[float, ...] = setting(
+        (), "Replaces probabilities during the first warmup_steps. Empty: no difference."
+    )
+    warmup_steps: int = setting(0, "Steps during which warmup_probabilities hold.")
+    gan_loss: str = setting(
+        "hinge",
+        'Adversarial loss: "hinge" (StyleGAN-T; ADD equations 2 and 3), "nonsaturating" (Goodfellow et al. 2014) or '
+        '"relativistic" (Jolicoeur-Martineau 2018).',
+    )
+    regression: str = setting(
+        "huber",
+        'Distance used by the pairs and consistency terms: "huber" (pseudo-Huber, Song and Dhariwal 2023) or "mse". '
+        "A perceptual loss named by [model] perceptual takes its place.",
+    )
+    state_share: float = setting(
+        1.0,
+        "With the pairs term: part (0 to 1) of the items at a stored noise level that start from the teacher's own "
+        "path there. The others start from a noised latent, and the pairs term ignores them.",
+    )
+    own_share: float = setting(
+        0.0,
+        "Part (0 to 1) of the items below the highest level that start from the student's own one-step sample, noised, "
+        "instead of a teacher latent (backward simulation; DMD2, arXiv 2405.14867, section 4.5).",
+    )
+    consistency_levels: int = setting(
+        12, "Number of evenly spaced levels on which the consistency term works (LCM, arXiv 2310.04378)."
+    )
+    consistency_share: float = setting(
+        0.5, "With the consistency term: part (0 to 1) of the items whose level is one of those, not of student_sigmas."
+    )
 
     name: ClassVar[str]  # of its section in a TOML file and in files' metadata
     title: ClassVar[str]
+    paper: ClassVar[str]
     known_terms: ClassVar[tuple[str, ...]] = ("adversarial", "pairs", "consistency")
     default_levels: ClassVar[int] = 4
     checks_paths: ClassVar[bool] = False  # whether stored pairs are tried by running one path again (`check_pairs`)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data.dataset import Batch
 from ..models.denoiser import Denoiser
 from ..models.vision import VisionNetwork, efficientnet_vision, encoder_vision, transformers_vision
+from ..settings import setting
 from .base import Distance
 
 ENCODER, EFFICIENTNET = "encoder", "efficientnet"
@@ -19,28 +20,31 @@ ENCODER, EFFICIENTNET = "encoder", "efficientnet"
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Size of each head on feature maps (LADD, Diffusion2GAN): channels, residual blocks, convolution kernel."""
+    """Size of each discriminator head on feature maps (LADD, Diffusion2GAN)."""
 
-    width: int = 64
-    blocks: int = 2
-    kernel: int = 3
+    width: int = setting(64, "Channels of each discriminator head.")
+    blocks: int = setting(2, "Residual blocks of each discriminator head.")
+    kernel: int = setting(3, "Side of the convolution kernels in the discriminator heads, an odd number.")
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """What ADD needs beside the model.
+    """The frozen vision network that ADD's discriminator reads, and what decodes images for it."""
 
-    network: the folder of a DINOv2 of transformers, "encoder" for the encoder of the model's tiny autoencoder, or
-    "efficientnet" for an ImageNet network that a package carries (the extra ``metrics``).
-    size: side of its square input, 0 for 224 or the images' own size (encoder).  blocks: how many it is tapped
-    at (DINOv2).  decoder: the folder of a diffusers AutoencoderTiny (TAESD) that decodes in place of the model's own
-    autoencoder, at a fraction of the cost.
-    """
-
-    network: str = ENCODER
-    size: int = 0
-    blocks: int = 4
-    decoder: str = ""
+    network: str = setting(
+        ENCODER,
+        "The folder of a DINOv2 in transformers' format, \"encoder\" for the encoder of the model's tiny autoencoder, "
+        'or "efficientnet" for an ImageNet network that comes as a package (the extra "metrics").',
+    )
+    size: int = setting(
+        0, 'Side in pixels of the square images it sees. 0: 224, or the images\' own size with network = "encoder".'
+    )
+    blocks: int = setting(4, "At how many of its blocks a DINOv2 is read, one discriminator head for each.")
+    decoder: str = setting(
+        "",
+        "The folder of a diffusers AutoencoderTiny (TAESD) that decodes in place of the model's own autoencoder, at a "
+        "fraction of the cost. Empty: the model's own.",
+    )
 
 
 @dataclass(frozen=True)

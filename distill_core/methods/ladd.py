@@ -20,6 +20,7 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import logit_normal
 from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Denoiser
+from ..settings import help_of, setting
 from . import losses
 from .base import Distance, MethodConfig, StudentMethod, Term
 from .components import Ingredients
@@ -28,27 +29,42 @@ from .step import StudentStep, discriminator_health
 
 @dataclass(frozen=True)
 class LADDConfig(MethodConfig):
-    """Everything that defines the algorithm; the loop has its own settings (`train.TrainConfig`).
+    """Everything that defines LADD; the loop has settings of its own (`training.loop.TrainConfig`).
 
-    The fields of `MethodConfig` with LADD's values (flow times 1, .75, .5, .25; probabilities [0, 0, .5, .5] for 500
-    steps above 512 px, then [.7, .1, .1, .1]), and  renoise_mean, renoise_std: the logit-normal (m, s) of the
-    discriminator's noise level.  shared_renoise: real and fake see the same level and the same noise.
-    r1, approximate_r1: weights of the penalties.
+    The defaults are the paper's for a flow model above 512 px. For SD 1.5 or SDXL leave student_sigmas, probabilities
+    and warmup_probabilities empty, or give levels in the sigmas of that model.
     """
 
-    student_sigmas: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    student_sigmas: tuple[float, ...] = setting(
+        (1.0, 0.75, 0.5, 0.25),
+        help_of(MethodConfig, "student_sigmas") + " The defaults (LADD section 3) are flow times: for SD 1.5 and SDXL "
+        "give other levels, or empty this list and both lists of probabilities.",
+    )
     probabilities: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
     warmup_probabilities: tuple[float, ...] = (0.0, 0.0, 0.5, 0.5)
     warmup_steps: int = 500
-    renoise_mean: float = 1.0
-    renoise_std: float = 1.0
-    shared_renoise: bool = True
-    r1: float = 0.0
-    approximate_r1: float = 0.0
-    approximate_r1_sigma: float = 0.01
+    renoise_mean: float = setting(
+        1.0,
+        "Mean m of the logit-normal distribution from which the discriminator's noise level is drawn. Higher values "
+        "judge the layout, lower ones the texture (LADD section 4.1).",
+    )
+    renoise_std: float = setting(1.0, "Standard deviation s of that logit-normal distribution (LADD section 4.1).")
+    shared_renoise: bool = setting(
+        True, "Show the discriminator real and fake latents with the same noise; false draws noise for each."
+    )
+    r1: float = setting(
+        0.0, "Weight of the R1 penalty on the inputs of the discriminator's heads (ADD section 3.2); 0 for none."
+    )
+    approximate_r1: float = setting(
+        0.0, "Weight of the approximate R1 penalty, by finite differences (APT, arXiv 2501.08316); 0 for none."
+    )
+    approximate_r1_sigma: float = setting(
+        0.01, "Standard deviation of the noise that the approximate R1 penalty adds; above 0."
+    )
 
     name: ClassVar[str] = "ladd"
     title: ClassVar[str] = "LADD"
+    paper: ClassVar[str] = "Sauer et al. 2024, arXiv 2403.12015"
 
     def __post_init__(self) -> None:
         super().__post_init__()

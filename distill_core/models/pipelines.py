@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..diffusion.samplers import SAMPLERS
 from ..files import DTYPES
+from ..settings import setting
 from . import mini
 from .backends.diffusers import DiffusersBackend, load_backend
 from .denoiser import Cond
@@ -23,25 +24,35 @@ from .mini import mini_backend, mini_conditioning
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network to distil.
+    """The network to distil, and what the student is on it."""
 
-    path: a diffusers pipeline folder on disk, or "mini" for the shipped model.  dtype: of the frozen weights.
-    lora_rank: of the student; 0 trains all weights of a second copy instead.
-    lora_targets: linear layers that the LoRA trains, default all in the blocks.
-    sampler: what the student is meant to be sampled with: renoise (LADD's), ancestral or euler; it goes into the file.
-    perceptual: a file of E-LatentLPIPS weights (`perceptual` command), or "mini" for those of the mini model's latents;
-    it replaces the method's ``regression``. Empty: none.
-    taps: teacher blocks the discriminator reads, default about six, spread over the first three quarters.
-    """
-
-    path: str = "mini"
-    dtype: str = "float32"
-    gradient_checkpointing: bool = False
-    lora_rank: int = 32
-    lora_targets: tuple[str, ...] = ()
-    taps: tuple[str, ...] = ()
-    sampler: str = "renoise"
-    perceptual: str = ""
+    path: str = setting(
+        "mini", 'The folder of a diffusers pipeline on disk, or "mini" for the shipped model.', decides=False
+    )
+    dtype: str = setting("float32", 'Number format of the frozen weights: "float32", "float16" or "bfloat16".')
+    gradient_checkpointing: bool = setting(
+        False, "Compute each block again in the backward pass, which saves memory and costs time.", decides=False
+    )
+    lora_rank: int = setting(32, "Rank of the student's LoRA. 0: no LoRA; all weights of a second copy are trained.")
+    lora_targets: tuple[str, ...] = setting(
+        (), "Names of the linear layers that the LoRA changes. Empty: all those in the model's blocks."
+    )
+    taps: tuple[str, ...] = setting(
+        (),
+        "Names of the blocks that the discriminator of LADD or Diffusion2GAN reads. Empty: for LADD about six over the "
+        "first three quarters of the network, for Diffusion2GAN one for each of its scales.",
+    )
+    sampler: str = setting(
+        "renoise",
+        'The sampler the student is meant for, written into its file: "renoise" (LADD\'s), "ancestral", "euler", "tcd" '
+        'or "scm".',
+    )
+    perceptual: str = setting(
+        "",
+        'A file of E-LatentLPIPS weights (see the command "perceptual"), or "mini" for those of the mini model\'s '
+        "latents; it takes the place of the method's regression. Empty: none.",
+        decides=False,
+    )
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:

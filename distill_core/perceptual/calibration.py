@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..diffusion.noise import ItemNoise, item_generator
 from ..files import load_tensors, save_tensors
+from ..settings import setting
 from .metric import unit
 from .pairs import Pairs
 from .transforms import draw, transform
@@ -29,16 +30,20 @@ FLOOR = 0.02  # added to both distances before the logarithm
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """widths: of the trunk's taps; small ones are enough for a small autoencoder.  steps: of AdamW.  batch_size: pairs
-    a step.  class_weight: of the cross-entropy beside the regression.  save_every: steps between checkpoints."""
+    """How an E-LatentLPIPS metric is trained on a distance between images."""
 
-    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
-    steps: int = 5000
-    batch_size: int = 32
-    lr: float = 1e-3
-    class_weight: float = 0.3
-    seed: int = 0
-    save_every: int = 100
+    widths: tuple[int, ...] = setting(
+        (64, 128, 256, 512, 512),
+        "Channels of the metric's five feature maps, VGG16's by default; a small autoencoder needs less.",
+    )
+    steps: int = setting(5000, "Steps of the AdamW optimiser.")
+    batch_size: int = setting(32, "Pairs of images in one step.")
+    lr: float = setting(1e-3, "Learning rate of the AdamW optimiser.")
+    class_weight: float = setting(
+        0.3, "Weight of the classification loss beside the regression, where the images have classes."
+    )
+    seed: int = setting(0, "Seed of the new weights and of the order of the pairs.")
+    save_every: int = setting(100, "Steps between checkpoints.", decides=False)
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.save_every) < 1 or self.lr <= 0:

@@ -23,7 +23,7 @@ from ..data.dataset import LatentDataset
 from ..diffusion.noise import ItemNoise
 from ..files import load_tensors, save_tensors
 from ..methods.base import Player, StudentMethod
-from ..settings import decisive
+from ..settings import decisive, setting
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 CHECKPOINT_FORMAT = 2  # 1: version 0.1, whose random draws were others
@@ -31,29 +31,44 @@ CHECKPOINT_FORMAT = 2  # 1: version 0.1, whose random draws were others
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of the loop.
+    """Settings of the training loop, the same for every method."""
 
-    steps: optimiser steps.  batch_size: items of a micro-batch over all processes.  accumulation: micro-batches a step.
-    discriminator_updates: discriminator steps per student step; those after the first see fresh re-noising.
-    warmup_steps, decay_from: linear rise of both rates, and the part of the run after which they fall linearly to 0.
-    precision: of the network's arithmetic; "auto" is bfloat16 on a device that has it, float32 on a CPU.
-    """
-
-    steps: int = 1000
-    batch_size: int = 4
-    accumulation: int = 1
-    student_lr: float = 1e-4
-    discriminator_lr: float = 1e-3
-    discriminator_updates: int = 1
-    betas: tuple[float, float] = (0.0, 0.99)
-    weight_decay: float = 0.0
-    gradient_clip: float = 10.0
-    warmup_steps: int = 10
-    decay_from: float = 0.7
-    ema_decay: float = 0.99
-    precision: str = "auto"
-    checkpoint_every: int = 250
-    seed: int = 0
+    steps: int = setting(1000, "Optimiser steps of the whole run. A finished run may be made longer.", decides=False)
+    batch_size: int = setting(
+        4, "Items of one micro-batch, summed over all processes; at least 2 per process with the hinge loss."
+    )
+    accumulation: int = setting(1, "Micro-batches whose gradients are averaged for one optimiser step.")
+    student_lr: float = setting(
+        1e-4,
+        "Learning rate of the student. 1e-5 is usual for a LoRA on a large model (Flash Diffusion), 2e-6 when all "
+        "weights are trained (SANA-Sprint); the tiny mini model takes 2e-4 to 6e-4.",
+    )
+    discriminator_lr: float = setting(
+        1e-3, "Learning rate of the discriminator, usually about ten times the student's: its heads start from nothing."
+    )
+    discriminator_updates: int = setting(
+        1, "Discriminator updates for each update of the student; those after the first see freshly drawn noise."
+    )
+    betas: tuple[float, float] = setting(
+        (0.0, 0.99), "Decay rates of AdamW's two moments. The first is 0 in StyleGAN-T, whose training ADD follows."
+    )
+    weight_decay: float = setting(0.0, "Weight decay of AdamW, for the student and the discriminator.")
+    gradient_clip: float = setting(10.0, "Largest norm of a gradient; a longer one is scaled down to it.")
+    warmup_steps: int = setting(10, "Steps over which both learning rates rise linearly to their full value.")
+    decay_from: float = setting(
+        0.7, "Part of the run (0 to 1) after which both learning rates fall linearly to 0; 1 keeps them constant."
+    )
+    ema_decay: float = setting(
+        0.99,
+        "Decay of the moving average (EMA) of the student's weights, from 0 to below 1. The average is what is saved.",
+    )
+    precision: str = setting(
+        "auto",
+        'Arithmetic of the networks: "float32", "bfloat16", or "auto" for bfloat16 on a device that supports it and '
+        "float32 on a CPU.",
+    )
+    checkpoint_every: int = setting(250, "Steps between checkpoints. Stopping a run writes one too.", decides=False)
+    seed: int = setting(0, "Seed of everything random: new weights, batches and noise.")
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.accumulation, self.discriminator_updates, self.checkpoint_every) < 1:

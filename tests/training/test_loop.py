@@ -146,7 +146,7 @@ def checkpoint_of(dataset, folder, **changes) -> bytes:
     [
         ({"seed": 1}, "seed"),
         ({"student_lr": 1e-3}, "student_lr"),
-        ({"ladd": LADDConfig(renoise_mean=0.0)}, "ladd"),
+        ({"ladd": LADDConfig(renoise_mean=0.0)}, "ladd.renoise_mean"),
         ({"description": {"base": "another"}}, "base"),
     ],
 )
@@ -338,11 +338,11 @@ def test_the_average_follows_its_formula(dataset):
 
 def test_the_rate_rises_stays_and_falls():
     config = TrainConfig(steps=100, warmup_steps=10, decay_from=0.7)
-    rates = [config.rate(step) for step in range(100)]
+    rates = [config.lr_scale(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[4] == pytest.approx(0.5)
     assert rates[9:71] == pytest.approx([1.0] * 62)
     assert rates[85] == pytest.approx(0.5) and 0 < rates[99] <= 1 / 29
-    assert TrainConfig(steps=100, warmup_steps=0, decay_from=1.0).rate(99) == 1.0
+    assert TrainConfig(steps=100, warmup_steps=0, decay_from=1.0).lr_scale(99) == 1.0
 
 
 def test_the_rate_reaches_both_optimisers(dataset):
@@ -436,8 +436,8 @@ torch.set_num_threads(1)
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from toy import TERMS, toy_run
-from distill_core.data import LatentDataset
-from distill_core.train import train
+from distill_core.data.dataset import LatentDataset
+from distill_core.training.loop import train
 processes = Accelerator(cpu=True)
 assert processes.num_processes == 2
 data, out = sys.argv[1:]
