@@ -1,4 +1,4 @@
-"""The nodes of the pack, for ComfyUI's V3 API. Only this folder knows ComfyUI."""
+"""The nodes of the pack, for ComfyUI's V3 API. What else knows ComfyUI is in ``host``."""
 
 from __future__ import annotations
 

@@ -13,35 +13,41 @@ from .sampling import preset_input
 class ScheduleDoctor(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        tip = "of the picture in pixels, 0 if you do not know; only FLUX.2's noise levels depend on it."
+        tip = "of the image in pixels, 0 if unknown. Only the noise levels of FLUX.2 depend on it."
         return io.Schema(
             node_id="TurboDistillDoctor",
             display_name="Schedule Doctor",
             category=CATEGORY,
-            description="Compares a list of noise levels and what the network is told about them with what the model "
-            "was trained on. Names each fault, says how to mend it, and gives the mended MODEL and SIGMAS.",
+            description="Diagnoses wrong noise levels, shift, timestep scale, step count or cfg by comparing them with "
+            "what the model was trained on, and outputs a corrected MODEL and SIGMAS.",
             search_aliases=["check sigmas", "shift", "scheduler", "wrong schedule", "debug"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="As it goes to the sampler, after all ModelSampling nodes."),
-                io.Sigmas.Input("sigmas", tooltip="As they go to the sampler."),
-                io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, tooltip="As set on the sampler."),
+                io.Model.Input("model", tooltip="The model as it goes to the sampler, after all ModelSampling nodes."),
+                io.Sigmas.Input("sigmas", tooltip="The noise levels as they go to the sampler."),
+                io.Float.Input(
+                    "cfg", default=1.0, min=0.0, max=100.0, step=0.1, tooltip="The guidance scale set on the sampler."
+                ),
                 preset_input(),
                 io.Int.Input("width", default=0, min=0, max=16384, step=16, optional=True, tooltip=f"Width {tip}"),
                 io.Int.Input("height", default=0, min=0, max=16384, step=16, optional=True, tooltip=f"Height {tip}"),
             ],
             outputs=[
-                io.String.Output(display_name="report"),
-                io.Model.Output(display_name="model", tooltip="With the sampling of its family where that was wrong."),
-                io.Sigmas.Output(display_name="sigmas", tooltip="The trained list, or the given one if none is known."),
+                io.String.Output(display_name="report", tooltip="Each fault, and how to correct it."),
+                io.Model.Output(
+                    display_name="model", tooltip="The model, with the sampling of its family restored if it was wrong."
+                ),
+                io.Sigmas.Output(
+                    display_name="sigmas", tooltip="The trained noise levels, or the given ones if none are known."
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, model, sigmas, cfg, preset, width=0, height=0) -> io.NodeOutput:
         found = diagnose(facts_of(model), sigmas, cfg, preset, width or None, height or None)
-        mended = with_native_sampling(model, found.shift_alpha) if found.restore_model else model
-        return io.NodeOutput(found.report, mended, found.sigmas, ui=ui.PreviewText(found.report))
+        corrected = with_native_sampling(model, found.shift_alpha) if found.restore_model else model
+        return io.NodeOutput(found.report, corrected, found.sigmas, ui=ui.PreviewText(found.report))
 
 
 NODES = [ScheduleDoctor]

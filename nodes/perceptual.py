@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import comfy.model_management
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..distill_core.diffusion.noise import ItemNoise
-from ..distill_core.perceptual import ELatentLPIPS, load_metric
+from ..distill_core.perceptual import ELatentLPIPS
 from ..distill_core.perceptual.transforms import PRESETS
 from .common import CATEGORY, SEED_MAX
+from .host.perceptual import SHIPPED, load_perceptual, weight_files
 
 Perceptual = io.Custom("TURBO_PERCEPTUAL")
-SHIPPED = "mini model (shipped)"
 PIXELS = 8  # of the heat map, for each position of the latent
-
-
-def weight_files() -> dict[str, Path]:
-    """Metric files in models/perceptual, by name."""
-    folder = Path(folder_paths.models_dir) / "perceptual"
-    return {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*.safetensors"))}
 
 
 class LoadELatentLPIPS(io.ComfyNode):
@@ -33,30 +23,30 @@ class LoadELatentLPIPS(io.ComfyNode):
             node_id="TurboDistillLoadPerceptual",
             display_name="Load E-LatentLPIPS",
             category=CATEGORY,
-            description="A perceptual distance between latents: to compare them, or as the loss of a distillation. "
-            "Weights belong to one autoencoder.",
+            description="A perceptual distance between latents, to compare them or as the loss of a distillation. "
+            "Its weights work for the latents of one autoencoder only.",
             search_aliases=["lpips", "perceptual loss", "latent distance"],
             inputs=[
                 io.Combo.Input(
                     "weights",
-                    options=[SHIPPED, *weight_files()],
+                    options=list(weight_files()),
                     default=SHIPPED,
-                    tooltip="The mini model's, or a file in models/perceptual, made by `python -m distill_core "
-                    "perceptual train` or converted from a published checkpoint by `perceptual convert`.",
+                    tooltip="The mini model's weights, or a file in models/perceptual: trained by `python -m "
+                    "distill_core perceptual train`, or converted from a published checkpoint by `perceptual convert`.",
                 ),
                 io.Combo.Input(
                     "transforms",
                     options=list(PRESETS),
                     default="bg",
-                    tooltip="Random transforms of both latents: b flips, quarter turns and shifts, g general geometry, "
-                    "c colour, o cutout; none is plain LatentLPIPS.",
+                    tooltip="Random transforms applied to both latents before they are compared. b: flips, quarter "
+                    "turns and shifts; g: general geometry; c: colour; o: cutout. none is plain LatentLPIPS.",
                 ),
                 io.Int.Input(
                     "draws",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Random draws that are averaged. 1 is right for training, 4 to 16 for comparing.",
+                    tooltip="Number of random draws to average. Use 1 for training and 4 to 16 for comparing.",
                 ),
                 io.Float.Input(
                     "l1",
@@ -64,21 +54,17 @@ class LoadELatentLPIPS(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Weight of the mean absolute difference of the latents, added to the distance.",
+                    tooltip="Weight of the latents' mean absolute difference, which is added to the distance.",
                 ),
             ],
-            outputs=[Perceptual.Output(display_name="perceptual", tooltip="For E-LatentLPIPS, or a trainer's loss.")],
+            outputs=[
+                Perceptual.Output(display_name="perceptual", tooltip="For E-LatentLPIPS, or for a trainer as its loss.")
+            ],
         )
 
     @classmethod
     def execute(cls, weights, transforms, draws, l1) -> io.NodeOutput:
-        files = weight_files()
-        if weights != SHIPPED and weights not in files:
-            raise ValueError(f"{weights} is no longer in models/perceptual; choose another file")
-        # A trainer differentiates through it, which tensors made in the host's inference mode do not allow.
-        with torch.inference_mode(False):
-            metric = load_metric(files.get(weights), preset=transforms, draws=draws, l1=l1)
-            return io.NodeOutput(metric.to(comfy.model_management.get_torch_device()))
+        return io.NodeOutput(load_perceptual(weights, transforms, draws, l1))
 
 
 class CompareLatents(io.ComfyNode):
@@ -88,27 +74,28 @@ class CompareLatents(io.ComfyNode):
             node_id="TurboDistillPerceptualDistance",
             display_name="E-LatentLPIPS",
             category=CATEGORY,
-            description="How different two latents look, item by item, and where. 0 means equal.",
+            description="How different two latents look, for each item of the batch, and where. 0 means equal.",
             search_aliases=["lpips", "compare latents", "difference"],
             is_output_node=True,
             inputs=[
-                Perceptual.Input("perceptual", tooltip="From Load E-LatentLPIPS."),
-                io.Latent.Input("samples", tooltip="Latents to judge."),
-                io.Latent.Input("reference", tooltip="What they are compared with: as many, or a single one."),
+                Perceptual.Input("perceptual", tooltip="The metric, from Load E-LatentLPIPS."),
+                io.Latent.Input("samples", tooltip="Latents to compare."),
+                io.Latent.Input("reference", tooltip="Latents to compare them with: as many, or a single one for all."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=SEED_MAX,
                     control_after_generate=False,
-                    tooltip="Of the random transforms; item i draws from (seed, i).",
+                    tooltip="Seed of the random transforms; item i uses (seed, i).",
                 ),
             ],
             outputs=[
-                io.Float.Output(display_name="distance", is_output_list=True, tooltip="One number for each item."),
+                io.Float.Output(display_name="distance", is_output_list=True, tooltip="One number per item."),
                 io.Image.Output(
                     display_name="heat map",
-                    tooltip="Where they differ, without transforms: black is equal, white the batch's largest.",
+                    tooltip="Where they differ, without transforms. Black: equal; white: largest difference in the "
+                    "batch.",
                 ),
             ],
         )

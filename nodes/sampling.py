@@ -18,8 +18,8 @@ def preset_input() -> io.Combo.Input:
         "preset",
         options=[AUTO, *presets()],
         default=AUTO,
-        tooltip="The turbo model. auto reads what the checkpoint or the last LoRA says of itself, else goes by the "
-        "model's family; where several distillations of a family exist it asks you to choose.",
+        tooltip="Which turbo model this is. auto reads the metadata of the checkpoint or of the last LoRA, or else "
+        "goes by the model's family; if a family has several distillations, it asks you to choose.",
     )
 
 
@@ -29,8 +29,8 @@ def steps_input() -> io.Int.Input:
         default=0,
         min=0,
         max=100,
-        tooltip="Number of steps, one call of the network each. 0 takes the number the preset was made for; others are "
-        "accepted only if the model was made for them.",
+        tooltip="Number of sampling steps. 0 uses the preset's own number; others are accepted only if the model was "
+        "made for them.",
     )
 
 
@@ -42,25 +42,23 @@ def denoise_inputs() -> list:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Share of the preset's noise levels that is used, from the end: 1 starts from pure noise, k/N "
-            "starts at the k-th last trained level, values in between at the levels between. Never rounded.",
+            tooltip="Fraction of the noise levels to use, counted from the end. 1 starts from pure noise, k/N at the "
+            "k-th last trained level, and other values between two levels. It is never rounded to whole steps.",
         ),
         io.Combo.Input(
             "denoise_mode",
             options=list(DENOISE_MODES),
             default="snap",
-            tooltip="Below denoise 1. snap: start exactly, then only trained levels, so fewer steps. respace: keep the "
-            "number of steps and space them like the trained ones.",
+            tooltip="What to do if denoise is below 1. snap: start at that level, then use only trained levels, in "
+            "fewer steps. respace: keep the number of steps and space the levels like the trained ones.",
         ),
     ]
 
 
 def size_inputs() -> list:
-    tip = "of the picture in pixels; matters only for presets whose noise levels depend on it (FLUX.2, FLUX.1 dev)."
-    return [
-        io.Int.Input(name, default=DEFAULT_SIZE, min=16, max=16384, step=16, optional=True, tooltip=f"{name} {tip}")
-        for name in ("width", "height")
-    ]
+    tip = "of the image in pixels. It matters only for presets whose noise levels depend on it (FLUX.2, FLUX.1 dev)."
+    shared = dict(default=DEFAULT_SIZE, min=16, max=16384, step=16, optional=True)
+    return [io.Int.Input(name, tooltip=f"{name.capitalize()} {tip}", **shared) for name in ("width", "height")]
 
 
 class TurboPreset(io.ComfyNode):
@@ -70,10 +68,10 @@ class TurboPreset(io.ComfyNode):
             node_id="TurboDistillPreset",
             display_name="Turbo Preset",
             category=CATEGORY,
-            description="The trained noise levels, sampler and cfg of a turbo model, with their source.",
+            description="The noise levels, sampler and cfg that a turbo model was trained for, with their source.",
             search_aliases=["turbo scheduler", "lightning", "schnell", "lcm", "few steps", "sigmas"],
             inputs=[
-                io.Model.Input("model", tooltip="Its family decides which presets fit; its table gives the sigmas."),
+                io.Model.Input("model", tooltip="The turbo model. Its family decides which presets fit."),
                 preset_input(),
                 steps_input(),
                 *denoise_inputs(),
@@ -83,7 +81,7 @@ class TurboPreset(io.ComfyNode):
                 io.Sigmas.Output(display_name="sigmas", tooltip="Noise levels, ending in 0."),
                 io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced."),
                 io.Float.Output(display_name="cfg", tooltip="The guidance scale the model was made for."),
-                io.String.Output(display_name="explanation", tooltip="What was chosen and who says so."),
+                io.String.Output(display_name="explanation", tooltip="What was chosen, and the source of each value."),
             ],
         )
 
@@ -91,8 +89,8 @@ class TurboPreset(io.ComfyNode):
     def execute(
         cls, model, preset, steps, denoise, denoise_mode, width=DEFAULT_SIZE, height=DEFAULT_SIZE
     ) -> io.NodeOutput:
-        facts = facts_of(model)
-        recipe = make_recipe(facts, preset, steps or None, denoise, denoise_mode, width=width, height=height)
+        choice = dict(steps=steps or None, denoise=denoise, mode=denoise_mode, width=width, height=height)
+        recipe = make_recipe(facts_of(model), preset, **choice)
         sampler = host_sampler(recipe.sampler, recipe.sampler_options)
         return io.NodeOutput(recipe.sigmas, sampler, recipe.cfg, recipe.explanation)
 
@@ -104,14 +102,16 @@ class TurboSampler(io.ComfyNode):
             node_id="TurboDistillSampler",
             display_name="Turbo Sampler",
             category=CATEGORY,
-            description="Sample a turbo model at its trained noise levels. Image i of a batch is the image made alone.",
+            description="Samples a turbo model at the noise levels it was trained for. Any image of a batch can be "
+            "reproduced on its own.",
             search_aliases=["turbo ksampler", "lightning sampler", "few step sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="The turbo model, or a model with its turbo LoRA."),
-                io.Conditioning.Input("positive", tooltip="What to draw."),
+                io.Model.Input("model", tooltip="Turbo model, or a model with a turbo LoRA."),
+                io.Conditioning.Input("positive", tooltip="What the image should show."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="Empty, or an encoded image for denoise below 1. With a noise mask only that part changes.",
+                    tooltip="Empty latent, or an encoded image for denoise below 1. With a noise mask, only the masked "
+                    "part changes.",
                 ),
                 preset_input(),
                 steps_input(),
@@ -122,13 +122,14 @@ class TurboSampler(io.ComfyNode):
                     min=0,
                     max=SEED_MAX,
                     control_after_generate=True,
-                    tooltip="All noise of an image comes from this and its index in the batch.",
+                    tooltip="Seed of the noise; each image also uses its index in the batch.",
                 ),
                 io.Combo.Input(
                     "sampler",
                     options=[OF_PRESET, *SAMPLERS],
                     default=OF_PRESET,
-                    tooltip="Another sampler than the preset's. renoise is core's lcm, ancestral its euler_ancestral.",
+                    tooltip="Sampler to use instead of the preset's. renoise is core's lcm, and ancestral its "
+                    "euler_ancestral.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -136,10 +137,13 @@ class TurboSampler(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance scale; 0 takes the preset's, mostly 1, which costs one call of it a step.",
+                    tooltip="Guidance scale. 0 uses the preset's, usually 1; any other value doubles the "
+                    "cost of a step.",
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Used only if cfg is not 1; most turbo models have none."
+                    "negative",
+                    optional=True,
+                    tooltip="Negative prompt, used only if cfg is not 1. Most turbo models need none.",
                 ),
                 io.Sigmas.Input(
                     "sigmas", optional=True, tooltip="Noise levels to use instead of the preset's. They must end in 0."
@@ -147,7 +151,7 @@ class TurboSampler(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(display_name="latent"),
-                io.Latent.Output(display_name="denoised", tooltip="What the network made of the last noise level."),
+                io.Latent.Output(display_name="denoised", tooltip="The network's prediction at the last noise level."),
             ],
         )
 
@@ -157,6 +161,7 @@ class TurboSampler(io.ComfyNode):
         model,
         positive,
         latent_image,
+        *,
         preset,
         steps,
         denoise,
@@ -173,17 +178,17 @@ class TurboSampler(io.ComfyNode):
         recipe = make_recipe(
             facts_of(model),
             preset,
-            steps or None,
-            denoise,
-            denoise_mode,
-            sigmas,
-            None if sampler == OF_PRESET else sampler,
-            cfg or None,
-            width,
-            height,
-            is_video(samples),
+            steps=steps or None,
+            denoise=denoise,
+            mode=denoise_mode,
+            sigmas=sigmas,
+            sampler=None if sampler == OF_PRESET else sampler,
+            cfg=cfg or None,
+            width=width,
+            height=height,
+            video=is_video(samples),
         )
-        return io.NodeOutput(*sample_latent(model, positive, negative, latent_image, recipe, seed))
+        return io.NodeOutput(*sample_latent(model, positive, negative, latent=latent_image, recipe=recipe, seed=seed))
 
 
 class TurboSamplerSelect(io.ComfyNode):
@@ -193,15 +198,15 @@ class TurboSamplerSelect(io.ComfyNode):
             node_id="TurboDistillSamplerSelect",
             display_name="Turbo Sampler Select",
             category=CATEGORY,
-            description="A few-step SAMPLER for SamplerCustom and SamplerCustomAdvanced, with noise per image.",
+            description="A few-step sampler for SamplerCustom and SamplerCustomAdvanced; each image has its own noise.",
             search_aliases=["tcd", "lcm", "scm", "trigflow", "ancestral"],
             inputs=[
                 io.Combo.Input(
                     "sampler",
                     options=list(SAMPLERS),
                     default="renoise",
-                    tooltip="renoise: predict, add fresh noise, repeat (LCM, LADD). euler: no noise. ancestral: "
-                    "SD-Turbo. tcd: TCD, Hyper-SD's unified LoRA. scm: TrigFlow (SANA-Sprint).",
+                    tooltip="renoise: predict the image, add fresh noise, repeat (LCM, LADD). euler: no added noise. "
+                    "ancestral: SD-Turbo. tcd: TCD and Hyper-SD's unified LoRA. scm: TrigFlow (SANA-Sprint).",
                 ),
                 io.Float.Input(
                     "eta",
@@ -209,8 +214,8 @@ class TurboSamplerSelect(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of fresh noise in ancestral, tcd (0.3 is usual, more with more steps) and scm; 0 "
-                    "makes them Euler. No effect on renoise and euler.",
+                    tooltip="Amount of fresh noise in ancestral, scm and tcd (0.3 is usual for tcd; use more with more "
+                    "steps). 0 makes them Euler. No effect on renoise and euler.",
                 ),
                 io.Int.Input(
                     "first_item",
@@ -218,8 +223,8 @@ class TurboSamplerSelect(io.ComfyNode):
                     min=0,
                     max=1 << 20,
                     optional=True,
-                    tooltip="Index of the first image of the batch: set it to i to remake image i alone with the same "
-                    "injected noise.",
+                    tooltip="Index of the first image of the batch. Set it to i to reproduce image i on its own with "
+                    "the same added noise.",
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler")],

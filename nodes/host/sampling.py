@@ -46,13 +46,13 @@ def host_sampler(
             items = ItemNoise((extra_args.get("seed") or 0) + 1, range(first_item, first_item + len(x)))
             noise = lambda sigma, sigma_next: items.normal_like(x)  # noqa: E731
         if x.device.type == "cpu":
-            extra_args = {**extra_args, "model_options": one_by_one(extra_args.get("model_options", {}))}
+            extra_args = {**extra_args, "model_options": row_by_row(extra_args.get("model_options", {}))}
         return function(HostDenoiser(model), x, sigmas, extra_args, callback, disable, noise_sampler=noise, **options)
 
     return comfy.samplers.KSAMPLER(sample)
 
 
-def one_by_one(model_options: dict) -> dict:
+def row_by_row(model_options: dict) -> dict:
     """Model options with which the network is called for single rows, whatever the host puts into one batch.
 
     Matrix products of different heights round differently, which would make an image depend on its neighbours.
@@ -132,7 +132,7 @@ def fitting_latent(model, latent: dict) -> Tensor:
     return samples
 
 
-def sample_latent(model, positive, negative, latent: dict, recipe: Recipe, seed: int) -> tuple[dict, dict]:
+def sample_latent(model, positive, negative, *, latent: dict, recipe: Recipe, seed: int) -> tuple[dict, dict]:
     """Run a recipe on a LATENT: the sampled LATENT and the last denoised one.
 
     All noise of row i comes from (seed, its batch index), so that it can be remade alone. Where the mask is 0 the

@@ -55,6 +55,7 @@ class HostTeacher:
         model,
         positives: Sequence[list],
         conds: Sequence[Cond],
+        *,
         negative: list | None,
         cfg: float,
         sampler,

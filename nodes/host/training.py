@@ -25,13 +25,13 @@ from ...distill_core.training.loop import Event, Run, TrainConfig
 from ...distill_core.training.monitor import Condition
 from ...distill_core.training.preflight import preflight
 from ...distill_core.training.run import RunFolder, StudentConfig, new_run, pick_targets, student_of
-from ..datasets import open_dataset
-from ..results import TurboLora, decode, read_turbo_lora, with_turbo_lora
 from .backend import training_backend
 from .conditioning import cond_of
+from .datasets import open_dataset
 from .folders import lora_file, run_folder
 from .identity import identity
 from .parts import check_dataset_pairs, distance_of, extra_identities, memory_advice, parts_of, vision_config
+from .results import TurboLora, decode, read_turbo_lora, with_turbo_lora
 
 CURVES_EVERY = 2.0  # seconds between pictures of the curves on the node
 PREVIEW_MOST = 6  # pictures of a preview

@@ -26,8 +26,8 @@ from ..common import CATEGORY, OF_PRESET, SEED_MAX
 from ..datasets import Dataset
 from ..host.folders import run_folder
 from ..host.model import facts_of, family_of, training_process_of
+from ..host.results import as_image, report
 from ..host.training import Request, train_in_graph
-from ..results import as_image, report
 
 LORA, ALL_WEIGHTS = "LoRA", "all weights"
 AUTO_ZERO = "0 takes the family's starting value."

@@ -95,7 +95,8 @@ def in_host(folder: Path, repeats: int) -> None:
     network.register_forward_hook(after)
 
     def turbo(latent: dict) -> None:
-        TurboSampler.execute(model, positive, latent, "sd3.5-large-turbo", 4, 1.0, "snap", 1, "renoise", 1.0)
+        choice = dict(preset="sd3.5-large-turbo", steps=4, denoise=1.0, denoise_mode="snap", sampler="renoise")
+        TurboSampler.execute(model, positive, latent, seed=1, cfg=1.0, **choice)
 
     def core(latent: dict) -> None:
         nodes.common_ksampler(model, 1, 4, 1.0, "lcm", "simple", positive, positive, latent)

@@ -21,10 +21,10 @@ from pack.distill_core.models.vision import encoder_vision
 from pack.distill_core.training.loop import accumulate, training_step
 from pack.distill_core.training.run import RunFolder
 from pack.nodes import mini
-from pack.nodes.datasets import TeacherLatents
 from pack.nodes.host import training as host_training
 from pack.nodes.host.attention import training_attention
 from pack.nodes.host.backend import training_backend
+from pack.nodes.host.datasets import make_teacher_latents
 from pack.nodes.host.decoder import Decoder
 from pack.nodes.host.folders import run_folder
 from pack.nodes.host.vision import vision_network
@@ -230,8 +230,17 @@ def requests():
     """A request of either node on the mini model, and its dataset with pairs for one step."""
     model, vae = mini_parts()
     with torch.inference_mode():
-        dataset = TeacherLatents.make(
-            conditioning("all ten"), model, "parts", 64, "64x64", 2, 1.5, conditioning("none")[0], 1, batch_size=64
+        dataset = make_teacher_latents(
+            model,
+            conditioning("all ten"),
+            "parts",
+            count=64,
+            sizes="64x64",
+            steps=2,
+            cfg=1.5,
+            negative=conditioning("none")[0],
+            pairs_for_steps=1,
+            batch_size=64,
         )
     common = dict(model=model, dataset=dataset, target_steps=1, steps=2, batch_size=2, rank=2)
 

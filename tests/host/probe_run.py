@@ -18,7 +18,7 @@ import folder_paths
 import psutil
 import torch
 from pack.nodes import mini
-from pack.nodes.datasets import TeacherLatents
+from pack.nodes.host.datasets import make_teacher_latents
 from pack.nodes.host.folders import run_folder
 from pack.nodes.host.training import advice, train_in_graph
 from pack.nodes.trainers.ladd import LADDTrainer
@@ -60,8 +60,17 @@ def host_state(model) -> dict:
 
 with torch.inference_mode():
     model = mini.LoadMiniModel.execute(False)[0]
-    dataset = TeacherLatents.make(
-        conditioning("all ten"), model, "probe", 128, "64x64", 2, 1.5, conditioning("none")[0], 1, batch_size=128
+    dataset = make_teacher_latents(
+        model,
+        conditioning("all ten"),
+        "probe",
+        count=128,
+        sizes="64x64",
+        steps=2,
+        cfg=1.5,
+        negative=conditioning("none")[0],
+        pairs_for_steps=1,
+        batch_size=128,
     )
     before, state = output_of(model), host_state(model)
     student, lora, losses = train_in_graph(request(model, dataset, "whole"))
