@@ -33,7 +33,9 @@ def imports(path: Path) -> Iterator[str]:
             yield from (".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names)
 
 
-@pytest.mark.parametrize("path", [p for p in CORE if len(p.relative_to(ROOT).parts) > 2 or p.stem in LAYERS], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in CORE if len(p.relative_to(ROOT).parts) > 2 or p.stem in LAYERS], ids=name_of
+)
 def test_a_folder_imports_only_folders_above_it(path):
     own = LAYERS.index(path.relative_to(ROOT / "distill_core").parts[0].removesuffix(".py"))
     inside = [name.split(".")[1] for name in imports(path) if name.startswith("distill_core.")]

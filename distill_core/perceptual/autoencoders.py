@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..models import mini
-from .weights import LatentSpace
+from ..models.families import FAMILIES, LatentSpace
+from ..models.features import collect_taps
+from ..models.lora import LoraSwitch
 
-MINI_SPACE = LatentSpace(mini.LATENT_SHAPE[0], 1.5305, 0.0609)  # the host treats the mini model as one of SD3's family
+MINI_SPACE = FAMILIES["sd3"].space  # the host treats the mini model as one of SD3's family
 
 
 class Autoencoder:
@@ -38,9 +40,6 @@ class Autoencoder:
 
     def features(self, latents: Tensor) -> list[Tensor]:
         """Outputs of the decoder's stages, smallest first; what comes after the last stage is not computed."""
-        from ..models.features import collect_taps
-        from ..models.lora import LoraSwitch
-
         latents = self._own(latents)
         return collect_taps(self.network, self.stages, lambda: self.network.decode(latents), LoraSwitch())
 
