@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..diffusion.noise import ItemNoise, item_generator
 from ..diffusion.samplers import SAMPLERS
-from ..diffusion.schedules import grid_sigmas, with_levels
+from ..diffusion.schedules import grid_sigmas, same_level, with_levels
 from ..files import DTYPES, load_tensors, save_json, save_tensors
 from ..models.denoiser import Cond, Guided
 
@@ -146,7 +146,7 @@ def _sample_batch(teacher: Guided, cond: Cond, shape, config: CacheConfig, items
     states: list[Tensor] = []
 
     def keep_state(step: dict) -> None:
-        if any(abs(step["sigma"] - wanted) <= 1e-4 * wanted for wanted in config.state_sigmas):
+        if any(same_level(step["sigma"], wanted) for wanted in config.state_sigmas):
             states.append(step["x"])
 
     latents = SAMPLERS["euler"](teacher, x, sigmas, {"cond": cond}, keep_state, disable=True)
@@ -307,7 +307,7 @@ def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05
     """
     grid = stored_grid(dataset, teacher.process)
     top = grid[0].item()
-    if not dataset.state_sigmas or abs(max(dataset.state_sigmas) - top) > 1e-4 * top:
+    if not dataset.state_sigmas or not same_level(max(dataset.state_sigmas), top):
         raise ValueError(
             f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas "
             f"with the highest level, {top:.6g}; set it under [cache] and `cache` again"

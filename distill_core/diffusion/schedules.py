@@ -16,10 +16,17 @@ from torch import Tensor
 from .noise import ItemNoise
 from .process import DiscreteProcess
 
+LEVEL_TOLERANCE = 1e-4  # relative; grids that are meant to be different differ by much more
+
 
 def check_steps(steps: int, most: int | None = None) -> None:
     if steps < 1 or (most is not None and steps > most):
         raise ValueError(f"steps must be between 1 and {most or 'any number'}, not {steps}")
+
+
+def same_level(a, b):
+    """Whether noise levels ``a`` and ``b`` (numbers or tensors) are one, up to 1e-4 of ``b``: files round them."""
+    return abs(a - b) <= LEVEL_TOLERANCE * b
 
 
 def explicit_sigmas(levels: Sequence[float]) -> Tensor:
@@ -84,8 +91,8 @@ def grid_sigmas(process, steps: int) -> Tensor:
 
 
 def with_levels(sigmas: Tensor, levels: Sequence[float]) -> Tensor:
-    """A grid with each of ``levels`` in it; a level of the grid that is the same up to 1e-4 gives way."""
-    far = [s for s in sigmas[:-1].tolist() if all(abs(s - level) > 1e-4 * level for level in levels)]
+    """A grid with each of ``levels`` in it; a level of the grid that is the same (`same_level`) gives way."""
+    far = [s for s in sigmas[:-1].tolist() if not any(same_level(s, level) for level in levels)]
     return explicit_sigmas(sorted([*far, *levels], reverse=True))
 
 

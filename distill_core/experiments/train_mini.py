@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
+from ..diffusion.process import expand_like
 from ..evaluation.metrics import MiniEvaluator
 from ..models import mini
 
@@ -135,7 +136,7 @@ def train_teacher(latents: Tensor, labels: Tensor, steps: int, seed: int) -> tup
         label = torch.where(torch.rand(64, generator=generator) < 0.1, mini.NULL_CLASS, label)
         sigma = torch.sigmoid(torch.randn(64, generator=generator))
         noise = torch.randn(x0.shape, generator=generator)
-        s = sigma.view(-1, 1, 1, 1)
+        s = expand_like(sigma, x0)
         velocity = net(
             hidden_states=s * noise + (1 - s) * x0,
             timestep=1000 * sigma,

@@ -1,7 +1,7 @@
 """The shipped mini model: a small SD3 transformer and a TAESD-layout autoencoder for Fashion-MNIST.
 
 Everything lies in ``assets/mini`` as safetensors in the layouts that ComfyUI's UNETLoader and VAELoader
-and diffusers read; ``mini_train.py`` makes the files again from the public data.
+and diffusers read; ``experiments/train_mini.py`` makes the files again from the public data.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -129,12 +128,6 @@ def taesd_key(name: str) -> str:
     """The TAESD-layout name of an ``AutoencoderTiny`` parameter (its decoder starts with a parameter-free clamp)."""
     side, _, index, rest = name.split(".", 3)
     return f"taesd_{side}.{int(index) + (side == 'decoder')}.{rest}"
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The string metadata of a safetensors file."""
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
 
 
 def training_log() -> dict:

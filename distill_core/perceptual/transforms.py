@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..diffusion.noise import ItemNoise
+from ..diffusion.process import expand_like
 
 PRESETS = ("none", "b", "bg", "bgc", "bgco")  # the letters say which transforms are on
 TRANSLATION = 0.125  # of the side: half-width of the whole-pixel draw, standard deviation of the fractional one
@@ -207,7 +208,7 @@ def _resample(x: Tensor, convolution: Callable, gain: float, padding: int) -> Te
 
 
 def _per_item(value: Tensor, like: Tensor) -> Tensor:
-    return value.to(like).view(-1, 1, 1, 1)
+    return expand_like(value.to(like), like)
 
 
 def colour(x: Tensor, draws: Draws) -> Tensor:

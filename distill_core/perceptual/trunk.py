@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
 
+from ..diffusion.process import expand_like
+
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions before each of the five taps
 POOLED = (False, False, False, True, True)  # whether a max-pool stands between them and the tap
 SMALLEST = 4  # pixels: two poolings must leave something
@@ -148,4 +150,4 @@ def fold(state: dict[str, Tensor], layer: int, eps: float = 1e-5) -> tuple[Tenso
     }
     gain = value["norm_weight"] / (value["norm_running_var"] + eps).sqrt()
     bias = (value["conv_bias"] - value["norm_running_mean"]) * gain + value["norm_bias"]
-    return value["conv_weight"] * gain.view(-1, 1, 1, 1), bias
+    return value["conv_weight"] * expand_like(gain, value["conv_weight"]), bias

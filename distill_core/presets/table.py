@@ -54,7 +54,6 @@ class Preset:
     cfg_max: float
     sampler: str | None
     grid: dict
-    stated: dict
     comfy: str
     source: str
     confidence: str
@@ -87,6 +86,7 @@ def presets() -> dict[str, Preset]:
     """All rows by key, in the order of the file."""
     rows = {}
     for row in json.loads(TABLE.read_text(encoding="utf-8")):
+        row.pop("stated")  # the source's own words, kept in the file as evidence
         lists = {name: tuple(row[name]) for name in ("families", "steps", "auto") if name in row}
         listed = tuple(tuple(levels) for levels in row.get("listed", ()))
         rows[row["key"]] = Preset(**{**row, **lists, "listed": listed})
@@ -144,7 +144,7 @@ def preset_sigmas(
     """
     steps = preset.default_steps if steps is None else steps
     preset.check_steps(steps)
-    tokens = round(width * height / 256)
+    tokens = tokens_of(width, height)
     return GRIDS[preset.grid["kind"]](preset, steps, process, tokens)
 
 
@@ -201,6 +201,11 @@ def twice_shifted_sigmas(steps: int, alpha: float, train_steps: int = 1000) -> T
     diffusers' FlowMatchEuler and ComfyUI's scheduler ``normal``. The last step is almost null."""
     lowest = shift_sigmas(torch.tensor(1 / train_steps), shift_alpha=alpha).item()
     return explicit_sigmas(shift_sigmas(torch.linspace(1, lowest, steps), shift_alpha=alpha).tolist())
+
+
+def tokens_of(width: int, height: int) -> int:
+    """The number of tokens that a FLUX model cuts a picture of width x height pixels into, 16 x 16 pixels each."""
+    return round(width * height / 256)
 
 
 def flux_mu(tokens: int) -> float:
