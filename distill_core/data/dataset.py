@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..diffusion.noise import ItemNoise, item_generator
+from ..diffusion.process import NoiseProcess
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import grid_sigmas, same_level, with_levels
 from ..files import DTYPES, load_tensors, save_json, save_tensors
@@ -65,7 +66,7 @@ class CacheConfig:
             raise ValueError("sizes must list at least one latent size [H, W]")
 
 
-def teacher_grid(process, config: CacheConfig) -> Tensor:
+def teacher_grid(process: NoiseProcess, config: CacheConfig) -> Tensor:
     """The teacher's sigmas with every level in ``state_sigmas`` among them."""
     return with_levels(grid_sigmas(process, config.steps), config.state_sigmas)
 
@@ -289,7 +290,7 @@ def _open_shard(path: Path):
     return file
 
 
-def stored_grid(dataset: LatentDataset, process) -> Tensor:
+def stored_grid(dataset: LatentDataset, process: NoiseProcess) -> Tensor:
     """The noise levels on which a dataset's latents were sampled; the process' own where its manifest does not say."""
     manifest = dataset.manifest()
     if "sigmas" in manifest:
@@ -314,6 +315,7 @@ def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05
         )
     places = next(iter(dataset.buckets.values()))[:1]
     one = dataset.read(places).to(teacher.uncond.device)
+    assert one.states is not None  # there are state_sigmas
     x = one.states[:, dataset.state_sigmas.index(max(dataset.state_sigmas))]
     again = SAMPLERS["euler"](teacher, x, grid, {"cond": one.cond}, disable=True)
     error = ((again - one.latents).square().mean() / one.latents.square().mean()).sqrt().item()

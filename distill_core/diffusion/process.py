@@ -50,6 +50,14 @@ class NoiseProcess(Protocol):
     def sigma_at_flow_time(self, time: Tensor) -> Tensor: ...  # its inverse
 
 
+class TimestepProcess(Protocol):
+    """A process over a table of timesteps: `DiscreteProcess`, or ComfyUI's discrete ``model_sampling``."""
+
+    def timestep(self, sigma: Tensor) -> Tensor: ...
+
+    def sigma(self, timestep: Tensor) -> Tensor: ...  # at a timestep, which may be fractional
+
+
 class FlowProcess:
     """Rectified flow: x = (1 - sigma) x0 + sigma noise, network output v = noise - x0 (SD3, FLUX, Qwen, Wan).
 

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -79,7 +80,7 @@ def in_batches(fn: Callable[[Tensor], Tensor], x: Tensor, name: str, size: int =
     return torch.cat([fn(x[i : i + size]) for i in trange(0, len(x), size, desc=name, mininterval=5)])
 
 
-def reconstruction_psnr(net: nn.Module, images: Tensor) -> float:
+def reconstruction_psnr(net: Any, images: Tensor) -> float:
     """Peak signal-to-noise ratio (dB, range 2) of decode(encode(x)) over ``images``."""
     recon = in_batches(lambda x: net.decoder(net.encoder(upscale(x))).mean(1, keepdim=True), images, "reconstruct")
     target = in_batches(lambda x: upscale(x)[:, :1], images, "target")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -87,7 +88,7 @@ def load_classifier(space: str) -> tuple[FeatureClassifier, dict[str, Tensor]]:
     return net.eval().requires_grad_(False), reference
 
 
-def load_transformer() -> nn.Module:
+def load_transformer() -> Any:
     """The mini teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode."""
     from diffusers import SD3Transformer2DModel
 
@@ -101,14 +102,14 @@ def load_conditioning() -> dict[str, Tensor]:
     return {k: v.float() for k, v in load_file(ASSETS / "conditioning.safetensors").items()}
 
 
-def new_autoencoder(width: int = AUTOENCODER_WIDTH) -> nn.Module:
+def new_autoencoder(width: int = AUTOENCODER_WIDTH) -> Any:
     from diffusers import AutoencoderTiny
 
     widths = (width,) * 4
     return AutoencoderTiny(latent_channels=16, encoder_block_out_channels=widths, decoder_block_out_channels=widths)
 
 
-def load_autoencoder() -> nn.Module:
+def load_autoencoder() -> Any:
     """The mini autoencoder as diffusers' ``AutoencoderTiny`` with the padding channels cut off.
 
     The file has TAESD's 64 channels because readers of that layout fix the width; all above

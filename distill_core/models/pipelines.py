@@ -114,11 +114,9 @@ class PipelineSource:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], negative: str = "") -> tuple[Cond, Cond]:
         """Conditionings [N, ...] of the prompts and that of the negative prompt (one row)."""
-        conds = [self._encode_one(prompt) for prompt in [*prompts, negative]]
-        stacked = Cond(
-            torch.cat([context for context, _ in conds]).float(),
-            None if conds[0][1] is None else torch.cat([pooled for _, pooled in conds]).float(),
-        )
+        contexts, pooled = zip(*(self._encode_one(prompt) for prompt in [*prompts, negative]), strict=True)
+        present = [row for row in pooled if row is not None]  # all of them or none
+        stacked = Cond(torch.cat(contexts).float(), torch.cat(present).float() if present else None)
         return stacked[:-1], stacked[-1:]
 
     def _encode_one(self, prompt: str) -> tuple[Tensor, Tensor | None]:

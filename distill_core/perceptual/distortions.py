@@ -47,8 +47,11 @@ def tone(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
 
 def pixelate(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
     """Down by up to 8 and up again; mixed in by strength between whole factors."""
-    small = F.interpolate(F.adaptive_avg_pool2d(x, [max(1, s // 8) for s in x.shape[-2:]]), size=x.shape[-2:])
-    middle = F.interpolate(F.adaptive_avg_pool2d(x, [max(1, s // 3) for s in x.shape[-2:]]), size=x.shape[-2:])
+    height, width = x.shape[-2:]
+    small, middle = (
+        F.interpolate(F.adaptive_avg_pool2d(x, (max(1, height // by), max(1, width // by))), size=(height, width))
+        for by in (8, 3)
+    )
     low, high = (2 * expand_like(strength, x)).clamp(max=1), (2 * expand_like(strength, x) - 1).clamp(min=0)
     return torch.lerp(torch.lerp(x, middle, low), small, high)
 

@@ -9,7 +9,7 @@ Diffusion2GAN (arXiv 2405.05967) ensembles geometry and cutout (o).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -94,7 +94,7 @@ def draw(random: ItemNoise) -> Draws:
     )
 
 
-def _matrix(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
+def _matrix(rows: Sequence[Sequence[Tensor | float]], like: Tensor) -> Tensor:
     """[B, 3, 3] from 2 or 3 rows of numbers or [B]."""
     rows = [*rows, [0, 0, 1]][:3]
     return torch.stack([torch.stack([torch.zeros_like(like) + v for v in row], -1) for row in rows], -2)

@@ -65,9 +65,11 @@ class TrainableTrunk(nn.Module):
         self.config = config
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in config.layers())
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in config.layers())
-        for conv in self.convs:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+        for name, parameter in self.convs.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         taps, layers = [], iter(zip(self.convs, self.norms, strict=True))
@@ -126,7 +128,7 @@ class FrozenTrunk(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weight0.dtype
+        return self.get_buffer("weight0").dtype
 
     def _slice(self, x: Tensor, start: int, depth: int, pooled: bool) -> Tensor:
         for i in range(start, start + depth):

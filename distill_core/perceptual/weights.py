@@ -69,8 +69,8 @@ def load_metric(path: str | Path | None = None, dtype: torch.dtype = torch.float
     heads = [tensors.pop(f"heads.{i}").float() for i in range(len(DEPTHS))]
     trunk = {name.removeprefix("trunk."): value for name, value in tensors.items()}
     config = TrunkConfig(trunk["convs.0.weight"].shape[1], tuple(len(head) for head in heads))
-    space = {"scale": float(facts["scale"]), "shift": float(facts["shift"])}
-    return ELatentLPIPS(FrozenTrunk(config, trunk, dtype), heads, **space, **options)
+    scale, shift = float(facts["scale"]), float(facts["shift"])
+    return ELatentLPIPS(FrozenTrunk(config, trunk, dtype), heads, scale=scale, shift=shift, **options)
 
 
 def convert_published(paths: Sequence[str | Path], model: str, out: str | Path, sha256: str | None = None) -> dict:

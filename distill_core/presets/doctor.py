@@ -70,6 +70,7 @@ def _trained(facts: SamplingFacts, sigmas: Tensor, preset: str, tokens: int | No
     if preset == AUTO and "sigmas" in described:
         levels = json.loads(described["sigmas"])
         return None, student_levels(levels, min(steps, len(levels)))
+    row: Preset | None
     try:
         row = choose_row(facts, preset, steps)
     except ValueError:

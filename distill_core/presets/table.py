@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..diffusion.process import DiscreteProcess, cumulative_alphas
+from ..diffusion.process import DiscreteProcess, TimestepProcess, cumulative_alphas
 from ..diffusion.schedules import (
     explicit_sigmas,
     lcm_timesteps,
@@ -134,7 +134,11 @@ def spell(numbers: Sequence[int]) -> str:
 
 
 def preset_sigmas(
-    preset: Preset, steps: int | None = None, process=None, width: int = DEFAULT_SIZE, height: int = DEFAULT_SIZE
+    preset: Preset,
+    steps: int | None = None,
+    process: TimestepProcess | None = None,
+    width: int = DEFAULT_SIZE,
+    height: int = DEFAULT_SIZE,
 ) -> Tensor:
     """The noise levels of a preset: [steps + 1], falling, ending in 0.
 
@@ -148,43 +152,43 @@ def preset_sigmas(
     return GRIDS[preset.grid["kind"]](preset, steps, process, tokens)
 
 
-def _timesteps(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _timesteps(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     rule = preset.grid.get("rule")
     timesteps = TIMESTEP_RULES[rule](steps) if rule else preset.grid["list"]
     return sigmas_at_timesteps(process or DiscreteProcess(cumulative_alphas()), timesteps)
 
 
-def _shifted(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _shifted(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return shifted_sigmas(steps, shift_alpha=preset.grid.get("alpha"), shift_mu=preset.grid.get("mu"))
 
 
-def _normal(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _normal(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     grid = preset.grid
     alpha = grid["alpha_by_steps"][str(steps)] if "alpha_by_steps" in grid else grid["alpha"]
     return twice_shifted_sigmas(steps, alpha)
 
 
-def _flux(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _flux(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return shifted_sigmas(steps, shift_mu=flux_mu(tokens))
 
 
-def _flux2(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _flux2(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return shifted_sigmas(steps, shift_mu=flux2_mu(tokens, steps))
 
 
-def _explicit(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _explicit(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return explicit_sigmas(preset.grid["sigmas"])
 
 
-def _trigflow(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _trigflow(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return trigflow_sigmas(steps)
 
 
-def _unlisted(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _unlisted(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     raise ValueError(f"{preset.title}: {preset.grid['why']}")
 
 
-GRIDS: dict[str, Callable[[Preset, int, object, int], Tensor]] = {
+GRIDS: dict[str, Callable[[Preset, int, TimestepProcess | None, int], Tensor]] = {
     "timesteps": _timesteps,
     "shifted": _shifted,
     "normal": _normal,

@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas, zero_terminal_snr
 from ...files import fingerprint
@@ -22,14 +23,16 @@ from ..families import family_of_network
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
 from ..lora import Lora, LoraSwitch, linear_layers
 
+Network = Any  # one of diffusers' classes: nn.Module declares none of their attributes
 
-def _call_sd3(network: nn.Module, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+
+def _call_sd3(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
     return network(
         hidden_states=x, timestep=timestep, encoder_hidden_states=cond.context, pooled_projections=cond.pooled
     ).sample
 
 
-def _call_flux(network: nn.Module, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+def _call_flux(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
     """FLUX takes 2x2 patches as tokens, positions as ids and a time in [0, 1]."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
     tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
@@ -50,7 +53,7 @@ def _call_flux(network: nn.Module, x: Tensor, timestep: Tensor, cond: Cond) -> T
     return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=2, q=2)
 
 
-def _call_unet(network: nn.Module, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+def _call_unet(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
     added = None
     if network.config.addition_embed_type == "text_time":
         height, width = 8 * x.shape[2], 8 * x.shape[3]  # SDXL's size conditioning: original, crop, target, in pixels
@@ -59,25 +62,25 @@ def _call_unet(network: nn.Module, x: Tensor, timestep: Tensor, cond: Cond) -> T
     return network(x, timestep, encoder_hidden_states=cond.context, added_cond_kwargs=added).sample
 
 
-def _transformer_taps(network: nn.Module) -> list[str]:
+def _transformer_taps(network: Network) -> list[str]:
     """Every block, in the order in which they run."""
     lists = [name for name in ("transformer_blocks", "single_transformer_blocks") if hasattr(network, name)]
     return [f"{name}.{i}" for name in lists for i in range(len(getattr(network, name)))]
 
 
-def _unet_taps(network: nn.Module) -> list[str]:
+def _unet_taps(network: Network) -> list[str]:
     return [*_unet_down(network), *_unet_decoder(network)]
 
 
-def _unet_down(network: nn.Module) -> list[str]:
+def _unet_down(network: Network) -> list[str]:
     return [f"down_blocks.{i}" for i in range(len(network.down_blocks))]
 
 
-def _unet_decoder(network: nn.Module) -> list[str]:
+def _unet_decoder(network: Network) -> list[str]:
     return ["mid_block", *(f"up_blocks.{i}" for i in range(len(network.up_blocks)))]
 
 
-def _unet_scales(network: nn.Module) -> tuple[list[str], list[str]]:
+def _unet_scales(network: Network) -> tuple[list[str], list[str]]:
     """Read at each scale of the decoder, fed at each lower scale of the encoder."""
     return _unet_decoder(network), _unet_down(network)[1:]
 
@@ -93,13 +96,13 @@ class Architecture:
     """
 
     name: str
-    call: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
-    tap_names: Callable[[nn.Module], list[str]]
+    call: Callable[[Network, Tensor, Tensor, Cond], Tensor]
+    tap_names: Callable[[Network], list[str]]
     lora_under: tuple[str, ...]
     patch_size: int
     default_process: Callable[[], NoiseProcess]
     lora_prefix: str = "transformer"
-    scales: Callable[[nn.Module], tuple[list[str], list[str]]] | None = None
+    scales: Callable[[Network], tuple[list[str], list[str]]] | None = None
 
 
 ARCHITECTURES = {  # by diffusers' class of the network
@@ -140,13 +143,15 @@ class DiffusersBackend:
     Raises ValueError for another class.
     """
 
-    def __init__(self, network: nn.Module, process=None, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self, network: Network, process: NoiseProcess | None = None, gradient_checkpointing: bool = False
+    ) -> None:
         kind = type(network).__name__
         if kind not in ARCHITECTURES:
             raise ValueError(f"{kind} is not supported; known: {', '.join(ARCHITECTURES)}")
         self.architecture = ARCHITECTURES[kind]
         self.family_name = family_of_network(kind, network.config) or self.architecture.name
-        self.network = network.eval().requires_grad_(False)
+        self.network: Network = network.eval().requires_grad_(False)
         self.process = process or self.architecture.default_process()
         self.switch = LoraSwitch()
         self.gradient_checkpointing = gradient_checkpointing
@@ -226,7 +231,9 @@ class DiffusersBackend:
         return Lora(self.network, targets or self.lora_targets(), rank, self.switch)
 
 
-def load_backend(folder: str | Path, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False):
+def load_backend(
+    folder: str | Path, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False
+) -> DiffusersBackend:
     """A backend from a diffusers model folder on disk (``transformer`` or ``unet``, with ``scheduler`` beside it).
 
     The scheduler's config gives the prediction type, the alphas or the shift. Nothing is downloaded.
@@ -248,7 +255,7 @@ def load_backend(folder: str | Path, dtype: torch.dtype = torch.float32, gradien
     return DiffusersBackend(network, process, gradient_checkpointing)
 
 
-def process_from_scheduler(config: dict, class_name: str = ""):
+def process_from_scheduler(config: dict, class_name: str = "") -> NoiseProcess:
     """The noise process that a diffusers scheduler config describes (flow, eps or v; zero terminal SNR)."""
     if "Flow" in config.get("_class_name", ""):
         usual = ARCHITECTURES[class_name].default_process() if class_name in ARCHITECTURES else FlowProcess()
