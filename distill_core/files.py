@@ -20,6 +20,7 @@ from torch import Tensor, nn
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NAMESPACE = "turbo_distill."
 LORA_FORMAT = "1"
+SAMPLES, SAMPLE_BYTES = 16, 4096  # of `file_digest`
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -66,15 +67,20 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and the first values of each tensor.
+def digest_tensor(digest: hashlib._Hash, name: str, value: Tensor) -> None:
+    """Add a tensor's name, shape and first values to a hash.
 
-    The values count as bfloat16, so that a network loaded in float32 and in bfloat16 is the same one.
+    The values count as bfloat16, so that weights loaded in float32 and in bfloat16 are the same ones.
     """
+    digest.update(f"{name}{tuple(value.shape)}".encode())
+    digest.update(value.detach().flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and first values of tensors, to recognise weights; see `digest_tensor`."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
+        digest_tensor(digest, name, value)
     return digest.hexdigest()[:16]
 
 
@@ -83,14 +89,14 @@ def fingerprint(network: nn.Module) -> str:
     return weights_digest(network.state_dict())
 
 
-def file_digest(path: str | Path, samples: int = 16, size: int = 4096) -> str:
-    """A hash of a file's length and of samples of its content at evenly spaced places."""
-    length = Path(path).stat().st_size
-    digest = hashlib.sha256(str(length).encode())
+def file_digest(path: str | Path) -> str:
+    """A hash of a file's size and of `SAMPLES` pieces of it, evenly spaced from start to end: quick for any size."""
+    digest, size = hashlib.sha256(), os.path.getsize(path)
+    digest.update(str(size).encode())
     with open(path, "rb") as file:
-        for i in range(samples):
-            file.seek(max(0, length - size) * i // max(1, samples - 1))
-            digest.update(file.read(size))
+        for i in range(SAMPLES):
+            file.seek(i * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
 
 

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..diffusion.noise import ItemNoise, item_generator
+from ..diffusion.process import NoiseProcess
 from ..diffusion.samplers import SAMPLERS
-from ..diffusion.schedules import grid_sigmas, with_levels
+from ..diffusion.schedules import grid_sigmas, same_level, with_levels
 from ..files import DTYPES, file_digest, load_tensors, save_json, save_tensors
 from ..models.denoiser import Cond, Guided
 from ..settings import setting
@@ -70,7 +71,7 @@ class CacheConfig:
             raise ValueError("sizes must list at least one latent size [H, W]")
 
 
-def teacher_grid(process, config: CacheConfig) -> Tensor:
+def teacher_grid(process: NoiseProcess, config: CacheConfig) -> Tensor:
     """The teacher's sigmas with every level in ``state_sigmas`` among them."""
     return with_levels(grid_sigmas(process, config.steps), config.state_sigmas)
 
@@ -151,7 +152,7 @@ def _sample_batch(teacher: Guided, cond: Cond, shape, config: CacheConfig, items
     states: list[Tensor] = []
 
     def keep_state(step: dict) -> None:
-        if any(abs(step["sigma"] - wanted) <= 1e-4 * wanted for wanted in config.state_sigmas):
+        if any(same_level(step["sigma"], wanted) for wanted in config.state_sigmas):
             states.append(step["x"])
 
     latents = SAMPLERS["euler"](teacher, x, sigmas, {"cond": cond}, keep_state, disable=True)
@@ -300,7 +301,7 @@ def _open_shard(path: Path):
     return file
 
 
-def stored_grid(dataset: LatentDataset, process) -> Tensor:
+def stored_grid(dataset: LatentDataset, process: NoiseProcess) -> Tensor:
     """The noise levels on which a dataset's latents were sampled; the process' own where its manifest does not say."""
     manifest = dataset.manifest()
     if "sigmas" in manifest:
@@ -318,13 +319,14 @@ def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05
     """
     grid = stored_grid(dataset, teacher.process)
     top = grid[0].item()
-    if not dataset.state_sigmas or abs(max(dataset.state_sigmas) - top) > 1e-4 * top:
+    if not dataset.state_sigmas or not same_level(max(dataset.state_sigmas), top):
         raise ValueError(
             f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas "
             f"with the highest level, {top:.6g}; set it under [cache] and `cache` again"
         )
     places = next(iter(dataset.buckets.values()))[:1]
     one = dataset.read(places).to(teacher.uncond.device)
+    assert one.states is not None  # there are state_sigmas
     x = one.states[:, dataset.state_sigmas.index(max(dataset.state_sigmas))]
     again = SAMPLERS["euler"](teacher, x, grid, {"cond": one.cond}, disable=True)
     error = ((again - one.latents).square().mean() / one.latents.square().mean()).sqrt().item()

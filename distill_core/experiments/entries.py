@@ -1,6 +1,6 @@
 """The configurations that `compare` trains: the methods, and with them what the claims of the papers need.
 
-An entry's steps are those that took about `BUDGET` processor seconds on the machine docs/methods.md names.
+An entry's steps are those that took about 70 processor seconds on the machine docs/methods.md names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from ..methods.diffusion2gan import Diffusion2GANConfig
 from ..methods.ladd import LADDConfig
 from ..training.loop import TrainConfig
 
-BUDGET = 70
 VISION = VisionConfig("encoder", 32)  # at the images' own 64 px it would cost four times as much
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..diffusion.noise import ItemNoise, item_generator
 from ..files import load_tensors, save_tensors
 from ..settings import setting
-from .metric import unit
+from .metric import total, unit
 from .pairs import Pairs
 from .transforms import draw, transform
 from .trunk import TrainableTrunk, TrunkConfig
@@ -62,11 +62,11 @@ class Learner(nn.Module):
     def forward(self, reference: Tensor, distorted: Tensor) -> tuple[Tensor, Tensor]:
         """Distances [B], class logits of the references [B, classes]."""
         taps = self.trunk(torch.cat([reference, distorted]))
-        distance = 0.0
+        distances = []
         for tap, head in zip(taps, self.heads, strict=True):
             a, b = unit(tap).chunk(2)
-            distance = distance + (head.view(1, -1, 1, 1) * (a - b).square()).sum(1).mean((1, 2))
-        return distance, self.classifier(taps[-1].chunk(2)[0].mean((2, 3)))
+            distances.append((head.view(1, -1, 1, 1) * (a - b).square()).sum(1).mean((1, 2)))
+        return total(distances), self.classifier(taps[-1].chunk(2)[0].mean((2, 3)))
 
 
 def train_metric(pairs: Pairs, config: CalibrationConfig, out: Path) -> Iterator[tuple[int, dict, Learner]]:
@@ -91,7 +91,7 @@ def train_metric(pairs: Pairs, config: CalibrationConfig, out: Path) -> Iterator
             group["lr"] = config.lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         losses = _losses(learner, pairs, config, step, classes)
         optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        total(losses.values()).backward()
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
