@@ -67,7 +67,7 @@ class MethodConfig:
     regression: str = setting(
         "huber",
         'Distance used by the pairs and consistency terms: "huber" (pseudo-Huber, Song and Dhariwal 2023) or "mse". '
-        "A perceptual loss named by [model] perceptual takes its place.",
+        "A perceptual loss takes its place where one is given.",
     )
     state_share: float = setting(
         1.0,

@@ -55,7 +55,10 @@ class StudentConfig:
     """The student, and what it is to be sampled with."""
 
     rank: int = setting(64, "Rank of the student's LoRA. 0 trains all weights of a copy of the model instead.")
-    targets: tuple[str, ...] = setting((), "Linear layers that the LoRA trains. Empty: all that the backend offers.")
+    targets: tuple[str, ...] = setting(
+        (),
+        "Linear layers that the LoRA trains, by their names or parts of them, such as attn. Empty: all in the blocks.",
+    )
     sampler: str = setting("renoise", "Sampler that the student is meant for. It is written into the student's file.")
     sampler_options: dict[str, float] = setting({}, "Options of that sampler, for example eta.")
 
@@ -182,16 +185,18 @@ class LogFile:
             self.file.close()
 
 
-def pick_targets(names: Sequence[str], parts: str) -> tuple[str, ...]:
-    """The layers whose name contains one of the comma-separated ``parts``; all of them for an empty text.
+def pick_targets(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The layers that ``wanted`` asks for, each by its whole name or, where no layer has that, by a part of it.
 
-    Raises ValueError when there is none.
+    All of them where nothing is wanted. Raises ValueError for a text that fits no layer.
     """
-    wanted = [part.strip() for part in parts.split(",") if part.strip()]
-    found = tuple(name for name in names if not wanted or any(part in name for part in wanted))
-    if not found:
-        raise ValueError(f"no layer's name contains {' or '.join(wanted)}; names look like {', '.join(names[:4])}")
-    return found
+    chosen = set(names if not wanted else ())
+    for text in wanted:
+        fitting = [text] if text in names else [name for name in names if text in name]
+        if not fitting:
+            raise ValueError(f"LoRA targets: no layer's name contains {text}; names look like {', '.join(names[:4])}")
+        chosen.update(fitting)
+    return tuple(name for name in names if name in chosen)
 
 
 def new_run(
@@ -216,6 +221,8 @@ def new_run(
     guidance, uncond = dataset.manifest()["guidance"], dataset.uncond().to(device)
     if method.checks_paths and method.weight("pairs"):
         check_pairs(dataset, Guided(Denoiser(backend), uncond, guidance), path_tolerance)
+    student = config.student
+    targets = pick_targets(backend.lora_targets(), student.targets) if student.rank and student.targets else ()
     example = dataset.batch(0, train_config.batch_size, train_config.seed).to(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(train_config.seed)
@@ -223,8 +230,8 @@ def new_run(
             method,
             components,
             example,
-            config.student.rank,
-            targets=config.student.targets,
+            student.rank,
+            targets=targets,
             uncond=uncond,
             guidance=guidance if config.guidance is None else config.guidance,
             distance=distance,

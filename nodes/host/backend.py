@@ -1,4 +1,4 @@
-"""A MODEL of ComfyUI as a `distill_core.denoiser.Backend`: every quirk of the host that training meets is handled here.
+"""A MODEL of ComfyUI as a `models.denoiser.Backend`: every quirk of the host that training meets is handled here.
 
 * Nodes run under inference mode, in which loaded weights and conditionings are tensors that autograd refuses: training
   leaves the mode, has its own copy of the network, and clones what it is given.
@@ -95,7 +95,6 @@ class ComfyBackend:
         """
         return self.architecture.multi_scale_taps(self.network, count)
 
-    @property
     def lora_targets(self) -> list[str]:
         """All linear layers of the family's blocks. Raises ValueError when none is an ordinary one."""
         targets = self.architecture.lora_targets(self.network)
@@ -108,7 +107,7 @@ class ComfyBackend:
 
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora:
         """A fresh low-rank path (output 0) on this backbone."""
-        return Lora(self.network, targets or self.lora_targets, rank, self.switch)
+        return Lora(self.network, targets or self.lora_targets(), rank, self.switch)
 
     def cond(self, conditioning: list) -> Cond:
         """A CONDITIONING of the host, one row an entry; see `host_conditioning.cond_of`."""
@@ -227,13 +226,13 @@ class ComfyBackend:
             "base": fingerprint(self.network),
         }
 
-    def export(self, path: Lora | None) -> dict[str, Tensor]:
-        """The path as a LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`.
+    def export(self, lora: Lora | None) -> dict[str, Tensor]:
+        """A LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`.
 
         None: how far the weights of a copy are from those it was made of (`lora_keys.export_differences`).
         """
-        if path is not None:
-            return export_lora(path, self.model, self.architecture)
+        if lora is not None:
+            return export_lora(lora, self.model, self.architecture)
         return export_differences(self.network, self.original)
 
     def guard(self) -> None:

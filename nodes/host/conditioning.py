@@ -37,8 +37,8 @@ def check_places(cond: Cond, architecture: Architecture) -> None:
     for name in architecture.misplacing:
         if any(key.partition(LIST)[0] == name for key in cond.extra):
             raise ValueError(
-                f"a conditioning with {name} cannot be trained with on {architecture.name}, where it comes before the image; "
-                "use plain text prompts"
+                f"a conditioning with {name} cannot be trained with on {architecture.name}, where it comes before the "
+                "image; use plain text prompts"
             )
 
 

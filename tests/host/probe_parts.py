@@ -265,7 +265,8 @@ def gradients() -> dict:
     }
     for name, request in cases.items():
         with training_backend(request.model, request.checkpointing) as backend:
-            run = host_training.open_run(request, backend, RunFolder(run_folder(request.run_name)))
+            dataset, config = host_training.describe(request)
+            run = host_training.open_run(request, config, dataset, backend, RunFolder(run_folder(request.run_name)))
             method = run.method
             players = {player.name: list(player.parameters.values()) for player in run.players}
             mine = {id(p) for values in players.values() for p in values}
@@ -273,7 +274,7 @@ def gradients() -> dict:
             if request.vae is not None:
                 frozen += [method.decode.network, method.vision.network]
             strangers = [p for network in frozen for p in network.parameters() if id(p) not in mine]
-            if request.perceptual is not None:
+            if request.parts.perceptual is not None:
                 strangers += list(metric.parameters())
             batch, random = run.batch(0)
             found = {}

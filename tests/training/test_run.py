@@ -199,11 +199,12 @@ def test_a_run_without_identities_is_refused():
 
 def test_targets_by_parts_of_their_names():
     names = ["blocks.0.attn.q", "blocks.0.mlp", "blocks.1.attn.q"]
-    assert pick_targets(names, "") == tuple(names)
-    assert pick_targets(names, " attn ,") == ("blocks.0.attn.q", "blocks.1.attn.q")
-    assert pick_targets(names, "mlp,blocks.1") == ("blocks.0.mlp", "blocks.1.attn.q")
+    assert pick_targets(names, ()) == tuple(names)
+    assert pick_targets(names, ["attn"]) == ("blocks.0.attn.q", "blocks.1.attn.q")
+    assert pick_targets(names, ["mlp", "blocks.1"]) == ("blocks.0.mlp", "blocks.1.attn.q")
+    assert pick_targets([*names, "single_blocks.0.mlp"], ["blocks.0.mlp"]) == ("blocks.0.mlp",), "a whole name is one"
     with pytest.raises(ValueError, match="no layer's name contains conv; names look like blocks.0.attn.q"):
-        pick_targets(names, "conv")
+        pick_targets(names, ["attn", "conv"])
 
 
 # A whole run
