@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ...distill_core.files import digest_tensor
-from ...distill_core.files import weights_digest as weights_identity  # by its former name, until parts.py uses the new
 from .model import family_of
 
-__all__ = ["family_name", "identity", "weights_identity"]
+NETWORK = "diffusion_model."
 
 
 def family_name(model) -> str:
@@ -22,13 +21,14 @@ def family_name(model) -> str:
 def identity(model) -> str:
     """A hash of names, shapes and first values of all weights and of all LoRA-like patches with their strengths.
 
-    It is the same whether the host has the patches in the weights at the moment or not.
+    It is the same whether the host has the patches in the weights at the moment or not. Without patches it is the
+    `files.fingerprint` of the network.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.model.state_dict().items()):
-        if name.startswith("diffusion_model."):
+        if name.startswith(NETWORK):
             saved = model.backup.get(name)
-            digest_tensor(digest, name, value if saved is None else saved.weight)
+            digest_tensor(digest, name.removeprefix(NETWORK), value if saved is None else saved.weight)
     for name, patches in sorted(model.patches.items()):
         for strength, patch, strength_model, *_ in patches:
             digest.update(f"{name} {strength} {strength_model}".encode())

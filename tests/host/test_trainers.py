@@ -159,7 +159,7 @@ def test_a_path_of_another_solver_is_refused(host):
 
 @pytest.mark.parametrize(
     ("method", "changes", "setting"),
-    [("ADD", {"vision_size": 64}, "vision"), ("Diffusion2GAN", {"perceptual": ["perceptual", 0]}, "perceptual")],
+    [("ADD", {"vision_size": 64}, "vision.size"), ("Diffusion2GAN", {"perceptual": ["perceptual", 0]}, "perceptual")],
 )
 def test_another_judge_is_another_run(host, method, changes, setting):
     name = f"judge_{method}"
