@@ -144,9 +144,7 @@ def describe(order: Order, results: dict[str, list[dict]]) -> str:
     for (entry, steps), values in zip((order.better, order.worse), order.values(results), strict=True):
         plural = "s" * (steps != "1")
         sides.append(f"{entry}, {steps} step{plural}: {median_and_range(values) if values else 'not run'}")
-    sign = {(False, False): "<", (False, True): "<~", (True, False): ">", (True, True): ">~"}[
-        order.higher, order.ties_allowed
-    ]
+    sign = (">" if order.higher else "<") + "~" * order.ties_allowed
     return f"{sides[0]} {sign} {sides[1]}"
 
 
