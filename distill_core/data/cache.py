@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,9 @@ def write_shards(
 
 
 @torch.no_grad()
-def _sample_batch(teacher: Guided, cond: Cond, shape, config: CacheConfig, items: Sequence[int]) -> dict[str, Tensor]:
+def _sample_batch(
+    teacher: Guided, cond: Cond, shape: Sequence[int], config: CacheConfig, items: Sequence[int]
+) -> dict[str, Tensor]:
     process, device = teacher.process, cond.device
     sigmas = teacher_grid(process, config)
     noise = ItemNoise(config.seed, items).normal(*shape).to(device)
@@ -108,7 +111,7 @@ def _sample_batch(teacher: Guided, cond: Cond, shape, config: CacheConfig, items
     return stored
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """Through JSON, so that tuples compare equal to what a file gives back."""
     return json.loads(json.dumps(value))
 

@@ -32,7 +32,7 @@ class Batch:
     states: Tensor | None = None
     state_sigmas: tuple[float, ...] = ()
 
-    def to(self, device) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         states = None if self.states is None else self.states.to(device)
         return Batch(self.latents.to(device), self.cond.to(device), states, self.state_sigmas)
 

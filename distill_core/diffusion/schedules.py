@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def check_steps(steps: int, most: int | None = None) -> None:
         raise ValueError(f"steps must be between 1 and {most or 'any number'}, not {steps}")
 
 
-def same_level(a, b):
+def same_level(a: Any, b: Any) -> Any:
     """Whether noise levels ``a`` and ``b`` (numbers or tensors) are one, up to 1e-4 of ``b``: files round them."""
     return abs(a - b) <= LEVEL_TOLERANCE * b
 

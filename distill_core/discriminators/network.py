@@ -80,7 +80,7 @@ class NetworkDiscriminator(nn.Module):
         widths: dict[str, int] = {}  # channels of the image stream that enters a block
 
         def note(name: str):
-            def hook(module, args, kwargs):
+            def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
                 hidden, _ = backbone.backend.block_input(args, kwargs)  # a map [B, C, h, w] or tokens [B, N, C]
                 widths[name] = hidden.shape[1] if hidden.ndim == 4 else hidden.shape[2]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -84,16 +86,22 @@ def trained_on(description: dict) -> bool:
     return "add" in config and isinstance(vision, dict) and vision.get("network") == EFFICIENTNET
 
 
+class Source(Protocol):
+    """Who decodes latents [B, C, H, W] to images [B, 3, h, w] in [-1, 1]: the sources of `models.pipelines`."""
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
 class ImageFeatures:
     """Pooled features [N, 1280] of an ImageNet network (EfficientNet-lite0), with latents that ``source`` decodes.
 
     ADD can have the same network as its discriminator's eyes; a score of such a student flatters it, see `trained_on`.
-    source: of `models.pipelines`.  Raises ValueError when `image_network` does.
+    Raises ValueError when `image_network` does.
     """
 
     SIZE = 224
 
-    def __init__(self, source) -> None:
+    def __init__(self, source: Source) -> None:
         self.net = image_network()
         self.source = source
 
