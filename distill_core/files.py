@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,7 +43,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
         temporary.unlink(missing_ok=True)
 
 
-def save_json(path: str | Path, content) -> None:
+def save_json(path: str | Path, content: Any) -> None:
     """Write JSON atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

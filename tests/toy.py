@@ -16,7 +16,8 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from distill_core.data.dataset import CacheConfig, LatentDataset, cache_latents
+from distill_core.data.cache import CacheConfig, cache_latents
+from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.process import FlowProcess
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.base import MethodConfig, StudentMethod

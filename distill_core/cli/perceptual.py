@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -140,7 +141,7 @@ def write_metric(learner: Learner, autoencoder: Autoencoder, args: argparse.Name
 def evaluate(metric: ELatentLPIPS, autoencoder: Autoencoder, pairs: Pairs, size: int = 50) -> dict:
     """Spearman correlation with the pixel distance over held-out pairs: all, and by kind of distortion."""
     plain = ELatentLPIPS(metric.trunk, [getattr(metric, f"head{i}") for i in range(5)], "none")
-    rivals = {
+    rivals: dict[str, Callable[..., Tensor]] = {
         "LatentLPIPS": plain,
         "E-LatentLPIPS bg, 4 draws": metric,
         "latent MSE": lambda a, b, random: squared_error(a, b),
@@ -174,17 +175,17 @@ def read_latents(path: Path) -> Tensor:
 
 def run_compare(args: argparse.Namespace) -> None:
     metric = load_metric(args.weights, preset=args.preset, draws=args.draws)
-    pair = [read_latents(path) for path in (args.prediction, args.target)]
+    prediction, target = read_latents(args.prediction), read_latents(args.target)
     if args.raw:
-        pair = [metric.from_autoencoder(x) for x in pair]
-    random = lambda: ItemNoise(args.seed, range(len(pair[0])))  # noqa: E731
+        prediction, target = metric.from_autoencoder(prediction), metric.from_autoencoder(target)
+    random = lambda: ItemNoise(args.seed, range(len(prediction)))  # noqa: E731
     with torch.no_grad():
-        terms = metric.terms(*pair, random())
+        terms = metric.terms(prediction, target, random())
     for i, (perceptual, l1) in enumerate(zip(*(terms[k].tolist() for k in ("perceptual", "l1")), strict=True)):
         print(f"{i:5d}  perceptual {perceptual:.6f}  l1 {l1:.6f}")
     if args.dump:
         exact = load_metric(args.weights, torch.float64, preset=args.preset)
-        save_tensors(args.dump, exact.dump(pair[0].double(), pair[1].double(), random()))
+        save_tensors(args.dump, exact.dump(prediction.double(), target.double(), random()))
         print(f"draws, transformed latents, taps, distances and gradient: {args.dump}")
 
 

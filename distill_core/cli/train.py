@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..data.dataset import LatentDataset, cache_latents
+from ..data.cache import cache_latents
+from ..data.dataset import LatentDataset
 from ..evaluation import plots
 from ..files import fingerprint, weights_digest
 from ..methods.components import Components

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..files import DTYPES, save_tensors
 from ..models.denoiser import Cond, cat_conds
-from .dataset import write_manifest
+from .cache import write_manifest
 
 SHARD_SIZE = 256
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def check_steps(steps: int, most: int | None = None) -> None:
         raise ValueError(f"steps must be between 1 and {most or 'any number'}, not {steps}")
 
 
-def same_level(a, b):
+def same_level(a: Any, b: Any) -> Any:
     """Whether noise levels ``a`` and ``b`` (numbers or tensors) are one, up to 1e-4 of ``b``: files round them."""
     return abs(a - b) <= LEVEL_TOLERANCE * b
 
@@ -160,7 +161,9 @@ def snap_denoise(sigmas: Tensor, denoise: float, table: Tensor | None = None) ->
     """
     check_sigmas(sigmas)
     check_denoise(denoise)
-    left = (len(sigmas) - 1) * denoise
+    left = (len(sigmas) - 1) * denoise  # intervals that remain, fractional: of 4 steps at 0.6, 2.4
+    # How many trained levels stay: those at least half an interval below the start, which the level 2 intervals before
+    # the end is not at 2.4. 1e-6 makes up for the rounding of `left`.
     trained = max(0, math.floor(left - 0.5 + 1e-6))
     return torch.cat([_levels_at(sigmas, [left], table), sigmas[len(sigmas) - 1 - trained :]])
 
@@ -182,14 +185,14 @@ DENOISE_MODES = {"snap": snap_denoise, "respace": respace_denoise}
 def _levels_at(sigmas: Tensor, left: Sequence[float], table: Tensor | None) -> Tensor:
     """The levels with ``left`` intervals to go (fractional), linear between members in flow time or in timesteps."""
     scale, unscale = (lambda s: s, lambda s: s) if table is None else _timestep_scale(table)
-    members = scale(sigmas.double())
+    members = scale(sigmas.double())  # [N + 1] on the scale that is interpolated; float64, as 1e-6 is compared below
     levels = []
     for intervals in left:
         nearest = round(intervals)
         if nearest > 0 and abs(intervals - nearest) < 1e-6:  # a trained level stays what it is, to the last bit
             levels.append(sigmas[-1 - nearest].double())
         else:
-            above = -1 - math.ceil(intervals)
+            above = -1 - math.ceil(intervals)  # index of the grid's next higher level, counted from its end
             weight = intervals - math.floor(intervals)
             levels.append(unscale(weight * members[above] + (1 - weight) * members[above + 1]))
     return torch.stack(levels).to(sigmas.dtype)

@@ -44,7 +44,13 @@ def curves(logs: Sequence[dict[str, float]], width: int = 860, height: int = 480
     return image
 
 
-def _panel(draw: ImageDraw.ImageDraw, box, title: str, series: dict[str, list[float]], fixed) -> None:
+def _panel(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    title: str,
+    series: dict[str, list[float]],
+    fixed: tuple[float, float] | None,
+) -> None:
     x, y, width, height = box
     left, right, upper, lower = x + 48, x + width - 10, y + 24, y + height - 20
     draw.text((x + 8, y + 4), title, INK, _font(12))
@@ -68,7 +74,7 @@ def _panel(draw: ImageDraw.ImageDraw, box, title: str, series: dict[str, list[fl
         draw.line((left, at, right, at), PALE)
         draw.text((left - 4, at), f"{level:.3g}", GREY, _font(10), anchor="rm")
     draw.text((right, lower + 3), f"step {count}", GREY, _font(10), anchor="rt")
-    label = right
+    label: float = right
     for lines, width, tint in ((series, 1, _pale), (smoothed, 2, lambda colour: colour)):
         for values, colour in zip(lines.values(), COLOURS, strict=False):
             if len(values) > 1:

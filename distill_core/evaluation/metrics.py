@@ -1,10 +1,13 @@
-"""How good samples are, in feature spaces that no training used."""
+"""Quality of samples in the feature spaces of networks that the student was not trained with (`trained_on` tells)."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..methods.registry import EFFICIENTNET
 from ..models import mini
 from ..models.vision import image_network
 
@@ -73,15 +76,32 @@ def fd_between(features_a: Tensor, features_b: Tensor) -> float:
     return frechet_distance(mean_a, cov_a, mean_b, cov_b)
 
 
-class ImageFeatures:
-    """Pooled features [N, 1280] of an ImageNet network that no method here trains on (EfficientNet-lite0).
+def trained_on(description: dict) -> bool:
+    """Whether the network of `ImageFeatures` was the student's discriminator, by its file's description (`read_lora`).
 
-    Called with latents, which ``source`` (`pipelines`) decodes. Raises ValueError when `image_network` does.
+    Not told: a perceptual distance that was itself fitted to that network's (`perceptual train --pixel efficientnet`).
+    """
+    config = description.get("config", {})
+    vision = config.get("vision")
+    return "add" in config and isinstance(vision, dict) and vision.get("network") == EFFICIENTNET
+
+
+class Source(Protocol):
+    """Who decodes latents [B, C, H, W] to images [B, 3, h, w] in [-1, 1]: the sources of `models.pipelines`."""
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class ImageFeatures:
+    """Pooled features [N, 1280] of an ImageNet network (EfficientNet-lite0), with latents that ``source`` decodes.
+
+    ADD can have the same network as its discriminator's eyes; a score of such a student flatters it, see `trained_on`.
+    Raises ValueError when `image_network` does.
     """
 
     SIZE = 224
 
-    def __init__(self, source) -> None:
+    def __init__(self, source: Source) -> None:
         self.net = image_network()
         self.source = source
 

@@ -14,14 +14,15 @@ SEEDS = 3  # fewer decide nothing
 class Order:
     """``better`` beats ``worse``; each is (entry, steps).
 
-    metric: of the scores.  higher: whether larger is better.  level: the claim is only that ``worse`` is not better.
+    metric: of the scores.  higher: whether larger is better.  ties_allowed: the claim is only that ``worse`` is not
+    better.
     """
 
     better: tuple[str, str]
     worse: tuple[str, str]
     metric: str = "fd"
     higher: bool = False
-    level: bool = False
+    ties_allowed: bool = False
 
     def values(self, results: dict[str, list[dict]]) -> list[list[float]]:
         """The scores of both, a value a seed; an entry that was not run has none."""
@@ -43,7 +44,7 @@ class Order:
             better, worse = [-v for v in better], [-v for v in worse]
         if min(better) > max(worse):
             return FAILS
-        return HOLDS if max(better) < min(worse) or self.level else OPEN
+        return HOLDS if max(better) < min(worse) or self.ties_allowed else OPEN
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,11 @@ CLAIMS = [
     Claim(
         2,
         "Distillation alone fails; the adversarial term alone is nearly as good as both (ADD table 1d)",
-        [*steps_of(ADV, DISTIL, "1", "2", "4"), *steps_of("ADD", DISTIL, "1"), *steps_of("ADD", ADV, "1", level=True)],
+        [
+            *steps_of(ADV, DISTIL, "1", "2", "4"),
+            *steps_of("ADD", DISTIL, "1"),
+            *steps_of("ADD", ADV, "1", ties_allowed=True),
+        ],
     ),
     Claim(
         4,
@@ -82,7 +87,7 @@ CLAIMS = [
     Claim(
         5,
         "One teacher step is enough for the distillation term (ADD table 1f)",
-        [*steps_of("ADD", "ADD, 4 teacher steps", "1", "4", level=True)],
+        [*steps_of("ADD", "ADD, 4 teacher steps", "1", "4", ties_allowed=True)],
     ),
     Claim(
         7,
@@ -94,7 +99,7 @@ CLAIMS = [
         "Synthetic data aligns better than real; on it the distillation term gains nothing (LADD section 4.2)",
         [
             *steps_of(LADD, "LADD, real latents", "1", "4", metric="accuracy", higher=True),
-            *steps_of(ADV, "ADD", "1", "4", level=True),
+            *steps_of(ADV, "ADD", "1", "4", ties_allowed=True),
         ],
     ),
     Claim(
@@ -139,7 +144,7 @@ def describe(order: Order, results: dict[str, list[dict]]) -> str:
     for (entry, steps), values in zip((order.better, order.worse), order.values(results), strict=True):
         plural = "s" * (steps != "1")
         sides.append(f"{entry}, {steps} step{plural}: {median_and_range(values) if values else 'not run'}")
-    sign = {(False, False): "<", (False, True): "<~", (True, False): ">", (True, True): ">~"}[order.higher, order.level]
+    sign = (">" if order.higher else "<") + "~" * order.ties_allowed
     return f"{sides[0]} {sign} {sides[1]}"
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.dataset import CacheConfig, LatentDataset, cache_latents
+from ..data.cache import CacheConfig, cache_latents
+from ..data.dataset import LatentDataset
 from ..diffusion.samplers import sample_many
 from ..diffusion.schedules import shifted_sigmas
 from ..evaluation import plots

@@ -119,14 +119,14 @@ def _losses(learner: Learner, pairs: Pairs, config: CalibrationConfig, step: int
     return losses
 
 
-def _save(file: Path, learner: Learner, optimizer, config: CalibrationConfig, step: int) -> None:
+def _save(file: Path, learner: Learner, optimizer: torch.optim.Optimizer, config: CalibrationConfig, step: int) -> None:
     state = {f"learner.{name}": value for name, value in learner.state_dict().items()}
     for i, moments in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
     save_tensors(file, state, {"step": str(step), "config": repr(asdict(config))})
 
 
-def _load(file: Path, learner: Learner, optimizer, config: CalibrationConfig) -> int:
+def _load(file: Path, learner: Learner, optimizer: torch.optim.Optimizer, config: CalibrationConfig) -> int:
     tensors, metadata = load_tensors(file)
     if metadata["config"] != repr(asdict(config)):
         raise ValueError(f"{file} was made with other settings; give another --out, or delete the file to start anew")

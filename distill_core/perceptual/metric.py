@@ -39,6 +39,7 @@ class ELatentLPIPS(nn.Module):
         trunk: FrozenTrunk,
         heads: Sequence[Tensor],
         preset: str = "bg",
+        *,
         draws: int = 1,
         l1: float = 0.0,
         scale: float = 1.0,
@@ -167,13 +168,15 @@ class _TapDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tap: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        # tap f, target t: [B, C, h, w], t of unit length; weight w: [C]; u = f / |f|.
         features = tap.to(target.dtype)
-        length = (features.square().sum(1, keepdim=True) + EPSILON).sqrt()
+        length = (features.square().sum(1, keepdim=True) + EPSILON).sqrt()  # [B, 1, h, w]
         features = features / length
         difference = features - target
-        slope = weight.view(1, -1, 1, 1) * difference
-        distance = (slope * difference).sum(1, keepdim=True)
+        slope = weight.view(1, -1, 1, 1) * difference  # w (u - t), half the gradient for u
+        distance = (slope * difference).sum(1, keepdim=True)  # [B, 1, h, w]
         if ctx.needs_input_grad[0]:
+            # du / df = (1 - u u^T) / |f|, so the gradient for f is 2 / |f| (slope - u <u, slope>), made in place.
             del difference
             slope -= features.mul_((features * slope).sum(1, keepdim=True))
             ctx.save_for_backward(slope.mul_(2 / length).to(tap.dtype))

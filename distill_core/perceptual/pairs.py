@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def make_pairs(
     )
 
 
-def cached_pairs(folder: Path, count: int, make) -> Iterator[int | Pairs]:
+def cached_pairs(folder: Path, count: int, make: Callable[[int], Pairs]) -> Iterator[int | Pairs]:
     """``make(number)`` for enough batches; each is kept in ``folder``, where a stopped run goes on.
 
     Yields how many batches there are after each, at last the `Pairs`.

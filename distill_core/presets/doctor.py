@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
+from ..diffusion.process import TimestepProcess
 from ..diffusion.schedules import check_sigmas, shifted_sigmas
 from .checks import CHECKS, SAME, SEVERITIES, Case, Finding, SamplingFacts, fitted_alpha, flux2_tokens
 from .recipe import AUTO, choose_row, describe_metadata, student_levels
@@ -83,10 +85,10 @@ def _trained(facts: SamplingFacts, sigmas: Tensor, preset: str, tokens: int | No
     return row, _levels(facts, row, count, sigmas, tokens)
 
 
-def _levels(facts, row: Preset, steps: int, sigmas: Tensor, tokens: int | None) -> Tensor:
+def _levels(facts: SamplingFacts, row: Preset, steps: int, sigmas: Tensor, tokens: int | None) -> Tensor:
     if row.grid["kind"] == "flux2":
         return shifted_sigmas(steps, shift_mu=steady_flux2_mu(tokens or flux2_tokens(sigmas), steps))
-    process = facts.process if row.grid["kind"] == "timesteps" else None
+    process = cast(TimestepProcess, facts.process) if row.grid["kind"] == "timesteps" else None
     side = round((tokens or 4096) ** 0.5) * 16
     return preset_sigmas(row, steps, process, side, side)
 

@@ -255,6 +255,7 @@ def explain(preset: Preset, steps: int, sigmas: Tensor) -> str:
     return "\n".join([*lines, f"Source ({trust}): {preset.source}"])
 
 
+# `cli.presets` has these two now; here until cli/main.py imports them from there.
 def add_presets_command(subparsers) -> argparse.ArgumentParser:
     """Add ``presets [KEY]`` to the subparsers of ``python -m distill_core``."""
     text = "List the turbo models whose noise levels are known, or print one."

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
-from ..data.dataset import CacheConfig
+from ..data.cache import CacheConfig
 from ..methods.base import MethodConfig
 from ..methods.components import DiscriminatorConfig, VisionConfig
 from ..methods.registry import METHODS

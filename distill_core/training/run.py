@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.dataset import LatentDataset, check_pairs
+from ..data.cache import check_pairs
+from ..data.dataset import LatentDataset
 from ..files import save_json, save_lora
 from ..methods.base import Distance, MethodConfig
 from ..methods.components import Components, DiscriminatorConfig, VisionConfig

@@ -12,7 +12,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...distill_core.data.dataset import CacheConfig, LatentDataset, write_shards
+from ...distill_core.data.cache import CacheConfig, write_shards
+from ...distill_core.data.dataset import LatentDataset
 from ...distill_core.data.real import save_latents
 from ...distill_core.diffusion.schedules import check_sigmas, grid_sigmas, with_levels
 from ...distill_core.methods.defaults import levels_for

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import comfy.model_base
 import comfy.model_sampling
+from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -36,7 +38,7 @@ PREDICTIONS = {
 class HostFlow(FlowProcess):
     """The host's flow ``model_sampling``, which may scale the noise, as a process that our samplers know as flow."""
 
-    def __init__(self, model_sampling) -> None:
+    def __init__(self, model_sampling: Any) -> None:
         super().__init__(getattr(model_sampling, "multiplier", 1.0), shift_alpha_of(model_sampling) or 1.0)
         self.model_sampling = model_sampling
 
@@ -47,7 +49,7 @@ class HostFlow(FlowProcess):
 class HostDiscrete(DiscreteProcess):
     """The host's eps or v ``model_sampling`` over a table of timesteps, with what training asks of a process."""
 
-    def __init__(self, model_sampling) -> None:
+    def __init__(self, model_sampling: Any) -> None:
         self.model_sampling, self.prediction = model_sampling, prediction_of(model_sampling)
         self.sigmas = model_sampling.sigmas.detach().float().cpu().clone()
         self.log_sigmas = self.sigmas.log()
@@ -55,17 +57,17 @@ class HostDiscrete(DiscreteProcess):
             setattr(self, name, getattr(model_sampling, name))
 
 
-def is_flow(model_sampling) -> bool:
+def is_flow(model_sampling: Any) -> bool:
     return isinstance(model_sampling, comfy.model_sampling.CONST)
 
 
-def process_of(model):
+def process_of(model: ModelPatcher) -> Any:
     """The noise process of a MODEL as `distill_core` wants it: sigma, timestep, noise_scaling."""
     model_sampling = model.get_model_object("model_sampling")
     return HostFlow(model_sampling) if is_flow(model_sampling) else model_sampling
 
 
-def training_process_of(model) -> HostFlow | HostDiscrete:
+def training_process_of(model: ModelPatcher) -> HostFlow | HostDiscrete:
     """The noise process of a MODEL for training. Raises ValueError for one that is not flow, eps or v."""
     model_sampling = model.get_model_object("model_sampling")
     if prediction_of(model_sampling) == "flow":
@@ -80,12 +82,12 @@ def training_process_of(model) -> HostFlow | HostDiscrete:
     )
 
 
-def family_of(model) -> str | None:
+def family_of(model: ModelPatcher) -> str | None:
     """The family in `distill_core.models.families`, or None."""
     return family_of_host_model(cls.__name__ for cls in type(model.model.model_config).__mro__)
 
 
-def facts_of(model) -> SamplingFacts:
+def facts_of(model: ModelPatcher) -> SamplingFacts:
     """All that recipes and the doctor ask of a MODEL."""
     now, native = model.get_model_object("model_sampling"), native_sampling(model)
     return SamplingFacts(
@@ -104,14 +106,14 @@ def facts_of(model) -> SamplingFacts:
     )
 
 
-def native_sampling(model):
+def native_sampling(model: ModelPatcher) -> Any:
     """The ``model_sampling`` that the family has by nature: the model's own, or made anew if a node replaced it."""
     if "model_sampling" not in model.object_patches:
         return model.get_model_object("model_sampling")
     return comfy.model_base.model_sampling(model.model.model_config, model.model.model_type)
 
 
-def with_native_sampling(model, shift_alpha: float | None):
+def with_native_sampling(model: ModelPatcher, shift_alpha: float | None) -> ModelPatcher:
     """A clone of MODEL with the sampling of its family and, on flow models, the given shift factor."""
     sampling = native_sampling(model)
     if shift_alpha is not None and isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
@@ -123,7 +125,7 @@ def with_native_sampling(model, shift_alpha: float | None):
     return clone
 
 
-def shift_alpha_of(model_sampling) -> float | None:
+def shift_alpha_of(model_sampling: Any) -> float | None:
     """The shift as a factor: the host keeps its logarithm in some classes and itself in others."""
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingFlux):
         return math.exp(model_sampling.shift)
@@ -132,18 +134,18 @@ def shift_alpha_of(model_sampling) -> float | None:
     return None
 
 
-def prediction_of(model_sampling) -> str:
+def prediction_of(model_sampling: Any) -> str:
     names = [cls.__name__ for cls in type(model_sampling).__mro__]
     return next((PREDICTIONS[name] for name in names if name in PREDICTIONS), "unknown")
 
 
-def metadata_of(model) -> dict[str, str]:
+def metadata_of(model: ModelPatcher) -> dict[str, str]:
     """Metadata of the file a MODEL was loaded from, overlaid with that of the last LoRA that carried any."""
     lora = model.attachments.get("lora_metadata") or {}
     return {**_file_metadata(model), **lora}
 
 
-def _file_metadata(model) -> dict[str, str]:
+def _file_metadata(model: ModelPatcher) -> dict[str, str]:
     source = getattr(model, "cached_patcher_init", None)  # (loader, its arguments): how the host would load it again
     path = source[1][0] if source and source[1] else None
     if not isinstance(path, str) or Path(path).suffix != ".safetensors":

@@ -10,7 +10,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...distill_core.data.dataset import group_of, groups_by_length
+from ...distill_core.data.cache import groups_by_length
+from ...distill_core.data.dataset import group_of
 from ...distill_core.diffusion.noise import ItemNoise
 from ...distill_core.models.denoiser import Cond, cat_conds
 

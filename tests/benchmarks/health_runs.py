@@ -17,7 +17,8 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from distill_core.data.dataset import CacheConfig, LatentDataset  # noqa: E402
+from distill_core.data.cache import CacheConfig
+from distill_core.data.dataset import LatentDataset
 from distill_core.evaluation.metrics import MiniEvaluator  # noqa: E402
 from distill_core.experiments.demo import (  # noqa: E402
     LADD_SETTINGS,

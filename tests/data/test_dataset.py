@@ -9,14 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import CHANNELS, LEVELS, ToyBackend, cache_toy, toy_conds
 
-from distill_core.data.dataset import (
-    CacheConfig,
-    LatentDataset,
-    cache_latents,
-    group_of,
-    groups_by_length,
-    teacher_grid,
-)
+from distill_core.data.cache import CacheConfig, cache_latents, group_in_turn, groups_by_length, teacher_grid
+from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from distill_core.diffusion.samplers import sample_euler
@@ -243,6 +237,6 @@ def test_prompts_of_one_length_share_a_batch_and_every_length_gets_its_share():
     conds = [Cond(torch.zeros(1, 77 if i % 4 else 154, 8)) for i in range(12)]
     groups = groups_by_length(conds)
     assert sorted(map(sorted, groups)) == [[0, 4, 8], [1, 2, 3, 5, 6, 7, 9, 10, 11]]
-    turns = [len(group_of(turn, groups)) for turn in range(40)]
+    turns = [len(group_in_turn(turn, groups)) for turn in range(40)]
     assert turns.count(9) == 30 and turns.count(3) == 10 and set(turns[:4]) == {3, 9}
-    assert group_of(7, [[0, 1]]) == [0, 1]
+    assert group_in_turn(7, [[0, 1]]) == [0, 1]

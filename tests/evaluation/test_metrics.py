@@ -3,7 +3,13 @@ import pytest
 import scipy.linalg
 import torch
 
-from distill_core.evaluation.metrics import MiniEvaluator, fd_between, features_and_accuracy, frechet_distance
+from distill_core.evaluation.metrics import (
+    MiniEvaluator,
+    fd_between,
+    features_and_accuracy,
+    frechet_distance,
+    trained_on,
+)
 from distill_core.models import mini
 
 
@@ -70,3 +76,18 @@ def test_the_evaluator_reports_both_spaces():
     assert scores["fd"] > 5 * floor["fd"] and scores["fd_pixels"] > 5 * floor["fd_pixels"]
     assert scores["accuracy"] < 0.5 and scores["diversity"] > 0
     assert evaluator.decode(latents, size=7).shape == (20, 3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    "config, seen",
+    [
+        ({"add": {}, "vision": {"network": "efficientnet", "size": 64}}, True),
+        ({"add": {}, "vision": {"network": "encoder", "size": 64}}, False),
+        ({"add": {}, "vision": ["0123456789abcdef", 224]}, False),  # ComfyUI: a CLIP vision model, by its hash
+        ({"ladd": {}, "vision": {"network": "efficientnet"}}, False),  # not what LADD looks with
+        ({"add": {}}, False),
+    ],
+)
+def test_a_student_that_was_judged_by_the_evaluator_is_known_by_its_file(config, seen):
+    assert trained_on({"sigmas": [1.0], "config": config}) == seen
+    assert not trained_on({})

@@ -31,8 +31,8 @@ def test_verdicts(a, b, verdict):
 
 def test_not_beaten_is_less_than_better():
     touching = {"a": runs(1.0, 2.0, 3.2), "b": runs(3.1, 4.0, 5.0)}
-    assert Order(A, B, level=True).verdict(touching) == HOLDS
-    assert Order(B, A, level=True).verdict({"a": runs(1.0, 2.0, 3.0), "b": runs(3.1, 4.0, 5.0)}) == FAILS
+    assert Order(A, B, ties_allowed=True).verdict(touching) == HOLDS
+    assert Order(B, A, ties_allowed=True).verdict({"a": runs(1.0, 2.0, 3.0), "b": runs(3.1, 4.0, 5.0)}) == FAILS
 
 
 def test_an_older_result_without_the_measure_decides_nothing():

@@ -198,7 +198,7 @@ def critics() -> dict:
                     moved = [
                         n for n, p in method.discriminator.named_parameters() if n.startswith("inlets") and p.any()
                     ]
-                    own = method.discriminator.critic.backend is not backend
+                    own = method.discriminator.backbone.backend is not backend
             pairs = zip(*norms.values(), strict=True)
             result[f"{family} {critic}"] = {
                 "scales": backend_scales(family),

@@ -1,4 +1,4 @@
-"""Runs inside the host's Python: the same tiny run by the command ``train`` and by the button, and what files each opens.
+"""Runs inside the host's Python: the same tiny run by the command ``train`` and by the button, and its files.
 
     probe_one_run.py FOLDER
 

@@ -11,7 +11,8 @@ from graphs import mini_dataset, mini_training, node
 from safetensors.torch import load_file, save_file
 from server import Host, failure_text
 
-from distill_core.data.dataset import CacheConfig, LatentDataset, cache_latents
+from distill_core.data.cache import CacheConfig, cache_latents
+from distill_core.data.dataset import LatentDataset
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.models.mini import mini_backend, mini_conditioning

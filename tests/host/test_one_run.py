@@ -1,4 +1,4 @@
-"""There is one way to make, log, end and save a run: the command line's and the button's are the same to the last bit."""
+"""There is one way to make, log, end and save a run: the command's and the button's are the same to the last bit."""
 
 from __future__ import annotations
 

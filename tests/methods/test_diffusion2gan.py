@@ -6,7 +6,8 @@ import pytest
 import torch
 from toy import CHANNELS, LEVELS, TERMS, ToyBackend, cache_toy, toy_conds, toy_method, toy_run
 
-from distill_core.data.dataset import Batch, CacheConfig, LatentDataset, check_pairs, teacher_grid
+from distill_core.data.cache import CacheConfig, check_pairs, teacher_grid
+from distill_core.data.dataset import Batch, LatentDataset
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.samplers import SAMPLERS
 from distill_core.methods import losses

@@ -1,4 +1,3 @@
-import argparse
 import json
 
 import pytest
@@ -8,7 +7,6 @@ from distill_core.diffusion.process import DiscreteProcess, cumulative_alphas
 from distill_core.diffusion.samplers import SAMPLERS
 from distill_core.presets import table as table
 from distill_core.presets.table import (
-    add_presets_command,
     auto_preset,
     explain,
     find_preset,
@@ -132,20 +130,3 @@ def test_size_matters_where_the_grid_depends_on_it():
     klein, schnell = find_preset("flux2-klein"), find_preset("flux-schnell")
     assert not torch.equal(preset_sigmas(klein, 4), preset_sigmas(klein, 4, None, 512, 512))
     assert torch.equal(preset_sigmas(schnell, 4), preset_sigmas(schnell, 4, None, 512, 512))
-
-
-def run(*argv):
-    parser = argparse.ArgumentParser()
-    add_presets_command(parser.add_subparsers())
-    args = parser.parse_args(["presets", *argv])
-    args.command(args)
-
-
-def test_command_lists_all_and_prints_one(capsys):
-    run()
-    assert len(capsys.readouterr().out.splitlines()) == 48
-    run("flux-schnell", "--steps", "2")
-    out = capsys.readouterr().out
-    assert "2 steps: 1, 0.5, 0" in out and "black-forest-labs/flux" in out
-    with pytest.raises(ValueError, match="not 7"):
-        run("flux-schnell", "--steps", "7")

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from distill_core.data.dataset import Batch, CacheConfig, LatentDataset, cache_latents
+from distill_core.data.cache import CacheConfig, cache_latents
+from distill_core.data.dataset import Batch, LatentDataset
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from distill_core.experiments import demo
 from distill_core.methods.ladd import LADDConfig

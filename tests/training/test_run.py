@@ -8,7 +8,8 @@ import torch
 from networks import build_cond, build_network
 from toy import LEVELS, ToyBackend, ToyEncoder, cache_toy, toy_run
 
-from distill_core.data.dataset import CacheConfig, LatentDataset, cache_latents
+from distill_core.data.cache import CacheConfig, cache_latents
+from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.process import FlowProcess
 from distill_core.files import fingerprint, load_tensors, read_lora, save_lora, save_tensors
 from distill_core.methods.add import ADDConfig
