@@ -13,13 +13,14 @@ from .host.model import facts_of
 from .host.sampling import host_sampler, is_video, sample_latent
 
 
-def preset_input() -> io.Combo.Input:
+def preset_input(several: str = "it asks you to choose") -> io.Combo.Input:
+    """several: what auto does where a family has several distillations."""
     return io.Combo.Input(
         "preset",
         options=[AUTO, *presets()],
         default=AUTO,
         tooltip="Which turbo model this is. auto reads the metadata of the checkpoint or of the last LoRA, or else "
-        "goes by the model's family; if a family has several distillations, it asks you to choose.",
+        f"goes by the model's family; if a family has several distillations, {several}.",
     )
 
 
@@ -150,7 +151,7 @@ class TurboSampler(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
+                io.Latent.Output(display_name="latent", tooltip="The sampled latent."),
                 io.Latent.Output(display_name="denoised", tooltip="The network's prediction at the last noise level."),
             ],
         )
@@ -227,7 +228,7 @@ class TurboSamplerSelect(io.ComfyNode):
                     "the same added noise.",
                 ),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler")],
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
 
     @classmethod
