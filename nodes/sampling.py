@@ -62,6 +62,34 @@ def size_inputs() -> list:
     return [io.Int.Input(name, tooltip=f"{name.capitalize()} {tip}", **shared) for name in ("width", "height")]
 
 
+def override_inputs() -> list:
+    """What replaces the preset's own sampler, cfg and noise levels."""
+    return [
+        io.Combo.Input(
+            "sampler",
+            options=[OF_PRESET, *SAMPLERS],
+            default=OF_PRESET,
+            tooltip="Sampler to use instead of the preset's. renoise is core's lcm, and ancestral its euler_ancestral.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=0.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="Guidance scale. 0 uses the preset's, usually 1; any other value doubles the cost of a step.",
+        ),
+        io.Conditioning.Input(
+            "negative",
+            optional=True,
+            tooltip="Negative prompt, used only if cfg is not 1. Most turbo models need none.",
+        ),
+        io.Sigmas.Input(
+            "sigmas", optional=True, tooltip="Noise levels to use instead of the preset's. They must end in 0."
+        ),
+    ]
+
+
 class TurboPreset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -125,30 +153,7 @@ class TurboSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Seed of the noise; each image also uses its index in the batch.",
                 ),
-                io.Combo.Input(
-                    "sampler",
-                    options=[OF_PRESET, *SAMPLERS],
-                    default=OF_PRESET,
-                    tooltip="Sampler to use instead of the preset's. renoise is core's lcm, and ancestral its "
-                    "euler_ancestral.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance scale. 0 uses the preset's, usually 1; any other value doubles the "
-                    "cost of a step.",
-                ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="Negative prompt, used only if cfg is not 1. Most turbo models need none.",
-                ),
-                io.Sigmas.Input(
-                    "sigmas", optional=True, tooltip="Noise levels to use instead of the preset's. They must end in 0."
-                ),
+                *override_inputs(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The sampled latent."),
