@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NAMESPACE = "turbo_distill."
 LORA_FORMAT = "1"
+SAMPLES, SAMPLE_BYTES = 16, 4096  # of `file_digest`
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -65,15 +67,36 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def fingerprint(network: nn.Module) -> str:
-    """A hash of a network's parameter names, shapes and the first values of each, to recognise a base model.
+def digest_tensor(digest: hashlib._Hash, name: str, value: Tensor) -> None:
+    """Add a tensor's name, shape and first values to a hash.
 
-    The values count as bfloat16, so that a network loaded in float32 and in bfloat16 is the same one.
+    The values count as bfloat16, so that weights loaded in float32 and in bfloat16 are the same ones.
     """
+    digest.update(f"{name}{tuple(value.shape)}".encode())
+    digest.update(value.detach().flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and first values of tensors, to recognise weights; see `digest_tensor`."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
+    for name, value in sorted(tensors.items()):
+        digest_tensor(digest, name, value)
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(network: nn.Module) -> str:
+    """The `weights_digest` of a network, to recognise a base model."""
+    return weights_digest(network.state_dict())
+
+
+def file_digest(path: str | Path) -> str:
+    """A hash of a file's size and of `SAMPLES` pieces of it, evenly spaced from start to end: quick for any size."""
+    digest, size = hashlib.sha256(), os.path.getsize(path)
+    digest.update(str(size).encode())
+    with open(path, "rb") as file:
+        for i in range(SAMPLES):
+            file.seek(i * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
 
 

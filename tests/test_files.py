@@ -9,7 +9,17 @@ import torch
 from safetensors.torch import save_file
 from toy import ToyNetwork
 
-from distill_core.files import fingerprint, load_tensors, read_lora, save_json, save_lora, save_tensors
+from distill_core.files import (
+    SAMPLE_BYTES,
+    file_digest,
+    fingerprint,
+    load_tensors,
+    read_lora,
+    save_json,
+    save_lora,
+    save_tensors,
+    weights_digest,
+)
 
 
 def write_for_ever(folder: Path, ready) -> None:
@@ -114,3 +124,26 @@ def test_the_fingerprint_tells_models_apart(make_network):
         tuned.blocks[2].outlet.bias += 1e-3
     assert fingerprint(tuned) != plain
     assert fingerprint(make_network("sd3")) != fingerprint(make_network("sd3", num_layers=2))
+
+
+def test_a_digest_of_weights_is_that_of_files_already_written():
+    """Students, datasets and checkpoints name their base model by it: it must not change between versions."""
+    tensors = {"b": torch.arange(40.0).view(2, 20) / 7, "a": torch.ones(3).half()}
+    assert (
+        weights_digest(tensors) == weights_digest({k: v.bfloat16() for k, v in tensors.items()}) == "285780347985ac7e"
+    )
+    network = torch.nn.Linear(2, 3)
+    assert fingerprint(network) == weights_digest(network.state_dict()) != weights_digest({})
+
+
+@pytest.mark.parametrize("size", [0, 100, SAMPLE_BYTES, 50_000, 1_000_000])
+def test_a_files_digest_tells_sizes_and_contents_apart(tmp_path, size):
+    path = tmp_path / "a"
+    path.write_bytes(bytes(size))
+    digest = file_digest(path)
+    assert len(digest) == 16 and digest == file_digest(path)
+    path.write_bytes(bytes(size + 1))
+    assert file_digest(path) != digest
+    for changed in {0, size // 2 if size <= SAMPLE_BYTES else size - 1} if size else ():
+        path.write_bytes(bytes(changed) + b"x" + bytes(size - changed - 1))
+        assert file_digest(path) != digest

@@ -20,9 +20,10 @@ from distill_core.data.dataset import CacheConfig, LatentDataset, cache_latents
 from distill_core.diffusion.process import FlowProcess
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.base import MethodConfig, StudentMethod
+from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
-from distill_core.methods.registry import Components, DiscriminatorConfig, new_method
+from distill_core.methods.registry import new_method
 from distill_core.models.denoiser import Cond, Denoiser, Guided
 from distill_core.models.features import collect_taps, hidden_states_of, tokens_to_map
 from distill_core.models.lora import Lora, LoraSwitch
@@ -151,21 +152,29 @@ def toy_method(
     parts, heads = parts or toy_parts(), DiscriminatorConfig(width=8, blocks=1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        taps = TAPS if isinstance(config, LADDConfig) else None
+        taps = TAPS if isinstance(config, LADDConfig) else ()
         example = dataset.batch(0, 2, 0)
-        method = new_method(config, parts, example, rank, dataset.uncond(), 2.0, taps=taps, heads=heads)
+        method = new_method(
+            config, parts, example, rank, uncond=dataset.uncond(), guidance=2.0, taps=taps, discriminator=heads
+        )
         for up in method.student.lora.up if rank else ():
             nn.init.normal_(up, std=0.05)
     return method
 
 
 def toy_run(
-    dataset, folder=None, ladd: MethodConfig = LADDConfig(), description=None, processes=None, rank: int = 2, **changes
+    dataset,
+    folder=None,
+    ladd: MethodConfig = LADDConfig(),
+    description=None,
+    accelerator=None,
+    rank: int = 2,
+    **changes,
 ) -> Run:
     settings = dict(steps=6, batch_size=4, student_lr=1e-2, discriminator_lr=1e-2, warmup_steps=3, checkpoint_every=100)
     config = TrainConfig(**{**settings, **changes})
     description = {"ladd": asdict(ladd), **(description or {})}
-    return Run(toy_method(dataset, ladd, config.seed, rank), dataset, config, folder, description, processes)
+    return Run(toy_method(dataset, ladd, config.seed, rank), dataset, config, folder, description, accelerator)
 
 
 if __name__ == "__main__":

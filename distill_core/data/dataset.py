@@ -6,6 +6,7 @@ bucket); rows are read through the memory map when a batch needs them. ``dataset
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..diffusion.noise import ItemNoise, item_generator
+from ..diffusion.process import NoiseProcess
 from ..diffusion.samplers import SAMPLERS
-from ..diffusion.schedules import grid_sigmas, with_levels
-from ..files import DTYPES, load_tensors, save_json, save_tensors
+from ..diffusion.schedules import grid_sigmas, same_level, with_levels
+from ..files import DTYPES, file_digest, load_tensors, save_json, save_tensors
 from ..models.denoiser import Cond, Guided
+from ..settings import setting
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """How teacher latents are made.
+    """How the teacher's latents are made."""
 
-    count: latents in all.  steps: teacher steps of the Euler sampler.  guidance: constant classifier-free guidance.
-    sizes: latent sizes [H, W], used in turn, one a shard.  state_sigmas: levels at which the state of the ODE path is
-    stored, highest first; the highest level of the grid stores the noise itself (ODE pairs).  dtype: of the files.
-    """
-
-    count: int = 4096
-    steps: int = 25
-    guidance: float = 5.0
-    sizes: tuple[tuple[int, int], ...] = ((64, 64),)
-    state_sigmas: tuple[float, ...] = ()
-    shard_size: int = 256
-    batch_size: int = 64
-    seed: int = 0
-    dtype: str = "float32"
+    count: int = setting(4096, "Number of latents to make; they take the prompts in turn.")
+    steps: int = setting(25, "Steps the teacher takes for each latent, with the Euler sampler.")
+    guidance: float = setting(5.0, "Classifier-free guidance scale of the teacher, the same at every step; 1 for none.")
+    sizes: tuple[tuple[int, int], ...] = setting(
+        ((64, 64),),
+        "Sizes [height, width] of the latents, an eighth of the picture's in pixels; the files of the dataset take "
+        "them in turn.",
+    )
+    state_sigmas: tuple[float, ...] = setting(
+        (),
+        "Noise levels at which the teacher's path is stored as well, highest first; the pairs term needs them. The "
+        "model's highest level (1 for flow models, 14.6146 for SD 1.5 and SDXL) stores the noise each latent began as.",
+    )
+    shard_size: int = setting(256, "Latents in one file of the dataset.")
+    batch_size: int = setting(64, "Latents that are made at once; lower it when memory runs out.")
+    seed: int = setting(0, "Seed of the noise that the latents begin as.")
+    dtype: str = setting("float32", 'Number format of the files: "float32", "float16" or "bfloat16".')
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.shard_size < 1 or self.batch_size < 1 or self.steps < 1:
@@ -65,7 +71,7 @@ class CacheConfig:
             raise ValueError("sizes must list at least one latent size [H, W]")
 
 
-def teacher_grid(process, config: CacheConfig) -> Tensor:
+def teacher_grid(process: NoiseProcess, config: CacheConfig) -> Tensor:
     """The teacher's sigmas with every level in ``state_sigmas`` among them."""
     return with_levels(grid_sigmas(process, config.steps), config.state_sigmas)
 
@@ -146,7 +152,7 @@ def _sample_batch(teacher: Guided, cond: Cond, shape, config: CacheConfig, items
     states: list[Tensor] = []
 
     def keep_state(step: dict) -> None:
-        if any(abs(step["sigma"] - wanted) <= 1e-4 * wanted for wanted in config.state_sigmas):
+        if any(same_level(step["sigma"], wanted) for wanted in config.state_sigmas):
             states.append(step["x"])
 
     latents = SAMPLERS["euler"](teacher, x, sigmas, {"cond": cond}, keep_state, disable=True)
@@ -223,6 +229,12 @@ class LatentDataset:
             raise ValueError(f"{path} is missing: it says how the latents were made; cache the dataset again")
         return json.loads(path.read_text())
 
+    def digest(self) -> str:
+        """A hash of how the latents were made and of samples of every file, to recognise the dataset."""
+        manifest = json.dumps(self.manifest(), sort_keys=True)
+        files = [file_digest(path) for path in (*self.paths, self.folder / "uncond.safetensors")]
+        return hashlib.sha256("".join([manifest, *files]).encode()).hexdigest()[:16]
+
     def uncond(self) -> Cond:
         """The empty conditioning (one row) that the teacher was guided away from."""
         return Cond.from_tensors(load_tensors(self.folder / "uncond.safetensors")[0])
@@ -289,7 +301,7 @@ def _open_shard(path: Path):
     return file
 
 
-def stored_grid(dataset: LatentDataset, process) -> Tensor:
+def stored_grid(dataset: LatentDataset, process: NoiseProcess) -> Tensor:
     """The noise levels on which a dataset's latents were sampled; the process' own where its manifest does not say."""
     manifest = dataset.manifest()
     if "sigmas" in manifest:
@@ -307,13 +319,14 @@ def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05
     """
     grid = stored_grid(dataset, teacher.process)
     top = grid[0].item()
-    if not dataset.state_sigmas or abs(max(dataset.state_sigmas) - top) > 1e-4 * top:
+    if not dataset.state_sigmas or not same_level(max(dataset.state_sigmas), top):
         raise ValueError(
             f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas "
             f"with the highest level, {top:.6g}; set it under [cache] and `cache` again"
         )
     places = next(iter(dataset.buckets.values()))[:1]
     one = dataset.read(places).to(teacher.uncond.device)
+    assert one.states is not None  # there are state_sigmas
     x = one.states[:, dataset.state_sigmas.index(max(dataset.state_sigmas))]
     again = SAMPLERS["euler"](teacher, x, grid, {"cond": one.cond}, disable=True)
     error = ((again - one.latents).square().mean() / one.latents.square().mean()).sqrt().item()

@@ -2,10 +2,12 @@
 
 Every item has its own generator, seeded from (seed, item index): image i of a batch is bit for bit the image made
 alone, a training run on two processes draws what one process would draw, and a resumed run needs no stored state.
+Training draws from named streams, so that a term's randomness does not depend on which other terms there are.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import torch
@@ -23,12 +25,22 @@ class ItemNoise:
     """Draws for a batch in which row i comes only from the generator of item ``items[i]``.
 
     seed: non-negative integer.  items: one non-negative index per batch row.  All draws are float32 on the CPU.
+    purpose: names an independent stream of the same items (`named`).
     """
 
-    def __init__(self, seed: int, items: Sequence[int]) -> None:
+    def __init__(self, seed: int, items: Sequence[int], purpose: str = "") -> None:
         if seed < 0 or min(items, default=0) < 0:
             raise ValueError("seeds and item indices must not be negative")
-        self.generators = [item_generator(seed, item) for item in items]
+        self.seed, self.items = seed, items
+        key = [zlib.crc32(purpose.encode())] if purpose else []
+        self.generators = [item_generator(seed, item, *key) for item in items]
+        self._streams: dict[str, ItemNoise] = {}
+
+    def named(self, purpose: str) -> ItemNoise:
+        """The stream of that name, always the same one: what a purpose draws does not depend on who else draws."""
+        if purpose not in self._streams:
+            self._streams[purpose] = ItemNoise(self.seed, self.items, purpose)
+        return self._streams[purpose]
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal [len(items), *shape]."""

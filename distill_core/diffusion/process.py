@@ -8,6 +8,8 @@ the host's own object can stand in for ours: ``noise_scaling``, ``calculate_inpu
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,41 @@ ZERO_SNR_ALPHA = 2.0**-24
 def expand_like(sigma: Tensor, x: Tensor) -> Tensor:
     """[B] (or []) -> [B, 1, 1, ...] with the number of dimensions of ``x``."""
     return sigma.reshape(sigma.shape[:1] + (1,) * (x.ndim - 1)) if sigma.ndim else sigma
+
+
+class NoiseProcess(Protocol):
+    """What samplers, training and presets ask of a noise process; sigma is [B] everywhere, latents [B, C, H, W].
+
+    ComfyUI's ``model_sampling`` has all of it but the two flow times, which only training needs.
+    """
+
+    @property
+    def sigma_min(self) -> float: ...
+
+    @property
+    def sigma_max(self) -> float: ...
+
+    def noise_scaling(
+        self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False
+    ) -> Tensor: ...  # the noised latent at sigma
+
+    def calculate_input(self, sigma: Tensor, x: Tensor) -> Tensor: ...  # what the network is given for x
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor: ...
+
+    def timestep(self, sigma: Tensor) -> Tensor: ...  # the network's time input
+
+    def flow_time(self, sigma: Tensor) -> Tensor: ...  # in [0, 1]
+
+    def sigma_at_flow_time(self, time: Tensor) -> Tensor: ...  # its inverse
+
+
+class TimestepProcess(Protocol):
+    """A process over a table of timesteps: `DiscreteProcess`, or ComfyUI's discrete ``model_sampling``."""
+
+    def timestep(self, sigma: Tensor) -> Tensor: ...
+
+    def sigma(self, timestep: Tensor) -> Tensor: ...  # at a timestep, which may be fractional
 
 
 class FlowProcess:

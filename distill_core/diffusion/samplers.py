@@ -10,16 +10,28 @@ default one generator per batch item (`noise.ItemNoise`) from ``extra_args["seed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm, trange
 
 from .noise import ItemNoise
-from .process import FlowProcess
+from .process import FlowProcess, NoiseProcess, TimestepProcess
 
 NoiseSampler = Callable[[float, float], Tensor]
+Step = Callable[[Tensor, float, float, Tensor], Tensor]  # (x, sigma, sigma_next, denoised) -> the next x
+StepCallback = Callable[[dict], None]
+
+
+class Model(Protocol):
+    """What a sampler walks with, ``model(x, sigma, **extra_args) -> denoised``, and its noise process."""
+
+    @property
+    def process(self) -> NoiseProcess: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
 def item_noise_sampler(x: Tensor, seed: int = 0) -> NoiseSampler:
@@ -28,7 +40,15 @@ def item_noise_sampler(x: Tensor, seed: int = 0) -> NoiseSampler:
     return lambda sigma, sigma_next: noise.normal_like(x)
 
 
-def _run(step, model, x, sigmas, extra_args, callback, disable) -> Tensor:
+def _run(
+    step: Step,
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None,
+    callback: StepCallback | None,
+    disable: bool | None,
+) -> Tensor:
     """Apply ``step(x, sigma, sigma_next, denoised) -> x`` along the grid; at level 0 the sample is ``denoised``."""
     levels = sigmas.tolist()  # once: reading them from a device tensor would wait for the device at each step
     for i in trange(len(levels) - 1, disable=disable):
@@ -41,31 +61,54 @@ def _run(step, model, x, sigmas, extra_args, callback, disable) -> Tensor:
 
 
 def sample_renoise(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, process=None
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: StepCallback | None = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    process: NoiseProcess | None = None,
 ) -> Tensor:
     """Predict x0, re-noise it to the next level with fresh noise, repeat: the consistency sampler (Song et al. 2023,
     Algorithm 1), LADD's sampler at 2 and 4 steps, ComfyUI's ``lcm``."""
     process = process or model.process
     noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
 
-    def step(x, sigma, sigma_next, denoised):
+    def step(x: Tensor, sigma: float, sigma_next: float, denoised: Tensor) -> Tensor:
         return process.noise_scaling(x.new_tensor(sigma_next), noise_sampler(sigma, sigma_next), denoised)
 
     return _run(step, model, x, sigmas, extra_args, callback, disable)
 
 
-def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None) -> Tensor:
+def sample_euler(
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: StepCallback | None = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
     """Deterministic Euler steps of the probability-flow ODE (Karras et al. 2022, Algorithm 2 without churn); the same
     formula serves flow and variance-preserving sigmas. FLUX.1 schnell's and SDXL-Lightning's sampler."""
 
-    def step(x, sigma, sigma_next, denoised):
+    def step(x: Tensor, sigma: float, sigma_next: float, denoised: Tensor) -> Tensor:
         return x + (x - denoised) / sigma * (sigma_next - sigma)
 
     return _run(step, model, x, sigmas, extra_args, callback, disable)
 
 
 def sample_ancestral(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, process=None, eta: float = 1.0
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: StepCallback | None = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    process: NoiseProcess | None = None,
+    eta: float = 1.0,
 ) -> Tensor:
     """Euler steps to a lower level, then noise up to the asked one (k-diffusion's ancestral step). ``eta`` in [0, 1]
     scales the added noise; 0 is Euler. Flow models use the rectified-flow form, which keeps x = (1 - sigma) x0 +
@@ -74,20 +117,24 @@ def sample_ancestral(
     noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
     step_fn = _ancestral_flow if isinstance(process, FlowProcess) else _ancestral
 
-    def step(x, sigma, sigma_next, denoised):
+    def step(x: Tensor, sigma: float, sigma_next: float, denoised: Tensor) -> Tensor:
         return step_fn(x, sigma, sigma_next, denoised, noise_sampler, eta)
 
     return _run(step, model, x, sigmas, extra_args, callback, disable)
 
 
-def _ancestral(x, sigma, sigma_next, denoised, noise_sampler, eta) -> Tensor:
+def _ancestral(
+    x: Tensor, sigma: float, sigma_next: float, denoised: Tensor, noise_sampler: NoiseSampler, eta: float
+) -> Tensor:
     up = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
     down = (sigma_next**2 - up**2) ** 0.5
     x = x + (x - denoised) / sigma * (down - sigma)
     return x + noise_sampler(sigma, sigma_next) * up if up > 0 else x
 
 
-def _ancestral_flow(x, sigma, sigma_next, denoised, noise_sampler, eta) -> Tensor:
+def _ancestral_flow(
+    x: Tensor, sigma: float, sigma_next: float, denoised: Tensor, noise_sampler: NoiseSampler, eta: float
+) -> Tensor:
     down = sigma_next * (1 + (sigma_next / sigma - 1) * eta)
     x = (down / sigma) * x + (1 - down / sigma) * denoised
     if eta == 0:
@@ -98,7 +145,15 @@ def _ancestral_flow(x, sigma, sigma_next, denoised, noise_sampler, eta) -> Tenso
 
 
 def sample_tcd(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, process=None, eta: float = 0.3
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: StepCallback | None = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    process: NoiseProcess | None = None,
+    eta: float = 0.3,
 ) -> Tensor:
     """Strategic stochastic sampling (Trajectory Consistency Distillation, Zheng et al. 2024, Algorithm 4; gamma there).
 
@@ -107,10 +162,10 @@ def sample_tcd(
     """
     process = process or model.process
     noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
-    is_flow = isinstance(process, FlowProcess)
+    is_flow, table = isinstance(process, FlowProcess), cast(TimestepProcess, process)
 
-    def step(x, sigma, sigma_next, denoised):
-        below = (1 - eta) * sigma_next if is_flow else _sigma_at_share(process, sigma_next, 1 - eta)
+    def step(x: Tensor, sigma: float, sigma_next: float, denoised: Tensor) -> Tensor:
+        below = (1 - eta) * sigma_next if is_flow else _sigma_at_share(table, sigma_next, 1 - eta)
         if below >= sigma_next:
             return x + (x - denoised) / sigma * (sigma_next - sigma)
         x = x + (x - denoised) / sigma * (below - sigma)
@@ -120,14 +175,22 @@ def sample_tcd(
     return _run(step, model, x, sigmas, extra_args, callback, disable)
 
 
-def _sigma_at_share(process, sigma: float, share: float) -> float:
+def _sigma_at_share(process: TimestepProcess, sigma: float, share: float) -> float:
     """The sigma at ``share`` of the timestep of ``sigma``, rounded down as in diffusers' TCDScheduler."""
     timestep = process.timestep(torch.tensor([sigma]))
     return process.sigma((share * timestep + 1e-4).floor()).item()
 
 
 def sample_scm(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, process=None, eta: float = 1.0
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: StepCallback | None = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    process: NoiseProcess | None = None,
+    eta: float = 1.0,
 ) -> Tensor:
     """TrigFlow steps, x = cos(t) x0 + sin(t) noise (sCM, Lu & Song 2024, section 4; SANA-Sprint's sampler).
 
@@ -138,7 +201,7 @@ def sample_scm(
     noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
     is_flow = isinstance(process, FlowProcess)
 
-    def step(x, sigma, sigma_next, denoised):
+    def step(x: Tensor, sigma: float, sigma_next: float, denoised: Tensor) -> Tensor:
         noise = (x - (1 - sigma if is_flow else 1.0) * denoised) / sigma
         if eta > 0:
             noise = (1 - eta**2) ** 0.5 * noise + eta * noise_sampler(sigma, sigma_next)
@@ -147,7 +210,7 @@ def sample_scm(
     return _run(step, model, x, sigmas, extra_args, callback, disable)
 
 
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "renoise": sample_renoise,
     "euler": sample_euler,
     "ancestral": sample_ancestral,
@@ -158,11 +221,20 @@ SAMPLERS = {
 
 @torch.no_grad()
 def sample(
-    model, process, sigmas: Tensor, cond, shape, seed: int, items, sampler: str = "renoise", disable=True, **options
+    model: Model,
+    process: NoiseProcess,
+    sigmas: Tensor,
+    cond,
+    shape: Sequence[int],
+    seed: int,
+    items: Sequence[int],
+    sampler: str = "renoise",
+    disable: bool = True,
+    **options,
 ) -> Tensor:
     """Latents [len(items), *shape] from pure noise: row i's noise, initial and injected, is from (seed, items[i]).
 
-    options: of the sampler, e.g. ``eta``.
+    cond: of that many rows, with a ``device``: `models.denoiser.Cond`.  options: of the sampler, e.g. ``eta``.
     """
     noise = ItemNoise(seed, items)
     x = noise.normal(*shape).to(cond.device)
@@ -174,7 +246,15 @@ def sample(
 
 
 def sample_many(
-    model, sigmas: Tensor, conds, shape, seed: int, count: int, size: int = 50, progress: bool = False, **options
+    model: Model,
+    sigmas: Tensor,
+    conds,
+    shape: Sequence[int],
+    seed: int,
+    count: int,
+    size: int = 50,
+    progress: bool = False,
+    **options,
 ) -> Tensor:
     """``count`` latents in batches of ``size``: item i has the noise of (seed, i) and conditioning i mod len(conds).
 

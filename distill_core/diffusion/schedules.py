@@ -8,18 +8,25 @@ Wan, Z-Image), ``shift_mu`` is its logarithm (FLUX, Qwen).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .noise import ItemNoise
-from .process import DiscreteProcess
+from .process import DiscreteProcess, NoiseProcess, TimestepProcess
+
+LEVEL_TOLERANCE = 1e-4  # relative; grids that are meant to be different differ by much more
 
 
 def check_steps(steps: int, most: int | None = None) -> None:
     if steps < 1 or (most is not None and steps > most):
         raise ValueError(f"steps must be between 1 and {most or 'any number'}, not {steps}")
+
+
+def same_level(a, b):
+    """Whether noise levels ``a`` and ``b`` (numbers or tensors) are one, up to 1e-4 of ``b``: files round them."""
+    return abs(a - b) <= LEVEL_TOLERANCE * b
 
 
 def explicit_sigmas(levels: Sequence[float]) -> Tensor:
@@ -37,9 +44,12 @@ def explicit_sigmas(levels: Sequence[float]) -> Tensor:
 
 def shift_sigmas(sigmas: Tensor, *, shift_alpha: float | None = None, shift_mu: float | None = None) -> Tensor:
     """Time shift of flow sigmas, a s / (1 + (a - 1) s), with a = ``shift_alpha`` or exp(``shift_mu``) (SD3, eq. 23)."""
-    if (shift_alpha is None) == (shift_mu is None):
+    if shift_alpha is not None and shift_mu is None:
+        alpha = shift_alpha
+    elif shift_mu is not None and shift_alpha is None:
+        alpha = math.exp(shift_mu)
+    else:
         raise ValueError("give either shift_alpha (a factor) or shift_mu (its logarithm), not both")
-    alpha = math.exp(shift_mu) if shift_alpha is None else shift_alpha
     if alpha <= 0:
         raise ValueError(f"a shift factor must be positive, not {alpha}")
     return alpha * sigmas / (1 + (alpha - 1) * sigmas)
@@ -71,21 +81,21 @@ def lcm_timesteps(steps: int, train_steps: int = 1000, distilled_steps: int = 50
     return [train_steps - 1 - stride * (i * distilled_steps // steps) for i in range(steps)]
 
 
-def sigmas_at_timesteps(process: DiscreteProcess, timesteps: Sequence[int]) -> Tensor:
+def sigmas_at_timesteps(process: TimestepProcess, timesteps: Sequence[int]) -> Tensor:
     """The grid through the given timesteps of a discrete model."""
     return explicit_sigmas(process.sigma(torch.tensor(timesteps)).tolist())
 
 
-def grid_sigmas(process, steps: int) -> Tensor:
+def grid_sigmas(process: NoiseProcess, steps: int) -> Tensor:
     """The default few-step grid of a process: shifted for flow models, trailing for discrete ones."""
     if isinstance(process, DiscreteProcess):
         return sigmas_at_timesteps(process, trailing_timesteps(steps, len(process.sigmas)))
-    return shifted_sigmas(steps, shift_alpha=process.shift_alpha)
+    return shifted_sigmas(steps, shift_alpha=getattr(process, "shift_alpha", 1.0))
 
 
 def with_levels(sigmas: Tensor, levels: Sequence[float]) -> Tensor:
-    """A grid with each of ``levels`` in it; a level of the grid that is the same up to 1e-4 gives way."""
-    far = [s for s in sigmas[:-1].tolist() if all(abs(s - level) > 1e-4 * level for level in levels)]
+    """A grid with each of ``levels`` in it; a level of the grid that is the same (`same_level`) gives way."""
+    far = [s for s in sigmas[:-1].tolist() if not any(same_level(s, level) for level in levels)]
     return explicit_sigmas(sorted([*far, *levels], reverse=True))
 
 
@@ -185,7 +195,7 @@ def _levels_at(sigmas: Tensor, left: Sequence[float], table: Tensor | None) -> T
     return torch.stack(levels).to(sigmas.dtype)
 
 
-def _timestep_scale(table: Tensor):
+def _timestep_scale(table: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Sigma -> fractional timestep + 1 and back: linear in log sigma in the table, linear in sigma below its first."""
     knots = torch.arange(1, len(table) + 1, dtype=torch.float64)
     table = table.double().cpu()

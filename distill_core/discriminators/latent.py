@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ class FeatureNorm(nn.Module):
     from fake often sits in the small ones, which a head would learn last. ``calibrate`` takes the statistics from
     features of real examples; until then they are 0 and 1.
     """
+
+    mean: Tensor  # [C, 1, 1]
+    std: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -116,9 +120,13 @@ class LatentDiscriminator(nn.Module):
         maps = teacher.features(noised, sigma, batch.cond, taps)
         pooled_dim = 0 if batch.cond.pooled is None else batch.cond.pooled.shape[1]
         discriminator = cls([m.shape[1] for m in maps], pooled_dim, **size).to(noised.device)
-        for head, features in zip(discriminator.heads, maps, strict=True):
-            head.norm.calibrate(features)
+        discriminator.calibrate(maps)
         return discriminator
+
+    def calibrate(self, maps: Sequence[Tensor]) -> None:
+        """Take each head's normalisation from maps of real examples."""
+        for head, features in zip(self.heads, maps, strict=True):
+            cast(MapHead, head).norm.calibrate(features)
 
     def forward(self, maps: Sequence[Tensor], flow_time: Tensor, pooled: Tensor | None) -> Tensor:
         if len(maps) != len(self.heads):
@@ -126,6 +134,7 @@ class LatentDiscriminator(nn.Module):
         dtype = self.time.weight.dtype
         cond = self.time(time_embedding(flow_time).to(dtype))
         if self.pooled is not None:
+            assert pooled is not None  # as in the batch that these heads were made for
             cond = cond + self.pooled(pooled.to(dtype))
         cond = nn.functional.silu(cond)
         logits = [head(m.to(dtype), cond).flatten(1) for head, m in zip(self.heads, maps, strict=True)]

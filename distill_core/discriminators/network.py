@@ -91,8 +91,7 @@ class NetworkDiscriminator(nn.Module):
         pooled_dim = 0 if cond.pooled is None else cond.pooled.shape[1]
         shapes, latent = [m.shape for m in maps], latents.shape[1:]
         made = cls(critic, taps, widths, shapes, latent, pooled_dim, with_noise, flow_time, **size).to(latents.device)
-        for head, features in zip(made.heads.heads, made.pooled(maps), strict=True):
-            head.norm.calibrate(features)
+        made.heads.calibrate(made.pooled(maps))
         return made
 
     def forward(self, latents: Tensor, noise: Tensor, cond: Cond) -> Tensor:
@@ -124,9 +123,9 @@ def add_small_copy(hidden: Tensor, latents: Tensor, input_conv: nn.Module, depth
     """hidden + inlet(smaller latents). A map [B, C, h, w] takes them at its size; tokens [B, T + h w, C] of patches of
     ``patch`` at 1 / 2^depth of their grid, spread over it (text tokens, if any, stand first and take nothing)."""
     if hidden.ndim == 4:
-        return hidden + input_conv(F.adaptive_avg_pool2d(latents, hidden.shape[2:])).to(hidden.dtype)
+        return hidden + input_conv(F.adaptive_avg_pool2d(latents, (hidden.shape[2], hidden.shape[3]))).to(hidden.dtype)
     grid = math.ceil(latents.shape[2] / patch), math.ceil(latents.shape[3] / patch)
-    small = F.adaptive_avg_pool2d(latents, [max(1, side // 2**depth) for side in grid])
+    small = F.adaptive_avg_pool2d(latents, (max(1, grid[0] // 2**depth), max(1, grid[1] // 2**depth)))
     tokens = input_conv(F.interpolate(small, size=grid)).flatten(2).transpose(1, 2).to(hidden.dtype)
     return hidden + F.pad(tokens, (0, 0, hidden.shape[1] - tokens.shape[1], 0))
 
@@ -134,5 +133,6 @@ def add_small_copy(hidden: Tensor, latents: Tensor, input_conv: nn.Module, depth
 def zero_conv(channels: int, out: int) -> nn.Conv2d:
     """A 1x1 convolution that starts at 0."""
     conv = nn.Conv2d(channels, out, 1)
-    nn.init.zeros_(conv.weight), nn.init.zeros_(conv.bias)
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
     return conv

@@ -39,6 +39,9 @@ class TokenHead(nn.Module):
     ``std`` [C], those of real images.
     """
 
+    mean: Tensor  # [1, C, 1]
+    std: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor, cond_dim: int, width: int = 64) -> None:
         super().__init__()
         channels = len(mean)
@@ -81,7 +84,7 @@ class PixelDiscriminator(nn.Module):
         self.heads = nn.ModuleList(TokenHead(mean, std + 1e-3 * std.max(), cond_dim, width) for std, mean in moments)
 
     def forward(self, tokens: Sequence[Tensor], text: Tensor, image: Tensor) -> Tensor:
-        dtype = self.heads[0].projection.weight.dtype
+        dtype = next(self.heads.parameters()).dtype
         parts = [part.to(dtype) for part, dim in ((text, self.text_dim), (image, self.image_dim)) if dim]
         cond = torch.cat(parts, dim=1) if parts else text.new_ones(len(text), 1).to(dtype)
         logits = [head(t.to(dtype), cond) for head, t in zip(self.heads, tokens, strict=True)]

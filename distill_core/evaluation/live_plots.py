@@ -22,7 +22,8 @@ def _font(size: int):
 
 
 def _pale(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    return tuple(255 - (255 - c) // 4 for c in colour)
+    red, green, blue = (255 - (255 - c) // 4 for c in colour)
+    return red, green, blue
 
 
 def curves(logs: Sequence[dict[str, float]], width: int = 860, height: int = 480, title: str = "") -> Image.Image:

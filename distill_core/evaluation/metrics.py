@@ -23,7 +23,9 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
 
 @torch.no_grad()
-def features_and_accuracy(net, x: Tensor, labels: Tensor, size: int = 250) -> tuple[Tensor, float]:
+def features_and_accuracy(
+    net: mini.FeatureClassifier, x: Tensor, labels: Tensor, size: int = 250
+) -> tuple[Tensor, float]:
     """Features [N, D] of an evaluator and how often it names the class that was asked for, in [0, 1]."""
     features = torch.cat([net.features(x[i : i + size]) for i in range(0, len(x), size)])
     predicted = net.head(torch.relu(features)).argmax(1)

@@ -78,7 +78,7 @@ def comparison(scores: dict[str, dict[str, list[float]]], path: str | Path) -> N
 
     scores: entry -> steps -> one value a seed. What only one entry has (the teacher at 25 steps) is a line everywhere.
     """
-    by_count = defaultdict(dict)
+    by_count: dict[str, dict[str, list[float]]] = defaultdict(dict)
     for name, by_steps in scores.items():
         for steps, values in by_steps.items():
             by_count[steps][name] = values

@@ -28,14 +28,14 @@ from ..data.real import save_latents
 from ..diffusion.noise import item_generator
 from ..evaluation import plots
 from ..evaluation.metrics import MiniEvaluator
-from ..files import git_commit, load_tensors, save_json, save_tensors
-from ..methods.ladd import LADDConfig
-from ..methods.registry import Components, new_method
+from ..files import fingerprint, git_commit, load_tensors, save_json, save_tensors
+from ..methods.components import Components
 from ..models import mini
 from ..models.denoiser import Denoiser, Guided
 from ..models.mini import mini_backend, mini_conditioning
 from ..perceptual import load_metric
-from ..training.loop import Run, train
+from ..training.loop import Run, copy_into, train
+from ..training.run import RunConfig, StudentConfig, new_run
 from .claims import claims_table, median_and_range
 from .demo import EVALUATION_SEED, DemoConfig, cache_dataset, draw_samples, machine
 from .entries import ENTRIES, VISION, Entry
@@ -47,44 +47,37 @@ CACHE = DemoConfig().cache
 DRIFT_IMAGES = 300
 
 
-def initial_student(entry: Entry, method) -> None:
-    """Random weights for the student where the entry asks for them."""
-    if entry.pretrained:
-        return
-    for module in method.student.backend.network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+def start_from_random_weights(run: Run, seed: int) -> None:
+    """Random weights for a student all of whose weights are trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in run.method.student.backend.network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    copy_into(run.ema, run.student_parameters)
 
 
 def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None = None) -> Run:
     """The entry's run on the mini model; every weight comes from the seed."""
-    config = replace(entry.train, seed=seed)
     backend, autoencoder = mini_backend(), mini.load_autoencoder()
 
     def decode(latents: Tensor) -> Tensor:
         return autoencoder.decoder(latents.contiguous(memory_format=torch.channels_last))
 
-    parts = Components(backend, decode, autoencoder.encoder)
-    torch.manual_seed(seed)
-    rank = RANK if entry.pretrained else 0
-    example, uncond = dataset.batch(0, 16, seed), dataset.uncond()
-    method = new_method(
+    config = RunConfig(
         entry.method,
-        parts,
-        example,
-        rank,
-        uncond,
-        mini.GUIDANCE,
-        taps=taps_of(entry, backend),
+        replace(entry.train, seed=seed),
+        StudentConfig(RANK if entry.pretrained else 0, sampler="ancestral", sampler_options={"eta": entry.eta}),
+        {"base": fingerprint(backend.network), "dataset": dataset.digest(), "perceptual": entry.perceptual},
         vision=VISION,
-        distance=load_metric() if entry.perceptual else None,
+        taps=tuple(backend.tap_names) if entry.every_block else (),
+        guidance=mini.GUIDANCE,
     )
-    initial_student(entry, method)
-    return Run(method, dataset, config, folder, {"entry": asdict(entry)})
-
-
-def taps_of(entry: Entry, backend) -> Sequence[str] | None:
-    return backend.tap_names if isinstance(entry.method, LADDConfig) else None
+    components = Components(backend, decode, autoencoder.encoder)
+    run = new_run(config, components, dataset, folder, distance=load_metric() if entry.perceptual else None)
+    if not entry.pretrained:
+        start_from_random_weights(run, seed)
+    return run
 
 
 class ForwardCount:

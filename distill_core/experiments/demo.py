@@ -21,17 +21,17 @@ from tqdm import tqdm
 from ..data.dataset import CacheConfig, LatentDataset, cache_latents
 from ..diffusion.samplers import sample_many
 from ..diffusion.schedules import shifted_sigmas
-from ..discriminators.latent import LatentDiscriminator
 from ..evaluation import plots
 from ..evaluation.metrics import MiniEvaluator
 from ..files import fingerprint, git_commit, save_json, save_lora
-from ..methods.ladd import LADD, LADDConfig
-from ..methods.registry import title_of
+from ..methods.components import Components, DiscriminatorConfig
+from ..methods.ladd import LADDConfig
 from ..models import mini
 from ..models.backends.diffusers import DiffusersBackend
 from ..models.denoiser import Cond, Denoiser, Guided
 from ..models.mini import mini_backend, mini_conditioning
 from ..training.loop import Run, TrainConfig, train
+from ..training.run import RunConfig, StudentConfig, new_run, student_of
 
 STUDENT_STEPS = (1, 2, 4)
 TEACHER_STEPS = (1, 2, 4, 25)
@@ -40,7 +40,7 @@ EVALUATION_SEED = 1_000_000  # added to the seed, so that no evaluation noise wa
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DemoRun:
     """One way to train a student: the method's settings and the loop's."""
 
     ladd: LADDConfig
@@ -56,7 +56,7 @@ LADD_SETTINGS = LADDConfig(
 class DemoConfig:
     """Settings of the demo, tuned on seed 100 (docs/tuning.md); results are reported for other seeds.
 
-    Both recipes see the same number of items, and the pairs term costs no forward: their budgets are equal.
+    Both runs see the same number of items, and the pairs term costs no forward: their budgets are equal.
     """
 
     cache: CacheConfig = CacheConfig(
@@ -68,12 +68,12 @@ class DemoConfig:
         shard_size=512,
         batch_size=128,
     )
-    mixed: Recipe = Recipe(
+    mixed: DemoRun = DemoRun(
         replace(LADD_SETTINGS, terms={"adversarial": 0.25, "pairs": 1.0}),
         TrainConfig(steps=405, batch_size=32, student_lr=6e-4, discriminator_lr=4e-3),
     )
     # The regression is what allows the higher student rate above; pure LADD is worse with it.
-    ladd_only: Recipe = Recipe(
+    ladd_only: DemoRun = DemoRun(
         replace(LADD_SETTINGS, gan_loss="relativistic", renoise_mean=-0.5),
         TrainConfig(steps=270, batch_size=48, student_lr=3e-4, discriminator_lr=2e-3),
     )
@@ -83,22 +83,25 @@ class DemoConfig:
 
     def seeded(self, seed: int) -> DemoConfig:
         """The same settings with every seed set."""
-        recipes = {
-            name: replace(recipe, train=replace(recipe.train, seed=seed))
-            for name, recipe in (("mixed", self.mixed), ("ladd_only", self.ladd_only))
+        runs = {
+            name: replace(demo_run, train=replace(demo_run.train, seed=seed))
+            for name, demo_run in (("mixed", self.mixed), ("ladd_only", self.ladd_only))
         }
-        return replace(self, cache=replace(self.cache, seed=seed), **recipes)
+        return replace(self, cache=replace(self.cache, seed=seed), **runs)
 
 
-def new_ladd(backend: DiffusersBackend, dataset: LatentDataset, config: DemoConfig, recipe: Recipe) -> LADD:
-    """Teacher, LoRA student and discriminator on one backbone; every weight is initialised from the training seed."""
-    torch.manual_seed(recipe.train.seed)
-    student, teacher = Denoiser(backend, backend.new_lora(config.rank)), Denoiser(backend)
-    example = dataset.batch(0, 64, recipe.train.seed)
-    discriminator = LatentDiscriminator.for_teacher(teacher, backend.tap_names, example, width=config.head_width)
-    return LADD(
-        student, teacher, discriminator, backend.tap_names, recipe.ladd, dataset.uncond(), config.cache.guidance
+def open_run(dataset: LatentDataset, config: DemoConfig, demo_run: DemoRun) -> tuple[Run, RunConfig]:
+    """A run on the mini model. Its student is to be sampled with ancestral steps (`evaluate_student` says why)."""
+    backend = mini_backend()
+    run_config = RunConfig(
+        demo_run.ladd,
+        demo_run.train,
+        StudentConfig(config.rank, sampler="ancestral", sampler_options={"eta": 1.0}),
+        {"base": fingerprint(backend.network), "dataset": dataset.digest()},
+        DiscriminatorConfig(width=config.head_width),
+        taps=tuple(backend.tap_names),
     )
+    return new_run(run_config, Components(backend), dataset), run_config
 
 
 def draw_samples(model, steps: int, sampler: str, seed: int, count: int, conds: Cond, **options) -> Tensor:
@@ -107,28 +110,26 @@ def draw_samples(model, steps: int, sampler: str, seed: int, count: int, conds: 
     return sample_many(model, sigmas, conds, mini.LATENT_SHAPE, seed, count, 250, sampler=sampler, **options)
 
 
-Trained = tuple[dict[str, Tensor], list[dict]]  # a student's averaged LoRA, and the logs of all steps
+Trained = tuple[dict[str, Tensor], dict, list[dict]]  # a student's tensors, its description, the logs of all steps
 
 
-def train_student(folder: Path, config: DemoConfig, recipe: Recipe, row: int = 0) -> Trained:
+def train_student(folder: Path, config: DemoConfig, demo_run: DemoRun, row: int = 0) -> Trained:
     """Train one student on the dataset in ``folder``; its progress bar takes the terminal's line ``row``."""
-    backend, dataset, logs = mini_backend(), LatentDataset(folder), []
-    method = new_ladd(backend, dataset, config, recipe)
-    run = Run(method, dataset, recipe.train)
-    with tqdm(total=recipe.train.steps, desc=f"distil: {title_of(recipe.ladd)}", position=row) as bar:
+    run, run_config = open_run(LatentDataset(folder), config, demo_run)
+    title, logs = demo_run.ladd.title_with_terms(), []
+    with tqdm(total=demo_run.train.steps, desc=f"distil: {title}", position=row) as bar:
         for event in train(run):
             logs.append(event.logs)
             bar.set_postfix({k: f"{event.logs[k]:.3f}" for k in ("adversarial", "accuracy") if k in event.logs})
             bar.update()
-    with run.ema_weights():
-        return method.student.lora.export(), logs
+    return *student_of(run, run_config), logs
 
 
-def train_students(folder: Path, config: DemoConfig, recipes: Sequence[Recipe]) -> list[Trained]:
-    """Train all recipes side by side, each on one thread: matrices this small gain little from a second."""
+def train_students(folder: Path, config: DemoConfig, runs: Sequence[DemoRun]) -> list[Trained]:
+    """Train all runs side by side, each on one thread: matrices this small gain little from a second."""
     context = get_context("spawn")
-    with ProcessPoolExecutor(len(recipes), context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        jobs = [pool.submit(train_student, folder, config, recipe, row) for row, recipe in enumerate(recipes)]
+    with ProcessPoolExecutor(len(runs), context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = [pool.submit(train_student, folder, config, demo_run, row) for row, demo_run in enumerate(runs)]
         return [job.result() for job in jobs]
 
 
@@ -141,15 +142,14 @@ def evaluate_student(
     (eta 0) widens them.
     """
     classes, _ = mini_conditioning()
-    path = backend.new_lora(config.rank)
-    path.load_export(lora)
-    student = Denoiser(backend, path)
+    opened = backend.open_lora(lora)
+    student = Denoiser(backend, opened)
     labels = torch.arange(config.images) % len(classes)
     scores, latents = {}, {}
     for steps in STUDENT_STEPS:
         latents[steps] = draw_samples(student, steps, "ancestral", seed, config.images, classes)
         scores[str(steps)] = evaluator(latents[steps], labels)
-    path.remove()
+    opened.remove()
     return scores, latents
 
 
@@ -177,20 +177,6 @@ def evaluate_teacher(
     return scores, latents
 
 
-def describe(backend: DiffusersBackend, recipe: Recipe) -> dict:
-    """The metadata of the student's LoRA (DESIGN: files we write)."""
-    return {
-        "method": title_of(recipe.ladd),
-        "sigmas": list(recipe.ladd.student_sigmas),
-        "sampler": "ancestral",
-        "sampler_options": {"eta": 1.0},
-        "cfg": 1.0,
-        **backend.description(),
-        "steps": recipe.train.steps,
-        "config": asdict(recipe),
-    }
-
-
 def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> dict:
     """Run everything into the folder ``out`` and return the report.
 
@@ -204,17 +190,19 @@ def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> d
     backend, evaluator = mini_backend(), MiniEvaluator()
     folder = out / f"dataset-seed{seed}"
     cache_dataset(backend, config.cache, folder)
-    recipes = {"student": config.mixed, "ladd_only": config.ladd_only}
-    trained = dict(zip(recipes, train_students(folder, config, list(recipes.values())), strict=True))
-    save_lora(out / "student.safetensors", trained["student"][0], describe(backend, config.mixed))
+    runs = {"student": config.mixed, "ladd_only": config.ladd_only}
+    trained = dict(zip(runs, train_students(folder, config, list(runs.values())), strict=True))
+    save_lora(out / "student.safetensors", *trained["student"][:2])
 
     report, latents, evaluation_seed = {}, {}, seed + EVALUATION_SEED
-    for key, (lora, _) in trained.items():
+    for key, (lora, _, _) in trained.items():
         report[key], latents[key] = evaluate_student(backend, lora, evaluator, config, evaluation_seed)
     report["teacher"], latents["teacher"] = evaluate_teacher(backend, evaluator, config, evaluation_seed)
 
     draw_rows(evaluator, latents, out / "samples.png")
-    plots.training_curves({title_of(recipes[key].ladd): logs for key, (_, logs) in trained.items()}, out / "curves.png")
+    plots.training_curves(
+        {runs[key].ladd.title_with_terms(): logs for key, (*_, logs) in trained.items()}, out / "curves.png"
+    )
     report |= {
         "floor": mini.training_log()["floor"],
         "config": asdict(config),

@@ -1,6 +1,6 @@
 """The configurations that `compare` trains: the methods, and with them what the claims of the papers need.
 
-An entry's steps are those that took about `BUDGET` processor seconds on the machine docs/methods.md names.
+An entry's steps are those that took about 70 processor seconds on the machine docs/methods.md names.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 
 from ..methods.add import ADDConfig
 from ..methods.base import MethodConfig
+from ..methods.components import VisionConfig
 from ..methods.diffusion2gan import Diffusion2GANConfig
 from ..methods.ladd import LADDConfig
-from ..methods.registry import VisionConfig
 from ..training.loop import TrainConfig
 
-BUDGET = 70
 VISION = VisionConfig("encoder", 32)  # at the images' own 64 px it would cost four times as much
 
 
@@ -25,6 +24,7 @@ class Entry:
     steps: the step counts it is evaluated at.  eta: of the ancestral sampler.  pretrained: whether the student starts
     as the teacher; else as a network of random weights, all of them trained.  perceptual: whether the shipped
     E-LatentLPIPS is the distance of the pairs term.  real: whether it learns from photographs, not teacher latents.
+    every_block: whether heads read all of the teacher's blocks, not the method's own choice.
     """
 
     method: MethodConfig
@@ -34,6 +34,7 @@ class Entry:
     pretrained: bool = True
     perceptual: bool = False
     real: bool = False
+    every_block: bool = False
 
 
 def settings(steps: int, batch_size: int = 32, student_lr: float = 6e-4, **more) -> TrainConfig:
@@ -46,7 +47,7 @@ def for_add(steps: int) -> TrainConfig:
 
 
 def ladd(**more) -> Entry:
-    return Entry(replace(LADD, **more), settings(175, student_lr=4e-4), eta=0.5)
+    return Entry(replace(LADD, **more), settings(175, student_lr=4e-4), eta=0.5, every_block=True)
 
 
 def paired(steps: int, method: MethodConfig = Diffusion2GANConfig(), **more) -> Entry:
@@ -73,7 +74,7 @@ ENTRIES: dict[str, Entry] = {
     "LADD, m = 1": ladd(renoise_mean=1.0),
     "LADD, m = -1": ladd(renoise_mean=-1.0),
     "LADD, real latents": replace(ladd(), real=True),
-    "consistency only": Entry(replace(LADD, terms={"consistency": 1.0}), settings(225)),
+    "consistency only": Entry(replace(LADD, terms={"consistency": 1.0}), settings(225), every_block=True),
     "Diffusion2GAN": paired(106),
     "Diffusion2GAN, E-LatentLPIPS": paired(76, perceptual=True),
     "Diffusion2GAN, LADD's discriminator": paired(
@@ -81,6 +82,7 @@ ENTRIES: dict[str, Entry] = {
         LADDConfig(
             {"pairs": 1.0, "adversarial": 0.1}, (1.0,), (1.0,), (1.0,), gan_loss="nonsaturating", renoise_mean=0.0
         ),
+        every_block=True,
     ),
     "Diffusion2GAN, no noise input": paired(106, replace(GAN, noise_condition=False)),
     "Diffusion2GAN, no R1": paired(110, replace(GAN, r1=0.0)),

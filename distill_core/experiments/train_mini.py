@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
+from ..diffusion.process import expand_like
 from ..evaluation.metrics import MiniEvaluator
 from ..models import mini
 
@@ -78,7 +80,7 @@ def in_batches(fn: Callable[[Tensor], Tensor], x: Tensor, name: str, size: int =
     return torch.cat([fn(x[i : i + size]) for i in trange(0, len(x), size, desc=name, mininterval=5)])
 
 
-def reconstruction_psnr(net: nn.Module, images: Tensor) -> float:
+def reconstruction_psnr(net: Any, images: Tensor) -> float:
     """Peak signal-to-noise ratio (dB, range 2) of decode(encode(x)) over ``images``."""
     recon = in_batches(lambda x: net.decoder(net.encoder(upscale(x))).mean(1, keepdim=True), images, "reconstruct")
     target = in_batches(lambda x: upscale(x)[:, :1], images, "target")
@@ -135,7 +137,7 @@ def train_teacher(latents: Tensor, labels: Tensor, steps: int, seed: int) -> tup
         label = torch.where(torch.rand(64, generator=generator) < 0.1, mini.NULL_CLASS, label)
         sigma = torch.sigmoid(torch.randn(64, generator=generator))
         noise = torch.randn(x0.shape, generator=generator)
-        s = sigma.view(-1, 1, 1, 1)
+        s = expand_like(sigma, x0)
         velocity = net(
             hidden_states=s * noise + (1 - s) * x0,
             timestep=1000 * sigma,

@@ -8,8 +8,9 @@ distillation term asks for what the teacher makes of that result, noised again. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,37 +20,61 @@ from ..diffusion.noise import ItemNoise
 from ..discriminators.pixel import PixelDiscriminator, text_embedding
 from ..models.denoiser import Cond, Denoiser
 from ..models.vision import VisionNetwork, image_embedding
+from ..settings import help_of, setting
 from . import losses
-from .base import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
+from .base import Distance, MethodConfig, StudentMethod, Term
+from .components import Components, Ingredients, open_vision, with_tiny_decoder
+from .step import StudentStep, discriminator_health
 
 SPACES = ("pixel", "latent")
 
 
 @dataclass(frozen=True)
 class ADDConfig(MethodConfig):
-    """The fields of `MethodConfig` (four evenly spaced levels, drawn equally), and
+    """Everything that defines ADD. The student's levels are by default four evenly spaced ones, drawn equally often."""
 
-    weighting: c(t) of the distillation term, `losses.DISTILLATION_WEIGHTS` (ADD section 3.3); "nfsd" also replaces the
-    teacher's direction.  space: where its distance is taken, "pixel" (ADD) or "latent".
-    reduction: squared error summed over an item or its mean.  teacher_steps: Euler steps of the teacher from t (ADD 1).
-    time_range: flow times t of its noise, drawn evenly.  nfsd_scale: weight of its classifier-free part.
-    r1: weight of the penalty on the heads' inputs.  r1_every: of several discriminator updates on a batch, one in so
-    many takes it and counts it as often.  text_condition, image_condition: what the heads are projected on; the image's
-    embedding is 0 where the student starts from pure noise and cannot know the image.
-    """
+    terms: dict[str, float] = setting(
+        {"adversarial": 1.0, "distillation": 2.5}, help_of(MethodConfig, "terms") + " ADD weighs distillation by 2.5."
+    )
+    weighting: str = setting(
+        "exponential",
+        'Weight c(t) of the distillation term over noise levels: "exponential", "sds" or "nfsd" (ADD section 3.3). '
+        '"nfsd" also replaces the teacher\'s direction.',
+    )
+    space: str = setting(
+        "pixel",
+        'Where the distillation term takes its distance: "pixel" (ADD section 3.1) or "latent", which is cheaper.',
+    )
+    reduction: str = setting(
+        "mean", 'Squared error of an item in the distillation term: "mean" or "sum" over its values.'
+    )
+    teacher_steps: int = setting(
+        1, "Euler steps the teacher takes from the noised result for the distillation term (ADD: 1; table 1f)."
+    )
+    time_range: tuple[float, float] = setting(
+        (0.02, 0.98), "Lowest and highest flow time (inside 0 to 1) of the noise the teacher removes, drawn evenly."
+    )
+    nfsd_scale: float = setting(
+        7.5, 'With weighting = "nfsd": weight of the classifier-free part (Katzir et al. 2023, arXiv 2310.17590).'
+    )
+    r1: float = setting(
+        1e-5, "Weight of the R1 penalty on the inputs of the discriminator's heads (ADD section 3.2); 0 for none."
+    )
+    r1_every: int = setting(
+        1,
+        "Of several discriminator updates on one batch, one in so many takes the R1 penalty, and counts it as often. "
+        "1: every update.",
+    )
+    text_condition: bool = setting(True, "Let the discriminator see the text embedding (ADD table 1b).")
+    image_condition: bool = setting(
+        True,
+        "Let the discriminator see an embedding of the real image (ADD table 1b). It is 0 where the student starts "
+        "from pure noise and cannot know the image.",
+    )
 
-    terms: dict[str, float] = field(default_factory=lambda: {"adversarial": 1.0, "distillation": 2.5})
-    weighting: str = "exponential"
-    space: str = "pixel"
-    reduction: str = "mean"
-    teacher_steps: int = 1
-    time_range: tuple[float, float] = (0.02, 0.98)
-    nfsd_scale: float = 7.5
-    r1: float = 1e-5
-    r1_every: int = 1
-    text_condition: bool = True
-    image_condition: bool = True
-
+    name: ClassVar[str] = "add"
+    title: ClassVar[str] = "ADD"
+    paper: ClassVar[str] = "Sauer et al. 2023, arXiv 2311.17042"
     known_terms = ("adversarial", "distillation", "pairs", "consistency")
 
     def __post_init__(self) -> None:
@@ -64,6 +89,25 @@ class ADDConfig(MethodConfig):
         low, high = self.time_range
         if not 0 < low <= high < 1 or min(self.teacher_steps, self.r1_every) < 1:
             raise ValueError("time_range must lie inside (0, 1), teacher_steps and r1_every be at least 1")
+
+    def build(self, ingredients: Ingredients) -> ADD:
+        components = with_tiny_decoder(ingredients.components, ingredients.vision.decoder)
+        vision = discriminator = None
+        if self.weight("adversarial"):
+            vision = open_vision(ingredients.vision, components)
+            discriminator = self._heads(vision, components, ingredients.example)
+        student, teacher = ingredients.student, ingredients.teacher
+        return ADD(student, teacher, discriminator, vision, components.decode, self, **ingredients.shared())
+
+    def _heads(self, vision: VisionNetwork, components: Components, example: Batch) -> PixelDiscriminator:
+        """Heads that fit the vision network's taps on the example's images."""
+        if components.decode is None:
+            raise ValueError("ADD works on decoded images, and this model has no autoencoder")
+        with torch.no_grad():
+            tokens = vision(components.decode(example.latents))
+        text = text_embedding(example.cond).shape[1] if self.text_condition else 0
+        image = image_embedding(tokens).shape[1] if self.image_condition else 0
+        return PixelDiscriminator(tokens, text, image).to(example.latents.device)
 
 
 class ADD(StudentMethod):
@@ -116,10 +160,13 @@ class ADD(StudentMethod):
     def _logits(self, tokens: list[Tensor], step: ADDStep) -> Tensor:
         return self.discriminator(tokens, step.text, step.image)
 
-    def _adversarial(self, step: ADDStep) -> Tensor:
+    def terms(self) -> dict[str, Term]:
+        return {**super().terms(), "adversarial": self.adversarial_term, "distillation": self.distillation_term}
+
+    def adversarial_term(self, step: ADDStep) -> Tensor:
         return self.gan_generator(self._logits(step.fake_tokens, step), step.real_logits)
 
-    def _distillation(self, step: ADDStep) -> Tensor:
+    def distillation_term(self, step: ADDStep) -> Tensor:
         """c(t) d(x, teacher's answer to x noised at t), gradient by x only (ADD eq. 4)."""
         alpha, sigma = losses.signal_and_noise(self.teacher.process, step.teacher_sigma)
         target = self.nfsd_target(step) if self.config.weighting == "nfsd" else step.teacher_answer
@@ -215,7 +262,7 @@ class ADDStep(StudentStep):
     def teacher_time(self) -> Tensor:
         """Flow time of the noise that the teacher removes, evenly drawn."""
         low, high = self.method.config.time_range
-        return (low + (high - low) * self.random.uniform()).to(self.fake)
+        return (low + (high - low) * self.random.named("teacher level").uniform()).to(self.fake)
 
     @cached_property
     def teacher_sigma(self) -> Tensor:
@@ -223,7 +270,7 @@ class ADDStep(StudentStep):
 
     @cached_property
     def teacher_noised(self) -> Tensor:
-        noise = self.random.normal_like(self.fake)
+        noise = self.random.named("teacher noise").normal_like(self.fake)
         return self.method.teacher.process.noise_scaling(self.teacher_sigma, noise, self.fake.detach())
 
     @cached_property

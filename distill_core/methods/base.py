@@ -6,56 +6,92 @@ A student's loss is a weighted list of terms over that forward. Every method kno
     consistency   distance to the student's answer one guided teacher step further down (LCM, arXiv 2310.04378)
 
 and adds ``adversarial`` with its own discriminator; a combination of methods is a choice of weights.
+
+A new method is a file with a `MethodConfig` (its name, title, settings, and how it is built) and a `StudentMethod` (its
+terms and its players), and a line in `registry`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import ClassVar
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
-from ..diffusion.schedules import draw_from_grid, grid_sigmas
+from ..diffusion.schedules import grid_sigmas
 from ..models.denoiser import Denoiser, Guided
+from ..settings import setting
 from . import losses
+from .step import StudentStep, diversity
+
+if TYPE_CHECKING:
+    from .components import Ingredients
 
 Distance = Callable[[Tensor, Tensor, ItemNoise], Tensor]
+Term = Callable[["StudentStep"], Tensor]  # -> a scalar
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings of the student's step.
+    """Settings of the student's step that all methods share."""
 
-    terms: weight of each term of the student's loss.  student_sigmas: the levels the student is trained at, without the
-    final 0; empty for the model's own grid of ``default_levels`` steps.  probabilities: how often each is drawn (empty:
-    equally), and warmup_probabilities during the first warmup_steps.  gan_loss: `losses.GAN_LOSSES`.
-    regression: the distance of the pairs and consistency terms, unless the method was given another one.
-    state_share: with the pairs term, part of the items at a stored level that start from the teacher's own path there.
-    own_share: part of the items below the highest level that start from the student's own one-step sample, noised,
-    instead of a teacher latent (the backward simulation of DMD2, arXiv 2405.14867, section 4.5).
-    consistency_levels: evenly spaced flow times of the consistency grid; consistency_share: part of the items whose
-    student level is drawn from it instead of student_sigmas.
-    """
+    terms: dict[str, float] = setting(
+        {"adversarial": 1.0},
+        "Weight of each term of the student's loss: adversarial, pairs, consistency and, for ADD, distillation. "
+        "A term that is left out, or weighs 0, is not computed.",
+    )
+    student_sigmas: tuple[float, ...] = setting(
+        (),
+        "Noise levels the student is trained at, highest first and without the final 0, in the model's own sigmas: up "
+        "to 1 for flow models (SD3, FLUX), up to 14.6 for SD 1.5 and SDXL. Empty: evenly spaced steps of the model's "
+        "own schedule, four of them (Diffusion2GAN: one).",
+    )
+    probabilities: tuple[float, ...] = setting(
+        (),
+        "How often each of student_sigmas is drawn, in the same order; they need not sum to 1. Empty: equally often.",
+    )
+    warmup_probabilities: tuple[float, ...] = setting(
+        (), "Replaces probabilities during the first warmup_steps. Empty: no difference."
+    )
+    warmup_steps: int = setting(0, "Steps during which warmup_probabilities hold.")
+    gan_loss: str = setting(
+        "hinge",
+        'Adversarial loss: "hinge" (StyleGAN-T; ADD equations 2 and 3), "nonsaturating" (Goodfellow et al. 2014) or '
+        '"relativistic" (Jolicoeur-Martineau 2018).',
+    )
+    regression: str = setting(
+        "huber",
+        'Distance used by the pairs and consistency terms: "huber" (pseudo-Huber, Song and Dhariwal 2023) or "mse". '
+        "A perceptual loss takes its place where one is given.",
+    )
+    state_share: float = setting(
+        1.0,
+        "With the pairs term: part (0 to 1) of the items at a stored noise level that start from the teacher's own "
+        "path there. The others start from a noised latent, and the pairs term ignores them.",
+    )
+    own_share: float = setting(
+        0.0,
+        "Part (0 to 1) of the items below the highest level that start from the student's own one-step sample, noised, "
+        "instead of a teacher latent (backward simulation; DMD2, arXiv 2405.14867, section 4.5).",
+    )
+    consistency_levels: int = setting(
+        12, "Number of evenly spaced levels on which the consistency term works (LCM, arXiv 2310.04378)."
+    )
+    consistency_share: float = setting(
+        0.5, "With the consistency term: part (0 to 1) of the items whose level is one of those, not of student_sigmas."
+    )
 
-    terms: dict[str, float] = field(default_factory=lambda: {"adversarial": 1.0})
-    student_sigmas: tuple[float, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    warmup_probabilities: tuple[float, ...] = ()
-    warmup_steps: int = 0
-    gan_loss: str = "hinge"
-    regression: str = "huber"
-    state_share: float = 1.0
-    own_share: float = 0.0
-    consistency_levels: int = 12
-    consistency_share: float = 0.5
-
+    name: ClassVar[str]  # of its section in a TOML file and in files' metadata
+    title: ClassVar[str]
+    paper: ClassVar[str]
     known_terms: ClassVar[tuple[str, ...]] = ("adversarial", "pairs", "consistency")
     default_levels: ClassVar[int] = 4
+    checks_paths: ClassVar[bool] = False  # whether stored pairs are tried by running one path again (`check_pairs`)
 
     def __post_init__(self) -> None:
         if set(self.terms) - set(self.known_terms) or not any(self.terms.values()):
@@ -68,8 +104,17 @@ class MethodConfig:
         if self.regression not in losses.REGRESSIONS:
             raise ValueError(f"regression must be one of {list(losses.REGRESSIONS)}, not {self.regression!r}")
 
+    def build(self, ingredients: Ingredients) -> StudentMethod:
+        """The method with fresh weights from torch's global generator. Raises ValueError for what is missing."""
+        raise NotImplementedError
+
     def weight(self, term: str) -> float:
         return self.terms.get(term, 0.0)
+
+    def title_with_terms(self) -> str:
+        """The method with the terms that are not its own: "LADD + pairs", "ADD"."""
+        own = {"adversarial", *type(self)().terms}
+        return " + ".join([self.title, *(term for term, weight in self.terms.items() if weight and term not in own)])
 
     def levels(self, process) -> tuple[float, ...]:
         """The student's levels for a model's noise process. Raises ValueError for one that the model cannot have."""
@@ -79,8 +124,48 @@ class MethodConfig:
         return levels
 
 
+class PlayerSettings(Protocol):
+    """What the loop's settings (`training.loop.TrainConfig`) say of the players."""
+
+    @property
+    def student_lr(self) -> float: ...
+    @property
+    def discriminator_lr(self) -> float: ...
+    @property
+    def discriminator_updates(self) -> int: ...
+
+
+def no_scale(name: str) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Player:
+    """One side of the game that training is: what it minimises, with which parameters, and its optimiser's settings.
+
+    loss: of a step -> (scalar, values to log).  updates: optimiser steps a training step; those after the first see
+    fresh noise (`StudentStep.redraw`).  lr_scale: factor on ``lr`` by parameter name.  buffers: state kept beside the
+    weights, e.g. of spectral norms; it goes into the checkpoint.  optimizer: settings of AdamW that differ from the
+    loop's (betas, eps, weight_decay).
+    """
+
+    name: str
+    loss: Callable[[StudentStep], tuple[Tensor, dict[str, float]]]
+    parameters: dict[str, torch.nn.Parameter]
+    lr: float
+    updates: int = 1
+    lr_scale: Callable[[str], float] = no_scale
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+    def groups(self) -> list[dict]:
+        """Optimiser groups in the order of the parameters, one for each run of equal factors."""
+        runs = groupby(self.parameters.items(), key=lambda item: self.lr_scale(item[0]))
+        return [{"params": [value for _, value in items], "lr_scale": scale} for scale, items in runs]
+
+
 class StudentMethod:
-    """One training step's losses. The loop calls ``start``, then ``generator_loss`` and ``discriminator_loss``.
+    """One training step's losses. The loop calls ``start``, then the loss of each of the `players`.
 
     student, teacher: views of one backbone, or of two.  uncond, guidance: the empty conditioning (one row) and scale of
     the teacher.  distance: ``(prediction, target, random) -> [B]`` of the pairs and consistency terms, e.g. a
@@ -111,9 +196,38 @@ class StudentMethod:
     def adversarial(self) -> bool:
         return self.config.weight("adversarial") > 0
 
-    def rate_of(self, name: str) -> float:
+    def players(self, settings: PlayerSettings) -> list[Player]:
+        """Who plays, the student first; the discriminator takes part when a term is adversarial."""
+        players = [Player("generator", self.generator_loss, self.student.trainable(), settings.student_lr)]
+        if self.adversarial:
+            assert self.discriminator is not None  # the methods' constructors have seen to it
+            discriminator = Player(
+                "discriminator",
+                self.discriminator_loss,
+                dict(self.discriminator.named_parameters()),
+                settings.discriminator_lr,
+                settings.discriminator_updates,
+                self.discriminator_lr_scale,
+                dict(self.discriminator.named_buffers()),
+            )
+            players.append(discriminator)
+        return players
+
+    def discriminator_lr_scale(self, name: str) -> float:
         """Learning rate of a discriminator's parameter relative to the loop's ``discriminator_lr``."""
         return 1.0
+
+    def terms(self) -> dict[str, Term]:
+        """The terms that a student's loss may weight, by the names in ``config.terms``."""
+        return {"pairs": self.pairs_term, "consistency": self.consistency_term}
+
+    def start(self, batch: Batch, random: ItemNoise, step: int) -> StudentStep:
+        """Draw noise levels and run the student once."""
+        return StudentStep(self, batch, random, step)
+
+    def discriminator_loss(self, step: Any) -> tuple[Tensor, dict[str, float]]:
+        """The discriminator's loss and what to log of it."""
+        raise NotImplementedError
 
     def check(self, batch: Batch, micro_batch: int) -> None:
         """Refuse what would waste a run. Raises ValueError."""
@@ -145,110 +259,20 @@ class StudentMethod:
 
     def generator_loss(self, step: StudentStep) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum of the terms; gradients are wanted for the student only."""
-        total, logs = step.fake.new_zeros(()), {}
+        total, logs, terms = step.fake.new_zeros(()), {}, self.terms()
         for name, weight in self.config.terms.items():
             if weight:
-                value = getattr(self, f"_{name}")(step)
+                value = terms[name](step)
                 total = total + weight * value
                 logs[name] = value.item()
         return total, logs | diversity(step.fake, step.batch.latents)
 
-    def _pairs(self, step: StudentStep) -> Tensor:
+    def pairs_term(self, step: StudentStep) -> Tensor:
         """Only items that lie on a stored path count; the rest of the batch weighs nothing."""
-        return (self.distance(step.fake, step.batch.latents, step.random) * step.on_path).mean()
+        random = step.random.named("pairs distance")
+        return (self.distance(step.fake, step.batch.latents, random) * step.on_path).mean()
 
-    def _consistency(self, step: StudentStep) -> Tensor:
+    def consistency_term(self, step: StudentStep) -> Tensor:
         """Only items on the consistency grid count: one guided Euler step down, then the student's own answer there."""
-        return (self.distance(step.fake, step.consistency_target, step.random) * step.on_grid).mean()
-
-
-class StudentStep:
-    """The shared tensors of one step: what several losses need is computed once, when it is first asked for.
-
-    At the process' highest level the student sees pure noise, whatever the model's schedule leaves of the image there
-    (zero terminal SNR, ADD section 3.1): that is where sampling starts.
-    """
-
-    redrawn: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, method: StudentMethod, batch: Batch, random: ItemNoise, step: int) -> None:
-        self.method, self.batch, self.random, self.number = method, batch, random, step
-        config, process = method.config, method.student.process
-        sigma = draw_from_grid(random, torch.tensor(method.levels), method.probabilities(step))
-        self.on_grid = torch.zeros(len(sigma), dtype=torch.bool)
-        if config.weight("consistency"):
-            grid = grid_sigmas(process, config.consistency_levels)[:-1]
-            self.on_grid = random.uniform() < config.consistency_share
-            sigma = torch.where(self.on_grid, draw_from_grid(random, grid, [1.0] * len(grid)), sigma)
-        self.noise = random.normal_like(batch.latents)
-        self.sigma = sigma.to(batch.latents.device)
-        self.x = process.noise_scaling(self.sigma, self.noise, batch.latents)
-        self.at_top = self.sigma >= process.sigma_max * (1 - 1e-4)
-        pure = process.noise_scaling(self.sigma, self.noise, torch.zeros_like(self.noise), max_denoise=True)
-        self.x = torch.where(self.at_top.view(-1, 1, 1, 1), pure, self.x)
-        self.on_path = torch.zeros(len(sigma), dtype=torch.bool, device=self.x.device)
-        if config.weight("pairs"):
-            self._move_onto_paths(random.uniform())
-        self.on_grid = self.on_grid.to(self.x.device)
-        if config.own_share:
-            self._start_from_own_samples(random.uniform())
-        self.fake = method.student(self.x, self.sigma, batch.cond)
-
-    def _move_onto_paths(self, draw: Tensor) -> None:
-        """Where the student's level is one of the stored ones, start from the teacher's state there."""
-        use = (draw < self.method.config.state_share).to(self.x.device)
-        for index, level in enumerate(self.batch.state_sigmas):
-            here = use & ((self.sigma - level).abs() <= 1e-4 * level)
-            self.x = torch.where(here.view(-1, 1, 1, 1), self.batch.states[:, index], self.x)
-            self.on_path |= here
-
-    @torch.no_grad()
-    def _start_from_own_samples(self, draw: Tensor) -> None:
-        """Below the highest level, start from the student's own one-step sample: what it will meet when it samples."""
-        process, top = self.method.student.process, max(self.method.levels)
-        noise = self.random.normal_like(self.batch.latents)
-        rows = (
-            (draw < self.method.config.own_share).to(self.x.device) & (self.sigma < top) & ~self.on_path & ~self.on_grid
-        )
-        if not rows.any():
-            return
-        first = self.sigma.new_full((int(rows.sum()),), top)
-        x = process.noise_scaling(first, noise[rows], torch.zeros_like(noise[rows]), max_denoise=True)
-        own = self.method.student(x, first, self.batch.cond[rows])
-        self.x[rows] = process.noise_scaling(self.sigma[rows], self.noise[rows], own)
-
-    @cached_property
-    @torch.no_grad()
-    def consistency_target(self) -> Tensor:
-        method = self.method
-        grid = grid_sigmas(method.student.process, method.config.consistency_levels).to(self.sigma)
-        lower = torch.where(grid < self.sigma.unsqueeze(1) * (1 - 1e-4), grid, 0.0).amax(1)
-        sigma = self.sigma.view(-1, 1, 1, 1)
-        below = lower.view(-1, 1, 1, 1)
-        denoised = method.guided_teacher(self.x, self.sigma, self.batch.cond)
-        x = self.x + (self.x - denoised) / sigma * (below - sigma)
-        answer = method.student(x, lower.clamp(min=grid[-2].item()), self.batch.cond)
-        return torch.where(below > 0, answer, x)
-
-    def redraw(self) -> None:
-        """Forget what the discriminator's update drew, for another update on fresh noise."""
-        for name in self.redrawn:
-            self.__dict__.pop(name, None)
-        self.fake = self.fake.detach()
-
-
-def discriminator_health(fake: Tensor, real: Tensor) -> dict[str, float]:
-    """By the mean logit of each item: accuracy, the gap between real and fake, and the spread among items of a kind."""
-    fake, real = fake.detach().mean(1), real.detach().mean(1)
-    correct = ((fake < 0).float().mean() + (real > 0).float().mean()) / 2
-    health = {"accuracy": correct.item(), "logit_gap": (real.mean() - fake.mean()).item()}
-    if len(fake) > 1:
-        health["logit_spread"] = ((fake.var() + real.var()) / 2).sqrt().item()
-    return health
-
-
-def diversity(fake: Tensor, real: Tensor) -> dict[str, float]:
-    """How much the items of a batch differ from each other, as a part of how much the real ones do."""
-    if len(fake) < 2:
-        return {}
-    return {"diversity": (fake.detach().std(0).mean() / real.std(0).mean().clamp(min=1e-6)).item()}
+        random = step.random.named("consistency distance")
+        return (self.distance(step.fake, step.consistency_target, random) * step.on_grid).mean()

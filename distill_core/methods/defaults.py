@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..diffusion.schedules import grid_sigmas
 from ..presets.recipe import ModelFacts, make_recipe
+from ..settings import setting
 
 MOST_STEPS = 8
 NO_PRESET = "none"
@@ -16,17 +17,14 @@ NO_PRESET = "none"
 
 @dataclass(frozen=True)
 class StartingValues:
-    """rank of the LoRA, learning rates, and the logit-normal (m, s) of the discriminator's noise level.
+    """Values that a new training run of a model family starts from."""
 
-    student_lr: of a LoRA.  full_lr: of a student all of whose weights are trained.
-    """
-
-    rank: int = 64
-    student_lr: float = 1e-5
-    full_lr: float = 2e-6
-    discriminator_lr: float = 1e-4
-    renoise_mean: float = 1.0
-    renoise_std: float = 1.0
+    rank: int = setting(64, "Rank of the student's LoRA.")
+    student_lr: float = setting(1e-5, "Learning rate of a student that is a LoRA.")
+    full_lr: float = setting(2e-6, "Learning rate of a student all of whose weights are trained.")
+    discriminator_lr: float = setting(1e-4, "Learning rate of the discriminator.")
+    renoise_mean: float = setting(1.0, "Mean m of the logit-normal noise level of LADD's discriminator.")
+    renoise_std: float = setting(1.0, "Standard deviation s of that noise level.")
 
 
 # LADD uses (m, s) = (1, 1) at 1024 px (section 4); a latent of 512 px has a quarter of the pixels, so noise hides its

@@ -7,8 +7,9 @@ the teacher, which sees the noise and the text as well. The other terms are thos
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,35 +19,52 @@ from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
 from ..discriminators.network import NetworkDiscriminator
 from ..models.denoiser import Denoiser
+from ..settings import help_of, setting
 from . import losses
-from .base import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
+from .base import Distance, MethodConfig, StudentMethod, Term
+from .components import Ingredients
+from .step import StudentStep, discriminator_health
 
 
 @dataclass(frozen=True)
 class Diffusion2GANConfig(MethodConfig):
-    """The fields of `MethodConfig` (one level, the highest; non-saturating loss), and
+    """Everything that defines Diffusion2GAN. The student is trained at one level, the model's highest."""
 
-    mix_share: part of the items that show the discriminator a target of another noise and text as one more fake
-    (mix-and-match).  r1: weight of the penalty on the discriminator's input, 0 for none; taken on one real item every
-    ``r1_every`` steps and counted r1_every times (lazy, StyleGAN2).
-    critic: "copy", a second network; or "lora", low-rank paths of rank critic_rank on the shared backbone.
-    critic_rate: learning rate of that network relative to the heads'.  critic_time: the flow time it is told.
-    noise_condition, multi_scale: whether it sees the noise, and latents and read-outs at several scales.
-    """
-
-    terms: dict[str, float] = field(default_factory=lambda: {"pairs": 1.0, "adversarial": 0.1})
+    terms: dict[str, float] = setting({"pairs": 1.0, "adversarial": 0.1}, help_of(MethodConfig, "terms"))
     gan_loss: str = "nonsaturating"
-    mix_share: float = 0.25
-    r1: float = 1e-3
-    r1_every: int = 16
-    critic: str = "copy"
-    critic_rank: int = 32
-    critic_rate: float = 0.1
-    critic_time: float = 0.0
-    noise_condition: bool = True
-    multi_scale: bool = True
+    mix_share: float = setting(
+        0.25,
+        "Part (0 to below 1) of the fakes that are replaced, for the discriminator, by the target of another noise and "
+        "text: mix-and-match (Diffusion2GAN section 3).",
+    )
+    r1: float = setting(
+        1e-3, "Weight of the R1 penalty on the discriminator's input, taken on one real item; 0 for none."
+    )
+    r1_every: int = setting(
+        16, "Steps between two R1 penalties; each counts as often as it was left out (lazy regularisation, StyleGAN2)."
+    )
+    critic: str = setting(
+        "copy",
+        'The network under the discriminator: "copy", a second one as in the paper, or "lora", low-rank weights on the '
+        "shared one, which needs far less memory.",
+    )
+    critic_rank: int = setting(32, 'Rank of those low-rank weights (critic = "lora").')
+    critic_rate: float = setting(
+        0.1, "Learning rate of that network, as a part of the learning rate of the discriminator's heads."
+    )
+    critic_time: float = setting(
+        0.0, "Flow time (0 to below 1) that this network is told; 0 says that its input is clean."
+    )
+    noise_condition: bool = setting(True, "Let the discriminator see the noise the student started from.")
+    multi_scale: bool = setting(
+        True, "Feed the discriminator latents at several scales, and read it out at several scales."
+    )
 
+    name: ClassVar[str] = "diffusion2gan"
+    title: ClassVar[str] = "Diffusion2GAN"
+    paper: ClassVar[str] = "Kang et al. 2024, arXiv 2405.05967"
     default_levels = 1
+    checks_paths = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +72,24 @@ class Diffusion2GANConfig(MethodConfig):
             raise ValueError(f'critic must be "copy" or "lora", not {self.critic!r}')
         if not 0 <= self.mix_share < 1 or not 0 <= self.critic_time < 1 or self.r1_every < 1:
             raise ValueError("mix_share and critic_time must be in [0, 1) and r1_every at least 1")
+
+    def build(self, ingredients: Ingredients) -> Diffusion2GAN:
+        discriminator = None
+        if self.weight("adversarial"):
+            backbone = ingredients.components.trainable_view(self.critic_rank if self.critic == "lora" else 0)
+            taps, inputs = ingredients.teacher.backend.multi_scale_taps()
+            discriminator = NetworkDiscriminator.for_critic(
+                backbone,
+                ingredients.taps or taps,
+                inputs,
+                ingredients.example,
+                self.multi_scale,
+                self.noise_condition,
+                self.critic_time,
+                **ingredients.head_size(),
+            )
+        student, teacher = ingredients.student, ingredients.teacher
+        return Diffusion2GAN(student, teacher, discriminator, self, **ingredients.shared())
 
 
 class Diffusion2GAN(StudentMethod):
@@ -74,7 +110,8 @@ class Diffusion2GAN(StudentMethod):
             raise ValueError("the adversarial term needs a discriminator")
         self.discriminator = discriminator
 
-    def rate_of(self, name: str) -> float:
+    def discriminator_lr_scale(self, name: str) -> float:
+        """Its network learns at another rate than its heads."""
         return self.config.critic_rate if name.startswith("trunk.") else 1.0
 
     def check(self, batch: Batch, micro_batch: int) -> None:
@@ -90,7 +127,10 @@ class Diffusion2GAN(StudentMethod):
     def _logits(self, latents: Tensor, step: Diffusion2GANStep) -> Tensor:
         return self.discriminator(latents, step.unit_noise, step.batch.cond)
 
-    def _adversarial(self, step: Diffusion2GANStep) -> Tensor:
+    def terms(self) -> dict[str, Term]:
+        return {**super().terms(), "adversarial": self.adversarial_term}
+
+    def adversarial_term(self, step: Diffusion2GANStep) -> Tensor:
         return self.gan_generator(self._logits(step.fake, step), step.real_logits)
 
     def discriminator_loss(self, step: Diffusion2GANStep) -> tuple[Tensor, dict[str, float]]:
@@ -124,7 +164,7 @@ class Diffusion2GANStep(StudentStep):
     @cached_property
     def mixed(self) -> Tensor:
         """The student's results, some replaced by the target of the next item; noise and text stay as they are."""
-        swap = (self.random.uniform() < self.method.config.mix_share).to(self.fake.device)
+        swap = (self.random.named("mix").uniform() < self.method.config.mix_share).to(self.fake.device)
         other = self.batch.latents.roll(1, 0)
         return torch.where(swap.view(-1, 1, 1, 1), other, self.fake.detach())
 

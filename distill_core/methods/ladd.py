@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,30 +20,51 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import logit_normal
 from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Denoiser
+from ..settings import help_of, setting
 from . import losses
-from .base import Distance, MethodConfig, StudentMethod, StudentStep, discriminator_health
+from .base import Distance, MethodConfig, StudentMethod, Term
+from .components import Ingredients
+from .step import StudentStep, discriminator_health
 
 
 @dataclass(frozen=True)
 class LADDConfig(MethodConfig):
-    """Everything that defines the algorithm; the loop has its own settings (`train.TrainConfig`).
+    """Everything that defines LADD; the loop has settings of its own (`training.loop.TrainConfig`).
 
-    The fields of `MethodConfig` with LADD's values (flow times 1, .75, .5, .25; probabilities [0, 0, .5, .5] for 500
-    steps above 512 px, then [.7, .1, .1, .1]), and  renoise_mean, renoise_std: the logit-normal (m, s) of the
-    discriminator's noise level.  shared_renoise: real and fake see the same level and the same noise.
-    r1, approximate_r1: weights of the penalties.
+    The defaults are the paper's for a flow model above 512 px. For SD 1.5 or SDXL leave student_sigmas, probabilities
+    and warmup_probabilities empty, or give levels in the sigmas of that model.
     """
 
-    student_sigmas: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    student_sigmas: tuple[float, ...] = setting(
+        (1.0, 0.75, 0.5, 0.25),
+        help_of(MethodConfig, "student_sigmas") + " The defaults (LADD section 3) are flow times: for SD 1.5 and SDXL "
+        "give other levels, or empty this list and both lists of probabilities.",
+    )
     probabilities: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
     warmup_probabilities: tuple[float, ...] = (0.0, 0.0, 0.5, 0.5)
     warmup_steps: int = 500
-    renoise_mean: float = 1.0
-    renoise_std: float = 1.0
-    shared_renoise: bool = True
-    r1: float = 0.0
-    approximate_r1: float = 0.0
-    approximate_r1_sigma: float = 0.01
+    renoise_mean: float = setting(
+        1.0,
+        "Mean m of the logit-normal distribution from which the discriminator's noise level is drawn. Higher values "
+        "judge the layout, lower ones the texture (LADD section 4.1).",
+    )
+    renoise_std: float = setting(1.0, "Standard deviation s of that logit-normal distribution (LADD section 4.1).")
+    shared_renoise: bool = setting(
+        True, "Show the discriminator real and fake latents with the same noise; false draws noise for each."
+    )
+    r1: float = setting(
+        0.0, "Weight of the R1 penalty on the inputs of the discriminator's heads (ADD section 3.2); 0 for none."
+    )
+    approximate_r1: float = setting(
+        0.0, "Weight of the approximate R1 penalty, by finite differences (APT, arXiv 2501.08316); 0 for none."
+    )
+    approximate_r1_sigma: float = setting(
+        0.01, "Standard deviation of the noise that the approximate R1 penalty adds; above 0."
+    )
+
+    name: ClassVar[str] = "ladd"
+    title: ClassVar[str] = "LADD"
+    paper: ClassVar[str] = "Sauer et al. 2024, arXiv 2403.12015"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +72,12 @@ class LADDConfig(MethodConfig):
             raise ValueError("student_sigmas, probabilities and warmup_probabilities must have the same length")
         if self.approximate_r1_sigma <= 0 or self.renoise_std < 0:
             raise ValueError("approximate_r1_sigma must be above 0 and renoise_std not negative")
+
+    def build(self, ingredients: Ingredients) -> LADD:
+        teacher = ingredients.teacher
+        taps = list(ingredients.taps) or teacher.backend.default_taps()
+        discriminator = LatentDiscriminator.for_teacher(teacher, taps, ingredients.example, **ingredients.head_size())
+        return LADD(ingredients.student, teacher, discriminator, taps, self, **ingredients.shared())
 
 
 class LADD(StudentMethod):
@@ -73,7 +101,10 @@ class LADD(StudentMethod):
         """Draw noise levels and run the student once."""
         return LADDStep(self, batch, random, step)
 
-    def _adversarial(self, step: LADDStep) -> Tensor:
+    def terms(self) -> dict[str, Term]:
+        return {**super().terms(), "adversarial": self.adversarial_term}
+
+    def adversarial_term(self, step: LADDStep) -> Tensor:
         return self.gan_generator(self._logits(step.fake_maps, step), step.real_logits)
 
     def discriminator_loss(self, step: LADDStep) -> tuple[Tensor, dict[str, float]]:
@@ -88,7 +119,7 @@ class LADD(StudentMethod):
             loss, logs["r1"] = loss + self.config.r1 * penalty, penalty.item()
         if self.config.approximate_r1:
             sigma = self.config.approximate_r1_sigma
-            noise = step.random.normal_like(step.real_noised)
+            noise = step.random.named("approximate r1").normal_like(step.real_noised)
             perturbed = self._logits(step.teacher_maps(step.real_noised + sigma * noise), step)
             penalty = losses.approximate_r1(real, perturbed, sigma)
             loss, logs["approximate_r1"] = loss + self.config.approximate_r1 * penalty, penalty.item()
@@ -107,11 +138,13 @@ class LADDStep(StudentStep):
     def renoise_time(self) -> Tensor:
         """Flow time of the discriminator's noise, logit-normal(m, s)."""
         config = self.method.config
-        return logit_normal(self.random, config.renoise_mean, config.renoise_std).to(self.fake.device)
+        return logit_normal(self.random.named("renoise level"), config.renoise_mean, config.renoise_std).to(
+            self.fake.device
+        )
 
     @cached_property
     def renoise(self) -> Tensor:
-        return self.random.normal_like(self.batch.latents)
+        return self.random.named("renoise").normal_like(self.batch.latents)
 
     @cached_property
     def renoise_sigma(self) -> Tensor:
@@ -131,7 +164,8 @@ class LADDStep(StudentStep):
 
     @cached_property
     def real_noised(self) -> Tensor:
-        noise = self.renoise if self.method.config.shared_renoise else self.random.normal_like(self.batch.latents)
+        shared, own = self.method.config.shared_renoise, self.random.named("renoise of real")
+        noise = self.renoise if shared else own.normal_like(self.batch.latents)
         return self.renoised(self.batch.latents, noise)
 
     @cached_property

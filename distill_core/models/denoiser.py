@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..diffusion.process import NoiseProcess
 from .features import BlockInput
 from .lora import Lora, LoraSwitch
 
@@ -45,7 +46,7 @@ class Cond:
         extra = {name.removeprefix(EXTRA): value for name, value in tensors.items() if name.startswith(EXTRA)}
         return cls(**{name: value for name, value in tensors.items() if not name.startswith(EXTRA)}, extra=extra)
 
-    def map(self, fn) -> Cond:
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
         """Apply ``fn`` to every tensor that is present."""
         return Cond.from_tensors({name: fn(value) for name, value in self.tensors().items()})
 
@@ -85,17 +86,32 @@ def cat_conds(conds: Sequence[Cond]) -> Cond:
 
 
 class Backend(Protocol):
-    """What a Denoiser needs of a model library (backends/diffusers.py; nodes/comfy_denoiser.py)."""
+    """A frozen network of a model library, and all that is asked of it (backends/diffusers.py; nodes/host/backend.py).
+
+    The first four serve a Denoiser, the others the methods and whoever writes a student's file.
+    """
 
     network: nn.Module
-    process: object
+    process: NoiseProcess
     switch: LoraSwitch
 
-    def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor: ...
+    def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor: ...  # x [B, C, H, W] -> the same shape
 
     def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]: ...
 
     def block_input(self, args: tuple, kwargs: dict) -> BlockInput: ...  # of a block that runs in `maps`
+
+    def default_taps(self, count: int = 6) -> list[str]: ...
+
+    def multi_scale_taps(self, count: int = 3) -> tuple[list[str], list[str]]: ...  # read-outs, and where to feed
+
+    def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora: ...
+
+    def trainable_copy(self, dtype: torch.dtype = torch.float32) -> Backend: ...
+
+    def export(self, path: Lora, /) -> dict[str, Tensor]: ...  # a student's tensors as they are written to a file
+
+    def description(self) -> dict[str, str]: ...  # what the file says of the base model
 
 
 class Denoiser:
@@ -110,7 +126,7 @@ class Denoiser:
         self.backend, self.lora = backend, lora
 
     @property
-    def process(self):
+    def process(self) -> NoiseProcess:
         return self.backend.process
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -128,7 +144,9 @@ class Denoiser:
             output = self.backend.forward(model_input, timestep, cond)
         return self.process.calculate_denoised(sigma, output.to(x.dtype), x)
 
-    def features(self, x: Tensor, sigma: Tensor, cond: Cond, taps: Sequence[str], inputs=None) -> list[Tensor]:
+    def features(
+        self, x: Tensor, sigma: Tensor, cond: Cond, taps: Sequence[str], inputs: tuple[object, Tensor] | None = None
+    ) -> list[Tensor]:
         """Outputs of the blocks ``taps`` as maps [B, C, H, W]; the forward stops after the last one.
 
         inputs: carried by the switch to whoever hooked the blocks (`discriminators.NetworkDiscriminator`).

@@ -110,7 +110,7 @@ class OutOfPlace(TorchFunctionMode):
     checkpointing. It must be entered inside a checkpointed block, too, since the recompute runs on its own.
     """
 
-    REPLACED = {Tensor.add_: Tensor.add, Tensor.sub_: Tensor.sub, Tensor.mul_: Tensor.mul}
+    REPLACED: dict[Callable, Callable] = {Tensor.add_: Tensor.add, Tensor.sub_: Tensor.sub, Tensor.mul_: Tensor.mul}
     REPLACED |= {Tensor.__iadd__: Tensor.__add__, Tensor.__isub__: Tensor.__sub__, Tensor.__imul__: Tensor.__mul__}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

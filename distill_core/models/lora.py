@@ -150,3 +150,43 @@ def linear_layers(network: nn.Module, under: tuple[str, ...]) -> list[str]:
     """Names of all linear layers inside the named submodules, e.g. ``("transformer_blocks",)``."""
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     return [name for name in names if any(part in name.split(".") for part in under)]
+
+
+def difference_names(network: nn.Module, prefix: str) -> dict[str, str]:
+    """Parameter -> its name in a file of differences, as core ComfyUI's LoRA loaders spell it.
+
+    ``LAYER.weight`` is ``PREFIX.LAYER.diff``, the bias beside it ``.diff_b``, anything else ``PREFIX.NAME.diff``.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    layers = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
+    found = {}
+    for name in names:
+        layer, _, kind = name.rpartition(".")
+        own = {"weight": f"{layer}.diff", "bias": f"{layer}.diff_b" if layer in layers else f"{name}.diff"}
+        found[name] = f"{prefix}.{own.get(kind, f'{name}.diff')}"
+    return found
+
+
+def weight_differences(network: nn.Module, original: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """What must be added to the weights of ``original`` to have those of ``network``, float32 on the CPU.
+
+    Weights that are the same in both are left out.
+    """
+    state, before = {}, dict(original.named_parameters())
+    names = difference_names(network, prefix)
+    for name, value in network.named_parameters():
+        difference = (value.detach() - before[name].detach().float()).cpu()
+        if difference.any():
+            state[names[name]] = difference.contiguous()
+    return state
+
+
+@torch.no_grad()
+def add_differences(network: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
+    """Add a file of `weight_differences` to a network. Raises ValueError for names or shapes that it does not have."""
+    places = {key: network.get_parameter(name) for name, key in difference_names(network, prefix).items()}
+    wrong = [key for key, value in state.items() if key not in places or places[key].shape != value.shape]
+    if wrong:
+        raise ValueError(f"these differences do not fit the model (first differing key: {sorted(wrong)[0]})")
+    for key, value in state.items():
+        places[key].add_(value.to(places[key]))

@@ -1,16 +1,16 @@
 """The shipped mini model: a small SD3 transformer and a TAESD-layout autoencoder for Fashion-MNIST.
 
 Everything lies in ``assets/mini`` as safetensors in the layouts that ComfyUI's UNETLoader and VAELoader
-and diffusers read; ``mini_train.py`` makes the files again from the public data.
+and diffusers read; ``experiments/train_mini.py`` makes the files again from the public data.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -88,7 +88,7 @@ def load_classifier(space: str) -> tuple[FeatureClassifier, dict[str, Tensor]]:
     return net.eval().requires_grad_(False), reference
 
 
-def load_transformer() -> nn.Module:
+def load_transformer() -> Any:
     """The mini teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode."""
     from diffusers import SD3Transformer2DModel
 
@@ -102,14 +102,14 @@ def load_conditioning() -> dict[str, Tensor]:
     return {k: v.float() for k, v in load_file(ASSETS / "conditioning.safetensors").items()}
 
 
-def new_autoencoder(width: int = AUTOENCODER_WIDTH) -> nn.Module:
+def new_autoencoder(width: int = AUTOENCODER_WIDTH) -> Any:
     from diffusers import AutoencoderTiny
 
     widths = (width,) * 4
     return AutoencoderTiny(latent_channels=16, encoder_block_out_channels=widths, decoder_block_out_channels=widths)
 
 
-def load_autoencoder() -> nn.Module:
+def load_autoencoder() -> Any:
     """The mini autoencoder as diffusers' ``AutoencoderTiny`` with the padding channels cut off.
 
     The file has TAESD's 64 channels because readers of that layout fix the width; all above
@@ -129,12 +129,6 @@ def taesd_key(name: str) -> str:
     """The TAESD-layout name of an ``AutoencoderTiny`` parameter (its decoder starts with a parameter-free clamp)."""
     side, _, index, rest = name.split(".", 3)
     return f"taesd_{side}.{int(index) + (side == 'decoder')}.{rest}"
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The string metadata of a safetensors file."""
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
 
 
 def training_log() -> dict:

@@ -15,33 +15,45 @@ from torch import Tensor
 
 from ..diffusion.samplers import SAMPLERS
 from ..files import DTYPES
+from ..settings import setting
 from . import mini
 from .backends.diffusers import DiffusersBackend, load_backend
 from .denoiser import Cond
+from .families import FAMILIES, PIPELINES
 from .mini import mini_backend, mini_conditioning
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network to distil.
+    """The network to distil, and what the student is on it."""
 
-    path: a diffusers pipeline folder on disk, or "mini" for the shipped model.  dtype: of the frozen weights.
-    lora_rank: of the student; 0 trains all weights of a second copy instead.
-    lora_targets: linear layers that the LoRA trains, default all in the blocks.
-    sampler: what the student is meant to be sampled with: renoise (LADD's), ancestral or euler; it goes into the file.
-    perceptual: a file of E-LatentLPIPS weights (`perceptual` command), or "mini" for those of the mini model's latents;
-    it replaces the method's ``regression``. Empty: none.
-    taps: teacher blocks the discriminator reads, default about six, spread over the first three quarters.
-    """
-
-    path: str = "mini"
-    dtype: str = "float32"
-    gradient_checkpointing: bool = False
-    lora_rank: int = 32
-    lora_targets: tuple[str, ...] = ()
-    taps: tuple[str, ...] = ()
-    sampler: str = "renoise"
-    perceptual: str = ""
+    path: str = setting(
+        "mini", 'The folder of a diffusers pipeline on disk, or "mini" for the shipped model.', decides=False
+    )
+    dtype: str = setting("float32", 'Number format of the frozen weights: "float32", "float16" or "bfloat16".')
+    gradient_checkpointing: bool = setting(
+        False, "Compute each block again in the backward pass, which saves memory and costs time.", decides=False
+    )
+    lora_rank: int = setting(32, "Rank of the student's LoRA. 0: no LoRA; all weights of a second copy are trained.")
+    lora_targets: tuple[str, ...] = setting(
+        (), "Names of the linear layers that the LoRA changes. Empty: all those in the model's blocks."
+    )
+    taps: tuple[str, ...] = setting(
+        (),
+        "Names of the blocks that the discriminator of LADD or Diffusion2GAN reads. Empty: for LADD about six over the "
+        "first three quarters of the network, for Diffusion2GAN one for each of its scales.",
+    )
+    sampler: str = setting(
+        "renoise",
+        'The sampler the student is meant for, written into its file: "renoise" (LADD\'s), "ancestral", "euler", "tcd" '
+        'or "scm".',
+    )
+    perceptual: str = setting(
+        "",
+        'A file of E-LatentLPIPS weights (see the command "perceptual"), or "mini" for those of the mini model\'s '
+        "latents; it takes the place of the method's regression. Empty: none.",
+        decides=False,
+    )
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -81,7 +93,7 @@ class MiniSource:
 
 
 class PipelineSource:
-    """A diffusers pipeline of Stable Diffusion 1/2, SDXL, SD3 or FLUX.1, opened from its folder."""
+    """A diffusers pipeline of one of `families.PIPELINES`, opened from its folder."""
 
     def __init__(self, config: ModelConfig) -> None:
         from diffusers import DiffusionPipeline
@@ -94,7 +106,7 @@ class PipelineSource:
         dtype = DTYPES[config.dtype]
         self.backend: DiffusersBackend = load_backend(config.path, dtype, config.gradient_checkpointing)
         self.backend.network.to(device)
-        network_name = "unet" if self.backend.family_name == "unet" else "transformer"
+        network_name = self.backend.architecture.lora_prefix  # diffusers names the part and its LoRA keys alike
         # Only text encoders and autoencoder are wanted here; the network is the backend's own copy. A part that the
         # folder was saved without (SD3's T5, a safety checker) must be named again, or diffusers calls it missing.
         absent = [name for name, source in index.items() if isinstance(source, list) and source[0] is None]
@@ -113,28 +125,19 @@ class PipelineSource:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], negative: str = "") -> tuple[Cond, Cond]:
         """Conditionings [N, ...] of the prompts and that of the negative prompt (one row)."""
-        conds = [self._encode_one(prompt) for prompt in [*prompts, negative]]
-        stacked = Cond(
-            torch.cat([context for context, _ in conds]).float(),
-            None if conds[0][1] is None else torch.cat([pooled for _, pooled in conds]).float(),
-        )
+        contexts, pooled = zip(*(self._encode_one(prompt) for prompt in [*prompts, negative]), strict=True)
+        present = [row for row in pooled if row is not None]  # all of them or none
+        stacked = Cond(torch.cat(contexts).float(), torch.cat(present).float() if present else None)
         return stacked[:-1], stacked[-1:]
 
     def _encode_one(self, prompt: str) -> tuple[Tensor, Tensor | None]:
         kind = type(self.pipeline).__name__
-        if kind == "FluxPipeline":
-            context, pooled, _ = self.pipeline.encode_prompt(prompt, None)
-            return context, pooled
-        if kind == "StableDiffusion3Pipeline":
-            context, _, pooled, _ = self.pipeline.encode_prompt(prompt, None, None, do_classifier_free_guidance=False)
-            return context, pooled
-        if kind == "StableDiffusionXLPipeline":
-            context, _, pooled, _ = self.pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
-            return context, pooled
-        if kind == "StableDiffusionPipeline":
-            context, _ = self.pipeline.encode_prompt(prompt, self.pipeline.device, 1, False)
-            return context, None
-        raise ValueError(f"prompts of a {kind} cannot be encoded; known: Stable Diffusion 1, 2, XL, 3 and FLUX.1")
+        if kind not in PIPELINES:
+            known = ", ".join(family.title for family in FAMILIES.values() if family.pipeline)
+            raise ValueError(f"prompts of a {kind} cannot be encoded; known: {known}")
+        encoding = PIPELINES[kind]
+        found = self.pipeline.encode_prompt(prompt, device=self.pipeline.device, **encoding.options)
+        return found[0], None if encoding.pooled is None else found[encoding.pooled]
 
     def decode_with_gradient(self, latents: Tensor) -> Tensor:
         """Model latents -> images [B, 3, H, W], in [-1, 1] but for overshoot, undoing the autoencoder's scale and

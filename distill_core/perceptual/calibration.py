@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from ..diffusion.noise import ItemNoise, item_generator
 from ..files import load_tensors, save_tensors
-from .metric import unit
+from ..settings import setting
+from .metric import total, unit
 from .pairs import Pairs
 from .transforms import draw, transform
 from .trunk import TrainableTrunk, TrunkConfig
@@ -29,16 +30,20 @@ FLOOR = 0.02  # added to both distances before the logarithm
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """widths: of the trunk's taps; small ones are enough for a small autoencoder.  steps: of AdamW.  batch_size: pairs
-    a step.  class_weight: of the cross-entropy beside the regression.  save_every: steps between checkpoints."""
+    """How an E-LatentLPIPS metric is trained on a distance between images."""
 
-    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
-    steps: int = 5000
-    batch_size: int = 32
-    lr: float = 1e-3
-    class_weight: float = 0.3
-    seed: int = 0
-    save_every: int = 100
+    widths: tuple[int, ...] = setting(
+        (64, 128, 256, 512, 512),
+        "Channels of the metric's five feature maps, VGG16's by default; a small autoencoder needs less.",
+    )
+    steps: int = setting(5000, "Steps of the AdamW optimiser.")
+    batch_size: int = setting(32, "Pairs of images in one step.")
+    lr: float = setting(1e-3, "Learning rate of the AdamW optimiser.")
+    class_weight: float = setting(
+        0.3, "Weight of the classification loss beside the regression, where the images have classes."
+    )
+    seed: int = setting(0, "Seed of the new weights and of the order of the pairs.")
+    save_every: int = setting(100, "Steps between checkpoints.", decides=False)
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.save_every) < 1 or self.lr <= 0:
@@ -57,11 +62,11 @@ class Learner(nn.Module):
     def forward(self, reference: Tensor, distorted: Tensor) -> tuple[Tensor, Tensor]:
         """Distances [B], class logits of the references [B, classes]."""
         taps = self.trunk(torch.cat([reference, distorted]))
-        distance = 0.0
+        distances = []
         for tap, head in zip(taps, self.heads, strict=True):
             a, b = unit(tap).chunk(2)
-            distance = distance + (head.view(1, -1, 1, 1) * (a - b).square()).sum(1).mean((1, 2))
-        return distance, self.classifier(taps[-1].chunk(2)[0].mean((2, 3)))
+            distances.append((head.view(1, -1, 1, 1) * (a - b).square()).sum(1).mean((1, 2)))
+        return total(distances), self.classifier(taps[-1].chunk(2)[0].mean((2, 3)))
 
 
 def train_metric(pairs: Pairs, config: CalibrationConfig, out: Path) -> Iterator[tuple[int, dict, Learner]]:
@@ -86,7 +91,7 @@ def train_metric(pairs: Pairs, config: CalibrationConfig, out: Path) -> Iterator
             group["lr"] = config.lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         losses = _losses(learner, pairs, config, step, classes)
         optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        total(losses.values()).backward()
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():

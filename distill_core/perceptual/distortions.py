@@ -16,21 +16,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..diffusion.noise import ItemNoise
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.view(-1, 1, 1, 1)
+from ..diffusion.process import expand_like
 
 
 def noise(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
     """White noise of a standard deviation up to 0.6."""
-    return x + 0.6 * _wide(strength) * random.normal_like(x)
+    return x + 0.6 * expand_like(strength, x) * random.normal_like(x)
 
 
 def smooth_noise(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
     """Blotches: noise drawn at an eighth of the size."""
     coarse = random.normal(x.shape[1], -(-x.shape[2] // 8), -(-x.shape[3] // 8))
-    return x + 0.6 * _wide(strength) * F.interpolate(coarse, size=x.shape[-2:], mode="bicubic", align_corners=False)
+    return x + 0.6 * expand_like(strength, x) * F.interpolate(
+        coarse, size=x.shape[-2:], mode="bicubic", align_corners=False
+    )
 
 
 def blur(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
@@ -43,14 +42,17 @@ def blur(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
 def tone(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
     """Brightness and contrast."""
     offset, gain = 2 * random.uniform() - 1, 2 * random.uniform() - 1
-    return x * _wide(1 + 0.8 * strength * gain) + 0.6 * _wide(strength * offset)
+    return x * expand_like(1 + 0.8 * strength * gain, x) + 0.6 * expand_like(strength * offset, x)
 
 
 def pixelate(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
     """Down by up to 8 and up again; mixed in by strength between whole factors."""
-    small = F.interpolate(F.adaptive_avg_pool2d(x, [max(1, s // 8) for s in x.shape[-2:]]), size=x.shape[-2:])
-    middle = F.interpolate(F.adaptive_avg_pool2d(x, [max(1, s // 3) for s in x.shape[-2:]]), size=x.shape[-2:])
-    low, high = (2 * _wide(strength)).clamp(max=1), (2 * _wide(strength) - 1).clamp(min=0)
+    height, width = x.shape[-2:]
+    small, middle = (
+        F.interpolate(F.adaptive_avg_pool2d(x, (max(1, height // by), max(1, width // by))), size=(height, width))
+        for by in (8, 3)
+    )
+    low, high = (2 * expand_like(strength, x)).clamp(max=1), (2 * expand_like(strength, x) - 1).clamp(min=0)
     return torch.lerp(torch.lerp(x, middle, low), small, high)
 
 
@@ -77,7 +79,7 @@ def erase(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
 
 def blend(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:
     """With the next item of the batch."""
-    return torch.lerp(x, x.roll(1, 0), _wide(strength))
+    return torch.lerp(x, x.roll(1, 0), expand_like(strength, x))
 
 
 def elastic(x: Tensor, strength: Tensor, random: ItemNoise) -> Tensor:

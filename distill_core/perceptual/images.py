@@ -41,14 +41,12 @@ def open_images(path: Path, size: int, seed: int) -> tuple[Images, Images]:
     )
     order = torch.randperm(len(files), generator=item_generator(seed, 0)).tolist()
     held_out = max(1, len(files) // 10)
-    return tuple(
-        Images(
-            len(part),
-            lambda pick, part=part: torch.stack([_open(files[part[i]], size) for i in pick]),
-            None if labels is None else labels[part],
-        )
-        for part in (order[held_out:], order[:held_out])
-    )
+
+    def part_of(indices: list[int]) -> Images:
+        read = lambda pick: torch.stack([_open(files[indices[i]], size) for i in pick])  # noqa: E731
+        return Images(len(indices), read, None if labels is None else labels[indices])
+
+    return part_of(order[held_out:]), part_of(order[:held_out])
 
 
 def _fashion(path: Path, split: str) -> Images:

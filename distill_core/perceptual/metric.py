@@ -8,7 +8,9 @@ same for both. With T left out it is LatentLPIPS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -79,16 +81,16 @@ class ELatentLPIPS(nn.Module):
     def terms(self, prediction: Tensor, target: Tensor, random: ItemNoise | None = None) -> dict[str, Tensor]:
         """The two terms apart, unweighted, [B] each: ``perceptual`` and ``l1``."""
         prediction, target = self._checked(prediction, target)
-        total = 0.0
+        distances = []
         for _ in range(self.draws):
             pair = self._transformed(prediction, target, self._draw(random, len(prediction)))
-            total = total + sum(d.mean((1, 2, 3)) for d in self._tap_maps(*pair))
-        return {"perceptual": total / self.draws, "l1": (prediction - target).abs().mean((1, 2, 3))}
+            distances.append(total(d.mean((1, 2, 3)) for d in self._tap_maps(*pair)))
+        return {"perceptual": total(distances) / self.draws, "l1": (prediction - target).abs().mean((1, 2, 3))}
 
     def heat_map(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Where they differ [B, 1, H, W], without transforms; its mean is about the plain LatentLPIPS distance."""
         pair = self._checked(prediction, target)
-        return sum(
+        return total(
             F.interpolate(d, size=prediction.shape[-2:], mode="bilinear", align_corners=False)
             for d in self._tap_maps(*pair)
         )
@@ -104,8 +106,8 @@ class ELatentLPIPS(nn.Module):
         draws = self._draw(random, len(prediction))
         pair = self._transformed(prediction, target, draws)
         by_tap = [d.mean((1, 2, 3)) for d in self._tap_maps(*pair)]
-        (gradient,) = torch.autograd.grad(sum(by_tap).sum(), prediction)
-        found = {"prediction": prediction, "target": target, "distance": sum(by_tap), "gradient": gradient}
+        (gradient,) = torch.autograd.grad(total(by_tap).sum(), prediction)
+        found = {"prediction": prediction, "target": target, "distance": total(by_tap), "gradient": gradient}
         found |= {"transformed.prediction": pair[0], "transformed.target": pair[1]}
         found |= {f"distance{i}": value for i, value in enumerate(by_tap)}
         with torch.no_grad():
@@ -113,7 +115,7 @@ class ELatentLPIPS(nn.Module):
                 found |= {f"tap{i}.{name}": tap for i, tap in enumerate(self.trunk(x))}
         if draws is not None:
             found |= {f"draws.{name}": value for name, value in draws.named().items()}
-            found["matrix"] = geometry(draws, *prediction.shape[-2:], "g" in self.preset)
+            found["matrix"] = geometry(draws, prediction.shape[-2], prediction.shape[-1], "g" in self.preset)
         return {name: value.detach().cpu().clone() for name, value in found.items()}
 
     def _checked(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +150,11 @@ class ELatentLPIPS(nn.Module):
             _TapDistance.apply(tap, aim, head)
             for tap, aim, head in zip(self.trunk(prediction), targets, heads, strict=True)
         ]
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """Their sum, added up in order."""
+    return reduce(add, parts)
 
 
 def unit(tap: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models.vision import image_network
-from .metric import unit
+from .metric import total, unit
 
 PixelDistance = Callable[[Tensor, Tensor], Tensor]  # two batches of images [B, 3, H, W] in [-1, 1] -> [B]
 
@@ -39,7 +39,7 @@ class ImageNetDistance:
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         device = next(self.network.parameters()).device
         pairs = zip(self.taps(a.to(device)), self.taps(b.to(device)), strict=True)
-        return sum((unit(x) - unit(y)).square().sum(1).mean((1, 2)) for x, y in pairs).cpu()
+        return total((unit(x) - unit(y)).square().sum(1).mean((1, 2)) for x, y in pairs).cpu()
 
 
 class LPIPSDistance:

@@ -9,7 +9,7 @@ Diffusion2GAN (arXiv 2405.05967) ensembles geometry and cutout (o).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..diffusion.noise import ItemNoise
+from ..diffusion.process import expand_like
 
 PRESETS = ("none", "b", "bg", "bgc", "bgco")  # the letters say which transforms are on
 TRANSLATION = 0.125  # of the side: half-width of the whole-pixel draw, standard deviation of the fractional one
@@ -93,7 +94,7 @@ def draw(random: ItemNoise) -> Draws:
     )
 
 
-def _matrix(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
+def _matrix(rows: Sequence[Sequence[Tensor | float]], like: Tensor) -> Tensor:
     """[B, 3, 3] from 2 or 3 rows of numbers or [B]."""
     rows = [*rows, [0, 0, 1]][:3]
     return torch.stack([torch.stack([torch.zeros_like(like) + v for v in row], -1) for row in rows], -2)
@@ -207,7 +208,7 @@ def _resample(x: Tensor, convolution: Callable, gain: float, padding: int) -> Te
 
 
 def _per_item(value: Tensor, like: Tensor) -> Tensor:
-    return value.to(like).view(-1, 1, 1, 1)
+    return expand_like(value.to(like), like)
 
 
 def colour(x: Tensor, draws: Draws) -> Tensor:

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
 
+from ..diffusion.process import expand_like
+
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions before each of the five taps
 POOLED = (False, False, False, True, True)  # whether a max-pool stands between them and the tap
 SMALLEST = 4  # pixels: two poolings must leave something
@@ -63,9 +65,11 @@ class TrainableTrunk(nn.Module):
         self.config = config
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in config.layers())
         self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in config.layers())
-        for conv in self.convs:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+        for name, parameter in self.convs.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         taps, layers = [], iter(zip(self.convs, self.norms, strict=True))
@@ -124,7 +128,7 @@ class FrozenTrunk(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weight0.dtype
+        return self.get_buffer("weight0").dtype
 
     def _slice(self, x: Tensor, start: int, depth: int, pooled: bool) -> Tensor:
         for i in range(start, start + depth):
@@ -148,4 +152,4 @@ def fold(state: dict[str, Tensor], layer: int, eps: float = 1e-5) -> tuple[Tenso
     }
     gain = value["norm_weight"] / (value["norm_running_var"] + eps).sqrt()
     bias = (value["conv_bias"] - value["norm_running_mean"]) * gain + value["norm_bias"]
-    return value["conv_weight"] * gain.view(-1, 1, 1, 1), bias
+    return value["conv_weight"] * expand_like(gain, value["conv_weight"]), bias

@@ -1,6 +1,6 @@
 """Weights of the metric on disk: our safetensors file, and its making from the published checkpoints.
 
-Nothing is downloaded. The published .pth files (sd15, sd21, sdxl, sd3, flux; CC-BY-NC) are read with torch's
+Nothing is downloaded. The published .pth files (`SPACES`; CC-BY-NC) are read with torch's
 weights-only reader, which runs no code, and converted once.
 """
 
@@ -10,13 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..files import NAMESPACE, load_tensors, save_tensors
+from ..models.families import FAMILIES, LatentSpace
 from .metric import ELatentLPIPS
 from .trunk import DEPTHS, FrozenTrunk, TrunkConfig
 
@@ -24,22 +24,8 @@ FORMAT = "1"
 SHIPPED = Path(__file__).parents[1] / "assets" / "perceptual"
 
 
-@dataclass(frozen=True)
-class LatentSpace:
-    """channels: of the autoencoder's latents.  scale, shift: (z - shift) * scale is what diffusion models see."""
-
-    channels: int
-    scale: float
-    shift: float = 0.0
-
-
-SPACES = {
-    "sd15": LatentSpace(4, 0.18215),
-    "sd21": LatentSpace(4, 0.18215),
-    "sdxl": LatentSpace(4, 0.13025),
-    "sd3": LatentSpace(16, 1.5305, 0.0609),
-    "flux": LatentSpace(16, 0.3611, 0.1159),
-}
+# The published checkpoints, by the family whose latents they compare.
+SPACES = {name: family.space for name, family in FAMILIES.items() if family.space is not None}
 
 
 def content_hash(tensors: dict[str, Tensor]) -> str:
@@ -83,8 +69,8 @@ def load_metric(path: str | Path | None = None, dtype: torch.dtype = torch.float
     heads = [tensors.pop(f"heads.{i}").float() for i in range(len(DEPTHS))]
     trunk = {name.removeprefix("trunk."): value for name, value in tensors.items()}
     config = TrunkConfig(trunk["convs.0.weight"].shape[1], tuple(len(head) for head in heads))
-    space = {"scale": float(facts["scale"]), "shift": float(facts["shift"])}
-    return ELatentLPIPS(FrozenTrunk(config, trunk, dtype), heads, **space, **options)
+    scale, shift = float(facts["scale"]), float(facts["shift"])
+    return ELatentLPIPS(FrozenTrunk(config, trunk, dtype), heads, scale=scale, shift=shift, **options)
 
 
 def convert_published(paths: Sequence[str | Path], model: str, out: str | Path, sha256: str | None = None) -> dict:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..diffusion.schedules import check_sigmas, shifted_sigmas
 from .checks import CHECKS, SAME, SEVERITIES, Case, Finding, SamplingFacts, fitted_alpha, flux2_tokens
 from .recipe import AUTO, choose_row, describe_metadata, student_levels
-from .table import Preset, explain, preset_sigmas, presets_of, steady_flux2_mu
+from .table import Preset, explain, preset_sigmas, presets_of, steady_flux2_mu, tokens_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def diagnose(
     except ValueError as error:
         finding = Finding("unusable", "error", str(error), "connect the SIGMAS output of Turbo Preset")
         return Diagnosis([finding], _report([finding], None, sigmas, None), sigmas)
-    tokens = round(width * height / 256) if width and height else None
+    tokens = tokens_of(width, height) if width and height else None
     row, trained = _trained(facts, sigmas, preset, tokens)
     case = Case(facts, row, sigmas, trained, cfg, tokens)
     findings = [finding for check in CHECKS for finding in check(case)]
@@ -70,6 +70,7 @@ def _trained(facts: SamplingFacts, sigmas: Tensor, preset: str, tokens: int | No
     if preset == AUTO and "sigmas" in described:
         levels = json.loads(described["sigmas"])
         return None, student_levels(levels, min(steps, len(levels)))
+    row: Preset | None
     try:
         row = choose_row(facts, preset, steps)
     except ValueError:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import cast
 
 from torch import Tensor
 
+from ..diffusion.process import NoiseProcess, TimestepProcess
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import DENOISE_MODES, check_sigmas, explicit_sigmas
 from ..files import NAMESPACE
@@ -28,7 +30,7 @@ class ModelFacts:
     """
 
     family: str | None
-    process: object
+    process: NoiseProcess
     table: Tensor | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -94,7 +96,9 @@ def check_range(sigmas: Tensor, table: Tensor | None) -> None:
         )
 
 
-def _from_sigmas(model, preset, steps, sigmas, sampler, cfg) -> Recipe:
+def _from_sigmas(
+    model: ModelFacts, preset: str, steps: int | None, sigmas: Tensor, sampler: str | None, cfg: float | None
+) -> Recipe:
     check_sigmas(sigmas)
     count = len(sigmas) - 1
     if steps is not None and steps != count:
@@ -139,14 +143,16 @@ def _from_metadata(model: ModelFacts, preset: str, steps: int | None) -> Recipe 
     return Recipe(sigmas, sampler, options, cfg, text)
 
 
-def _from_preset(model, preset, steps, sampler, width, height, video) -> Recipe:
+def _from_preset(
+    model: ModelFacts, preset: str, steps: int | None, sampler: str | None, width: int, height: int, video: bool
+) -> Recipe:
     row = choose_row(model, preset, steps)
     if video and not row.video:
         raise ValueError(
             f"the latents are a video but {row.title} is an image model; "
             "use an empty latent of one frame or a video preset"
         )
-    process = model.process if row.grid["kind"] == "timesteps" else None
+    process = cast(TimestepProcess, model.process) if row.grid["kind"] == "timesteps" else None
     sigmas = preset_sigmas(row, steps, process, width, height)
     count = len(sigmas) - 1
     text = explain(row, count, sigmas)
@@ -173,6 +179,7 @@ def choose_row(model: ModelFacts, preset: str, steps: int | None) -> Preset:
 
 def _sampler(row: Preset, override: str | None) -> tuple[str, dict[str, float]]:
     """Name and options of the row's sampler, or of the one that replaces it."""
-    if override is None and row.sampler is None:
+    sampler = override or row.sampler
+    if sampler is None:
         raise ValueError(f"{row.title} needs a sampler of its own ({row.comfy}); choose a sampler to use another one")
-    return (row.sampler, row.sampler_options) if override in (None, row.sampler) else (override, {})
+    return sampler, row.sampler_options if sampler == row.sampler else {}

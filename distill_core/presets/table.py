@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..diffusion.process import DiscreteProcess, cumulative_alphas
+from ..diffusion.process import DiscreteProcess, TimestepProcess, cumulative_alphas
 from ..diffusion.schedules import (
     explicit_sigmas,
     lcm_timesteps,
@@ -54,7 +54,6 @@ class Preset:
     cfg_max: float
     sampler: str | None
     grid: dict
-    stated: dict
     comfy: str
     source: str
     confidence: str
@@ -87,6 +86,7 @@ def presets() -> dict[str, Preset]:
     """All rows by key, in the order of the file."""
     rows = {}
     for row in json.loads(TABLE.read_text(encoding="utf-8")):
+        row.pop("stated")  # the source's own words, kept in the file as evidence
         lists = {name: tuple(row[name]) for name in ("families", "steps", "auto") if name in row}
         listed = tuple(tuple(levels) for levels in row.get("listed", ()))
         rows[row["key"]] = Preset(**{**row, **lists, "listed": listed})
@@ -134,7 +134,11 @@ def spell(numbers: Sequence[int]) -> str:
 
 
 def preset_sigmas(
-    preset: Preset, steps: int | None = None, process=None, width: int = DEFAULT_SIZE, height: int = DEFAULT_SIZE
+    preset: Preset,
+    steps: int | None = None,
+    process: TimestepProcess | None = None,
+    width: int = DEFAULT_SIZE,
+    height: int = DEFAULT_SIZE,
 ) -> Tensor:
     """The noise levels of a preset: [steps + 1], falling, ending in 0.
 
@@ -144,47 +148,47 @@ def preset_sigmas(
     """
     steps = preset.default_steps if steps is None else steps
     preset.check_steps(steps)
-    tokens = round(width * height / 256)
+    tokens = tokens_of(width, height)
     return GRIDS[preset.grid["kind"]](preset, steps, process, tokens)
 
 
-def _timesteps(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _timesteps(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     rule = preset.grid.get("rule")
     timesteps = TIMESTEP_RULES[rule](steps) if rule else preset.grid["list"]
     return sigmas_at_timesteps(process or DiscreteProcess(cumulative_alphas()), timesteps)
 
 
-def _shifted(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _shifted(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return shifted_sigmas(steps, shift_alpha=preset.grid.get("alpha"), shift_mu=preset.grid.get("mu"))
 
 
-def _normal(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _normal(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     grid = preset.grid
     alpha = grid["alpha_by_steps"][str(steps)] if "alpha_by_steps" in grid else grid["alpha"]
     return twice_shifted_sigmas(steps, alpha)
 
 
-def _flux(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _flux(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return shifted_sigmas(steps, shift_mu=flux_mu(tokens))
 
 
-def _flux2(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _flux2(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return shifted_sigmas(steps, shift_mu=flux2_mu(tokens, steps))
 
 
-def _explicit(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _explicit(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return explicit_sigmas(preset.grid["sigmas"])
 
 
-def _trigflow(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _trigflow(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     return trigflow_sigmas(steps)
 
 
-def _unlisted(preset: Preset, steps: int, process, tokens: int) -> Tensor:
+def _unlisted(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
     raise ValueError(f"{preset.title}: {preset.grid['why']}")
 
 
-GRIDS: dict[str, Callable[[Preset, int, object, int], Tensor]] = {
+GRIDS: dict[str, Callable[[Preset, int, TimestepProcess | None, int], Tensor]] = {
     "timesteps": _timesteps,
     "shifted": _shifted,
     "normal": _normal,
@@ -201,6 +205,11 @@ def twice_shifted_sigmas(steps: int, alpha: float, train_steps: int = 1000) -> T
     diffusers' FlowMatchEuler and ComfyUI's scheduler ``normal``. The last step is almost null."""
     lowest = shift_sigmas(torch.tensor(1 / train_steps), shift_alpha=alpha).item()
     return explicit_sigmas(shift_sigmas(torch.linspace(1, lowest, steps), shift_alpha=alpha).tolist())
+
+
+def tokens_of(width: int, height: int) -> int:
+    """The number of tokens that a FLUX model cuts a picture of width x height pixels into, 16 x 16 pixels each."""
+    return round(width * height / 256)
 
 
 def flux_mu(tokens: int) -> float:

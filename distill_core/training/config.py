@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
+import argparse
+import textwrap
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 from ..data.dataset import CacheConfig
-from ..methods.add import ADDConfig
 from ..methods.base import MethodConfig
-from ..methods.diffusion2gan import Diffusion2GANConfig
-from ..methods.ladd import LADDConfig
-from ..methods.registry import METHODS, DiscriminatorConfig, VisionConfig
+from ..methods.components import DiscriminatorConfig, VisionConfig
+from ..methods.registry import METHODS
 from ..models.pipelines import ModelConfig
+from ..settings import Setting, setting, settings_of
 from .loop import TrainConfig
+
+WIDTH = 100  # columns of what `train --help` prints
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """prompts: a text file, one a line (mini model: class names, default all ten).  negative: the empty prompt."""
+    """What the pictures are to show."""
 
-    prompts: str = ""
-    negative: str = ""
+    prompts: str = setting(
+        "", "A text file with one prompt a line. The mini model's prompts are its class names; empty: all ten of them."
+    )
+    negative: str = setting("", "The prompt that classifier-free guidance leads away from, usually empty.")
 
 
 @dataclass(frozen=True)
 class Config:
-    """All sections of the file; a missing one takes its defaults.
+    """All sections of the file; a missing one takes its defaults."""
 
-    method: "ladd", "add" or "diffusion2gan"; its section is the one that counts.
-    """
-
-    method: str = "ladd"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    ladd: LADDConfig = field(default_factory=LADDConfig)
-    add: ADDConfig = field(default_factory=ADDConfig)
-    diffusion2gan: Diffusion2GANConfig = field(default_factory=Diffusion2GANConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    method: str = setting(
+        "ladd", f"The method that trains the student: {', '.join(METHODS)}. Only the section of that name counts."
+    )
+    model: ModelConfig = setting(ModelConfig, "The network to distil, and the student on it.")
+    prompts: PromptConfig = setting(PromptConfig, "What the pictures are to show.")
+    cache: CacheConfig = setting(CacheConfig, "How the teacher's latents are made (command `cache`).")
+    train: TrainConfig = setting(TrainConfig, "The training loop, the same for every method (command `train`).")
+    discriminator: DiscriminatorConfig = setting(
+        DiscriminatorConfig, "Each discriminator head on feature maps (LADD, Diffusion2GAN)."
+    )
+    vision: VisionConfig = setting(VisionConfig, "What ADD's discriminator looks at images with.")
+    methods: dict[str, MethodConfig] = field(default_factory=lambda: {name: cls() for name, cls in METHODS.items()})
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -50,25 +54,30 @@ class Config:
     @property
     def method_config(self) -> MethodConfig:
         """The section of the chosen method."""
-        return getattr(self, self.method)
+        return self.methods[self.method]
 
 
-SECTIONS = {f.name: f.default_factory for f in fields(Config) if f.name != "method"}
+SHARED: dict[str, type] = {s.name: type(s.default) for s in settings_of(Config) if s.name not in ("method", "methods")}
+SECTIONS: dict[str, type] = {**SHARED, **METHODS}
 
 
 def load_config(path: str | Path) -> Config:
     """Read a TOML file. Raises ValueError for a missing file, broken TOML, an unknown section or key, a wrong type."""
     try:
-        content = tomllib.loads(Path(path).read_text())
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"there is no config file {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     method = _value(str, content.pop("method", Config.method), "method")
     unknown = {name for name, table in content.items() if name not in SECTIONS or not isinstance(table, dict)}
     if unknown:
         raise ValueError(f"{path}: unknown section {sorted(unknown)}; known: {list(SECTIONS)}")
-    return Config(method, **{name: _section(cls, content.get(name, {}), name) for name, cls in SECTIONS.items()})
+    sections = {name: _section(cls, content.get(name, {}), name) for name, cls in SECTIONS.items()}
+    methods = {name: sections.pop(name) for name in METHODS}
+    return Config(method, **sections, methods=methods)
 
 
 def _section(cls, table: dict, name: str):
@@ -78,11 +87,6 @@ def _section(cls, table: dict, name: str):
         raise ValueError(f"[{name}]: unknown key {sorted(unknown)}; known: {list(known)}")
     kinds = get_type_hints(cls)
     return cls(**{key: _value(kinds[key], value, f"[{name}] {key}") for key, value in table.items()})
-
-
-def default_of(f):
-    """The default value of a dataclass field."""
-    return f.default_factory() if f.default is MISSING else f.default
 
 
 def _value(kind, value, where: str):
@@ -103,14 +107,54 @@ def _value(kind, value, where: str):
 
 
 def describe_keys() -> str:
-    """Every section and key with its default, as a TOML file that could be used as it is."""
-    lines = [f"method = {_toml(Config.method)}", ""]
-    for section, cls in SECTIONS.items():
-        lines.append(f"[{section}]")
-        for f in fields(cls):
-            lines.append(f"{f.name} = {_toml(default_of(f))}")
-        lines.append("")
-    return "\n".join(lines)
+    """Every section and key with its words and its default, as a TOML file that could be used as it is."""
+    lines = []
+    for section, settings in _sections():
+        if section:
+            lines += ["", *_comment(section.help), f"[{section.name}]"]
+        for s in settings:
+            lines += [*_comment(s.help), f"{s.name} = {_toml(s.default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _sections() -> list[tuple[Setting | None, list[Setting]]]:
+    """The keys of each section in the order of the file; first those of none."""
+    every = {s.name: s for s in settings_of(Config)}
+    heads = [every[name] for name in SHARED]
+    heads += [Setting(name, cls(), f"{cls.title}, {cls.paper}.", True) for name, cls in METHODS.items()]
+    return [(None, [every["method"]]), *((head, list(settings_of(SECTIONS[head.name]))) for head in heads)]
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def settings_table() -> str:
+    """docs/settings.md: a Markdown table of the keys of each section."""
+    lines = [
+        "# Settings",
+        "",
+        "All keys of the TOML file that the commands `cache`, `train`, `sample` and `evaluate` take. What is left out",
+        "takes its default. Ready files are in [configs/](../configs).",
+        "",
+        "This page is the output of `python -m distill_core settings`; the words stand in the code, beside each field.",
+    ]
+    for section, settings in _sections():
+        lines += ["", f"## [{section.name}]" if section else "## At the top of the file", ""]
+        lines += [section.help, ""] if section else []
+        lines += ["| key | default | what it does |", "|---|---|---|"]
+        lines += [f"| `{s.name}` | `{_toml(s.default)}` | {s.help.replace('|', chr(92) + '|')} |" for s in settings]
+    return "\n".join(lines) + "\n"
+
+
+def add_settings_command(commands) -> None:
+    """Add ``settings`` to an argparse subparsers object."""
+    help = "Print every key of the TOML file with its default and what it does, as Markdown."
+    commands.add_parser("settings", help=help, description=help).set_defaults(command=_print_settings)
+
+
+def _print_settings(args: argparse.Namespace) -> None:
+    print(settings_table(), end="")
 
 
 def _toml(value) -> str:

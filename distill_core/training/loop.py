@@ -1,8 +1,8 @@
 """The one training loop. ``for event in train(run): ...`` - leaving the loop at any event keeps a checkpoint.
 
-A step runs each phase (a loss, its parameters, its optimiser) once per micro-batch and then lets every optimiser step,
-so the discriminator reuses the features the student's loss has just computed. All randomness comes from (seed,
-item number): a resumed run, or one on several processes, draws what one uninterrupted process would.
+A step computes each player's loss (`methods.base.Player`) once per micro-batch and then lets every optimiser step, so
+the discriminator reuses the features the student's loss has just computed. All randomness comes from (seed, item
+number): a resumed run, or one on several processes, draws what one uninterrupted process would.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,35 +22,53 @@ from torch import Tensor, nn
 from ..data.dataset import LatentDataset
 from ..diffusion.noise import ItemNoise
 from ..files import load_tensors, save_tensors
+from ..methods.base import Player, StudentMethod
+from ..settings import decisive, setting
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+CHECKPOINT_FORMAT = 2  # 1: version 0.1, whose random draws were others
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of the loop.
+    """Settings of the training loop, the same for every method."""
 
-    steps: optimiser steps.  batch_size: items of a micro-batch over all processes.  accumulation: micro-batches a step.
-    discriminator_updates: discriminator steps per student step; those after the first see fresh re-noising.
-    warmup_steps, decay_from: linear rise of both rates, and the part of the run after which they fall linearly to 0.
-    precision: of the network's arithmetic; "auto" is bfloat16 on a device that has it, float32 on a CPU.
-    """
-
-    steps: int = 1000
-    batch_size: int = 4
-    accumulation: int = 1
-    student_lr: float = 1e-4
-    discriminator_lr: float = 1e-3
-    discriminator_updates: int = 1
-    betas: tuple[float, float] = (0.0, 0.99)
-    weight_decay: float = 0.0
-    gradient_clip: float = 10.0
-    warmup_steps: int = 10
-    decay_from: float = 0.7
-    ema_decay: float = 0.99
-    precision: str = "auto"
-    checkpoint_every: int = 250
-    seed: int = 0
+    steps: int = setting(1000, "Optimiser steps of the whole run. A finished run may be made longer.", decides=False)
+    batch_size: int = setting(
+        4, "Items of one micro-batch, summed over all processes; at least 2 per process with the hinge loss."
+    )
+    accumulation: int = setting(1, "Micro-batches whose gradients are averaged for one optimiser step.")
+    student_lr: float = setting(
+        1e-4,
+        "Learning rate of the student. 1e-5 is usual for a LoRA on a large model (Flash Diffusion), 2e-6 when all "
+        "weights are trained (SANA-Sprint); the tiny mini model takes 2e-4 to 6e-4.",
+    )
+    discriminator_lr: float = setting(
+        1e-3, "Learning rate of the discriminator, usually about ten times the student's: its heads start from nothing."
+    )
+    discriminator_updates: int = setting(
+        1, "Discriminator updates for each update of the student; those after the first see freshly drawn noise."
+    )
+    betas: tuple[float, float] = setting(
+        (0.0, 0.99), "Decay rates of AdamW's two moments. The first is 0 in StyleGAN-T, whose training ADD follows."
+    )
+    weight_decay: float = setting(0.0, "Weight decay of AdamW, for the student and the discriminator.")
+    gradient_clip: float = setting(10.0, "Largest norm of a gradient; a longer one is scaled down to it.")
+    warmup_steps: int = setting(10, "Steps over which both learning rates rise linearly to their full value.")
+    decay_from: float = setting(
+        0.7, "Part of the run (0 to 1) after which both learning rates fall linearly to 0; 1 keeps them constant."
+    )
+    ema_decay: float = setting(
+        0.99,
+        "Decay of the moving average (EMA) of the student's weights, from 0 to below 1. The average is what is saved.",
+    )
+    precision: str = setting(
+        "auto",
+        'Arithmetic of the networks: "float32", "bfloat16", or "auto" for bfloat16 on a device that supports it and '
+        "float32 on a CPU.",
+    )
+    checkpoint_every: int = setting(250, "Steps between checkpoints. Stopping a run writes one too.", decides=False)
+    seed: int = setting(0, "Seed of everything random: new weights, batches and noise.")
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.accumulation, self.discriminator_updates, self.checkpoint_every) < 1:
@@ -62,30 +80,10 @@ class TrainConfig:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, not {self.precision!r}")
 
-    def rate(self, step: int) -> float:
+    def lr_scale(self, step: int) -> float:
         """The factor on both learning rates at a step."""
         fall = (self.steps - step) / max(1.0, (1 - self.decay_from) * self.steps)
         return min(1.0, (step + 1) / max(1, self.warmup_steps), fall)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One player: what it minimises, with which parameters and rate, and how often a step.
-
-    rate_of: factor on ``lr`` by parameter name.
-    """
-
-    name: str
-    loss: Callable
-    parameters: dict[str, nn.Parameter]
-    lr: float
-    updates: int = 1
-    rate_of: Callable[[str], float] = lambda name: 1.0
-
-    def groups(self) -> list[dict]:
-        """Optimiser groups in the order of the parameters, one for each run of equal factors."""
-        runs = groupby(self.parameters.items(), key=lambda item: self.rate_of(item[0]))
-        return [{"params": [value for _, value in items], "factor": factor} for factor, items in runs]
 
 
 @dataclass(frozen=True)
@@ -97,38 +95,41 @@ class Event:
     logs: dict[str, float] = field(default_factory=dict)
 
 
-class Run:
-    """The state of one training run: phases, optimisers, the student's moving average, the step counter.
+Listener = Callable[[Event], None]
 
-    folder: where the checkpoint lies (None keeps nothing).  processes: an ``accelerate.Accelerator`` or None.
-    description: anything JSON that must agree on resume, e.g. the method's config and the base's fingerprint.
+
+class Run:
+    """The state of one training run: players, optimisers, the student's moving average, the step counter.
+
+    folder: where the checkpoint lies (None keeps nothing).  accelerator: an ``accelerate.Accelerator`` or None.
+    description: anything JSON that must agree on resume (`training.run.RunConfig.description`).
     """
 
     def __init__(
         self,
-        method,
+        method: StudentMethod,
         dataset: LatentDataset,
         config: TrainConfig,
         folder: str | Path | None = None,
         description: dict | None = None,
-        processes=None,
+        accelerator=None,
     ) -> None:
-        self.method, self.dataset, self.config, self.processes = method, dataset, config, processes
+        self.method, self.dataset, self.config, self.accelerator = method, dataset, config, accelerator
         self.folder = Path(folder) if folder else None
-        self.description = json.loads(json.dumps(description or {}))
-        self.phases = phases_of(method, config)
+        self.description = description or {}
+        self.players = method.players(config)
         self.optimizers = {
-            phase.name: torch.optim.AdamW(
-                phase.groups(), phase.lr, betas=config.betas, eps=1e-8, weight_decay=config.weight_decay
+            player.name: torch.optim.AdamW(
+                player.groups(),
+                player.lr,
+                **{"betas": config.betas, "eps": 1e-8, "weight_decay": config.weight_decay, **player.optimizer},
             )
-            for phase in self.phases
+            for player in self.players
         }
-        # Statistics that a discriminator keeps beside its weights, e.g. of spectral norms.
-        self.buffers = dict(method.discriminator.named_buffers()) if method.adversarial else {}
         self.ema = {name: value.detach().clone() for name, value in self.student_parameters.items()}
         self.step = 0
         self.between_steps = True  # False while a step has updated some of the weights and not yet all
-        rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
+        rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         if config.batch_size % world:
             raise ValueError(f"batch_size {config.batch_size} does not divide among {world} processes")
         share = config.batch_size // world
@@ -137,7 +138,7 @@ class Run:
 
     @property
     def student_parameters(self) -> dict[str, nn.Parameter]:
-        return self.phases[0].parameters
+        return self.players[0].parameters
 
     @property
     def device(self) -> torch.device:
@@ -170,25 +171,24 @@ class Run:
         if self.checkpoint is None or not self.is_main:
             return
         tensors = {f"ema.{name}": value for name, value in self.ema.items()}
-        tensors |= {f"buffer.{name}": value for name, value in self.buffers.items()}
-        for phase in self.phases:
-            tensors |= {f"{phase.name}.{name}": value for name, value in phase.parameters.items()}
-            bad = [name for name, value in phase.parameters.items() if not torch.isfinite(value).all()]
+        for player in self.players:
+            tensors |= {f"buffer.{player.name}.{name}": value for name, value in player.buffers.items()}
+            tensors |= {f"{player.name}.{name}": value for name, value in player.parameters.items()}
+            bad = [name for name, value in player.parameters.items() if not torch.isfinite(value).all()]
             if bad:
                 raise FloatingPointError(
-                    f"{phase.name} weights are not finite after step {self.step} ({bad[0]}); the last checkpoint stays"
+                    f"{player.name} weights are not finite after step {self.step} ({bad[0]}); the last checkpoint stays"
                 )
-            moments = self.optimizers[phase.name].state_dict()["state"]
-            for index, name in enumerate(phase.parameters):
+            moments = self.optimizers[player.name].state_dict()["state"]
+            for index, name in enumerate(player.parameters):
                 values = moments.get(index, {}).items()
-                tensors |= {f"optimizer.{phase.name}.{name}.{key}": value for key, value in values}
-        state = {"step": self.step, "settings": self.settings()}
+                tensors |= {f"optimizer.{player.name}.{name}.{key}": value for key, value in values}
+        state = {"format": CHECKPOINT_FORMAT, "step": self.step, "settings": self.settings()}
         save_tensors(self.checkpoint, tensors, {"run": json.dumps(state)})
 
     def settings(self) -> dict:
         """What must agree between a checkpoint and the run that goes on from it (a run may be made longer)."""
-        fixed = {k: v for k, v in asdict(self.config).items() if k not in ("steps", "checkpoint_every")}
-        return json.loads(json.dumps({**fixed, **self.description}))
+        return json.loads(json.dumps({**decisive(self.config), **self.description}))
 
     def resume(self) -> bool:
         """Go on from the checkpoint if there is one. Raises ValueError for one that is damaged or of another run."""
@@ -198,8 +198,12 @@ class Run:
         if "run" not in metadata:
             raise ValueError(f"{self.checkpoint} is not a training checkpoint of this project")
         state = json.loads(metadata["run"])
-        mine, theirs = self.settings(), state["settings"]
-        changed = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        if state.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"{self.checkpoint} was written by another version of Turbo Distill, whose random draws differ. "
+                "Its run cannot go on: choose another output folder or run name, or delete it to start again"
+            )
+        changed = differences(self.settings(), state["settings"])
         if changed:
             raise ValueError(
                 f"{self.checkpoint} belongs to a run with other settings ({', '.join(changed)}); choose another output "
@@ -214,28 +218,26 @@ class Run:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         copy_into(self.ema, part("ema."))
-        copy_into(self.buffers, part("buffer."))
-        for phase in self.phases:
-            copy_into(phase.parameters, part(f"{phase.name}."))
-            moments = part(f"optimizer.{phase.name}.")
-            optimizer = self.optimizers[phase.name]
+        for player in self.players:
+            copy_into(player.buffers, part(f"buffer.{player.name}."))
+            copy_into(player.parameters, part(f"{player.name}."))
+            saved: dict[str, dict[str, Tensor]] = defaultdict(dict)  # parameter -> whatever its optimiser keeps of it
+            for path, value in part(f"optimizer.{player.name}.").items():
+                name, _, key = path.rpartition(".")
+                saved[name][key] = value
+            optimizer = self.optimizers[player.name]
             state = optimizer.state_dict()
-            for index, name in enumerate(phase.parameters):
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                if f"{name}.step" in moments:
-                    state["state"][index] = {key: moments[f"{name}.{key}"] for key in keys}
+            state["state"] = {i: saved[name] for i, name in enumerate(player.parameters) if name in saved}
             optimizer.load_state_dict(state)
 
 
-def phases_of(method, config: TrainConfig) -> list[Phase]:
-    """The generator phase and, when the method is adversarial, the discriminator phase."""
-    phases = [Phase("generator", method.generator_loss, method.student.trainable(), config.student_lr)]
-    if method.adversarial:
-        heads = dict(method.discriminator.named_parameters())
-        updates = config.discriminator_updates
-        rate = config.discriminator_lr
-        phases.append(Phase("discriminator", method.discriminator_loss, heads, rate, updates, method.rate_of))
-    return phases
+def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
+    """Dotted names of what differs between two JSON values."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        keys = sorted(mine.keys() | theirs.keys())
+        parts = [differences(mine.get(key), theirs.get(key), f"{path}.{key}".lstrip(".")) for key in keys]
+        return [name for part in parts for name in part]
+    return [] if mine == theirs else [path]
 
 
 @torch.no_grad()
@@ -250,15 +252,16 @@ def copy_into(targets: dict[str, Tensor], sources: dict[str, Tensor]) -> None:
         target.copy_(sources[name])
 
 
-def train(run: Run) -> Iterator[Event]:
+def train(run: Run, listeners: Sequence[Listener] = ()) -> Iterator[Event]:
     """Train to ``run.config.steps``, yielding an `Event` a step; resumes by itself from the run's checkpoint.
 
+    listeners: called with each event before it is yielded; one that raises ends the run.
     Closing the generator (``break``, an exception, a cancel) or any error writes a checkpoint of the last complete
     step; an error between the updates of one step cannot, and leaves the checkpoint before it.
     Raises ValueError before the first step for a dataset or setting that cannot work, FloatingPointError for a
     loss that is not finite, before it can touch the weights.
     """
-    micro = run.config.batch_size // (run.processes.num_processes if run.processes else 1)
+    micro = run.config.batch_size // (run.accelerator.num_processes if run.accelerator else 1)
     run.method.check(run.batch(0)[0], micro)
     run.resume()
     saved = run.step
@@ -269,14 +272,17 @@ def train(run: Run) -> Iterator[Event]:
             if run.step % run.config.checkpoint_every == 0 or run.step == run.config.steps:
                 run.save()
                 saved = run.step
-            yield Event(run.step, run.config.steps, logs)
+            event = Event(run.step, run.config.steps, logs)
+            for listener in listeners:
+                listener(event)
+            yield event
     finally:
         if run.step > saved and run.between_steps:
             run.save()
 
 
 def training_step(run: Run) -> dict[str, float]:
-    """All phases on the micro-batches of one step, then every optimiser, then the moving average."""
+    """All players on the micro-batches of one step, then every optimiser, then the moving average."""
     config = run.config
     logs: dict[str, list[float]] = defaultdict(list)
     steps = []
@@ -284,62 +290,62 @@ def training_step(run: Run) -> dict[str, float]:
         batch, random = run.batch(micro)
         with autocast(run):
             step = run.method.start(batch, random, run.step)
-        for phase in run.phases:
-            accumulate(run, phase, step, logs)
+        for player in run.players:
+            accumulate(run, player, step, logs)
         steps.append(step)
-    for phase in run.phases:
-        finish_gradient(run, phase, logs)
+    for player in run.players:
+        finish_gradient(run, player, logs)
     run.between_steps = False
-    for phase in run.phases:
-        update(run, phase)
-    for phase in run.phases:
-        for _ in range(phase.updates - 1):
+    for player in run.players:
+        update(run, player)
+    for player in run.players:
+        for _ in range(player.updates - 1):
             for step in steps:
                 step.redraw()
-                accumulate(run, phase, step, logs)
-            finish_gradient(run, phase, logs)
-            update(run, phase)
+                accumulate(run, player, step, logs)
+            finish_gradient(run, player, logs)
+            update(run, player)
     average = min(config.ema_decay, (1 + run.step) / (10 + run.step))
     for name, value in run.student_parameters.items():
         run.ema[name].lerp_(value.detach(), 1 - average)
-    return {name: sum(values) / len(values) for name, values in logs.items()} | {"rate": config.rate(run.step)}
+    return {name: sum(values) / len(values) for name, values in logs.items()} | {"rate": config.lr_scale(run.step)}
 
 
-def accumulate(run: Run, phase: Phase, step, logs: dict[str, list[float]]) -> None:
-    """Add one micro-batch's gradient to the phase's parameters, and to no others."""
+def accumulate(run: Run, player: Player, step, logs: dict[str, list[float]]) -> None:
+    """Add one micro-batch's gradient to the player's parameters, and to no others."""
     with autocast(run):
-        loss, values = phase.loss(step)
+        loss, values = player.loss(step)
     if not math.isfinite(loss.item()):
         raise FloatingPointError(
-            f"the {phase.name} loss is not finite at step {run.step + 1} ({values}); the weights before it are kept. "
+            f"the {player.name} loss is not finite at step {run.step + 1} ({values}); the weights before it are kept. "
             "Lower the learning rate, or add r1 if the discriminator's loss had fallen to 0"
         )
-    (loss / run.config.accumulation).backward(inputs=list(phase.parameters.values()))
+    (loss / run.config.accumulation).backward(inputs=list(player.parameters.values()))
     for name, value in values.items():
         logs[name].append(value)
 
 
-def finish_gradient(run: Run, phase: Phase, logs: dict[str, list[float]]) -> None:
+def finish_gradient(run: Run, player: Player, logs: dict[str, list[float]]) -> None:
     """Average over the processes and clip. Raises FloatingPointError for a gradient that is not finite."""
-    parameters = [p for p in phase.parameters.values() if p.grad is not None]
-    if run.processes and run.processes.num_processes > 1:
+    parameters = [p for p in player.parameters.values() if p.grad is not None]
+    if run.accelerator and run.accelerator.num_processes > 1:
         flat = torch.cat([p.grad.flatten() for p in parameters])
-        flat = run.processes.reduce(flat, reduction="mean")
+        flat = run.accelerator.reduce(flat, reduction="mean")
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = grad.view_as(p)
     norm = nn.utils.clip_grad_norm_(parameters, run.config.gradient_clip).item()
     if not math.isfinite(norm):
         raise FloatingPointError(
-            f"the {phase.name} gradient is not finite at step {run.step + 1}; the weights before it are kept. "
+            f"the {player.name} gradient is not finite at step {run.step + 1}; the weights before it are kept. "
             "Lower the learning rate"
         )
-    logs[f"{phase.name}_grad_norm"].append(norm)
+    logs[f"{player.name}_grad_norm"].append(norm)
 
 
-def update(run: Run, phase: Phase) -> None:
-    optimizer = run.optimizers[phase.name]
+def update(run: Run, player: Player) -> None:
+    optimizer = run.optimizers[player.name]
     for group in optimizer.param_groups:
-        group["lr"] = phase.lr * group["factor"] * run.config.rate(run.step)
+        group["lr"] = player.lr * group["lr_scale"] * run.config.lr_scale(run.step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -9,12 +9,11 @@ ones. docs/health.md has the runs of known outcome that the limits were set on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .loop import Event, Run, copy_into, train
+from .loop import Event, Run, copy_into
 
 BLIND_BELOW, OVERPOWERING_ABOVE, NO_DIFFERENCE = -0.5, 2.0, 0.03  # separation, and |separation|
 LOST_SEPARATION, LOST_DIVERSITY = (-2.0, 3.0), (0.25, 4.0)  # docs/health.md: no run that stayed outside recovered
@@ -64,7 +63,7 @@ class Health:
     def __init__(self, window: int = 20, patience: int = 100) -> None:
         if window < 1 or patience < 1:
             raise ValueError("window and patience must be at least 1")
-        self.patience, self.lost_for = patience, 0
+        self.window, self.patience, self.lost_for = window, patience, 0
         self.steps: deque[dict[str, float]] = deque(maxlen=window)
 
     def update(self, logs: dict[str, float]) -> Condition:
@@ -103,35 +102,43 @@ def _inside(value: float, limits: tuple[float, float]) -> bool:
     return limits[0] <= value <= limits[1]
 
 
-def watched(run: Run, health: Health | None = None) -> Iterator[tuple[Event, Condition]]:
-    """`train.train` with the condition after each step; ends by itself when the student has collapsed.
+class Monitor:
+    """A listener of `train` that knows the condition after each step, and ends a run whose student has collapsed.
 
-    Then, and when a loss is no longer finite, the run and its checkpoint hold the last good weights: those before the
-    student began to look lost. They are remembered once a window, on the CPU. Several processes see different parts of
-    a batch and would not stop together, so they only say it. Raises Collapse, and what `train` raises.
+        with Monitor(run) as monitor:
+            for event in train(run, [monitor]):
+                print(event.step, monitor.condition.word)
+
+    After a collapse, and when weights are no longer finite, the run holds the last good weights: those before the
+    student began to look lost. They are copied to the CPU once a window. Several processes see different parts of a
+    batch and would not stop together, so there it only says it. Raises `Collapse`.
     """
-    health = health or Health()
-    good, events = Snapshot(run), train(run)
-    alone = run.processes is None or run.processes.num_processes == 1
-    try:
-        for event in events:
-            condition = health.update(event.logs)
-            if condition.word == "collapsed" and alone:
-                good.restore()
-                raise Collapse(
-                    f"stopped at step {event.step}: {condition.advice} (diversity {condition.diversity:.2f}, "
-                    f"separation {condition.separation:.1f}). The weights of step {good.step} are kept. Lower the "
-                    "student's learning rate, or add the pairs term"
-                )
-            if health.lost_for == 0 and event.step >= good.step + health.steps.maxlen:
-                good = Snapshot(run)
-            yield event, condition
-    except FloatingPointError:
-        if not all(value.isfinite().all() for phase in run.phases for value in phase.parameters.values()):
-            good.restore()
-        raise
-    finally:
-        events.close()  # writes the checkpoint
+
+    def __init__(self, run: Run, health: Health | None = None) -> None:
+        self.run, self.health = run, health or Health()
+        self.good = Snapshot(run)
+        self.condition = Condition("starting")
+
+    def __call__(self, event: Event) -> None:
+        self.condition = self.health.update(event.logs)
+        alone = self.run.accelerator is None or self.run.accelerator.num_processes == 1
+        if self.condition.word == "collapsed" and alone:
+            self.good.restore()
+            raise Collapse(
+                f"stopped at step {event.step}: {self.condition.advice} (diversity {self.condition.diversity:.2f}, "
+                f"separation {self.condition.separation:.1f}). The weights of step {self.good.step} are kept. Lower "
+                "the student's learning rate, or add the pairs term"
+            )
+        if self.health.lost_for == 0 and event.step >= self.good.step + self.health.window:
+            self.good = Snapshot(self.run)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        parameters = [value for player in self.run.players for value in player.parameters.values()]
+        if kind and issubclass(kind, FloatingPointError) and not all(value.isfinite().all() for value in parameters):
+            self.good.restore()
 
 
 class Snapshot:
@@ -139,14 +146,14 @@ class Snapshot:
 
     def __init__(self, run: Run) -> None:
         self.run, self.step = run, run.step
-        self.phases = {phase.name: _copy(phase.parameters) for phase in run.phases}
+        self.players = {player.name: _copy(player.parameters) for player in run.players}
         self.ema = _copy(run.ema)
 
     def restore(self) -> None:
         """The weights as they were; the optimisers forget the steps that spoiled them."""
-        for phase in self.run.phases:
-            copy_into(phase.parameters, self.phases[phase.name])
-            self.run.optimizers[phase.name].state.clear()
+        for player in self.run.players:
+            copy_into(player.parameters, self.players[player.name])
+            self.run.optimizers[player.name].state.clear()
         copy_into(self.run.ema, self.ema)
 
 

@@ -170,20 +170,20 @@ def gradient_faults(run: Run, batch: Batch) -> Iterator[str]:
         step = run.method.start(batch, ItemNoise(0, range(len(batch.latents))), run.config.steps)
     views = (run.method.student, run.method.teacher)
     networks = [view.backend.network for view in views if hasattr(getattr(view, "backend", None), "network")]
-    players = {phase.name: list(phase.parameters.values()) for phase in run.phases}
+    players = {player.name: list(player.parameters.values()) for player in run.players}
     mine = {id(p) for parameters in players.values() for p in parameters}
     strangers = [p for network in networks for p in network.parameters() if id(p) not in mine]
     if any(p.requires_grad for p in strangers):
         yield "the backbone is not frozen: weights that no one trains ask for gradients. Call requires_grad_(False)"
     try:
-        for phase in run.phases:
-            accumulate(run, phase, step, defaultdict(list))
-            if not any(p.grad is not None and p.grad.any() for p in players[phase.name]):
-                yield f"no gradient reaches the {phase.name}: its loss does not depend on its weights"
-            others = [name for name in players if name != phase.name and _any_gradient(players[name])]
+        for player in run.players:
+            accumulate(run, player, step, defaultdict(list))
+            if not any(p.grad is not None and p.grad.any() for p in players[player.name]):
+                yield f"no gradient reaches the {player.name}: its loss does not depend on its weights"
+            others = [name for name in players if name != player.name and _any_gradient(players[name])]
             if others or _any_gradient(strangers):
-                yield f"the {phase.name}'s loss trains the {' and the '.join(others) or 'backbone'}, too"
-            _clear(players[phase.name])
+                yield f"the {player.name}'s loss trains the {' and the '.join(others) or 'backbone'}, too"
+            _clear(players[player.name])
     finally:
         for parameters in (*players.values(), strangers):
             _clear(parameters)

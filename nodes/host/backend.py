@@ -1,4 +1,4 @@
-"""A MODEL of ComfyUI as a `distill_core.denoiser.Backend`: every quirk of the host that training meets is handled here.
+"""A MODEL of ComfyUI as a `models.denoiser.Backend`: every quirk of the host that training meets is handled here.
 
 * Nodes run under inference mode, in which loaded weights and conditionings are tensors that autograd refuses: training
   leaves the mode, has its own copy of the network, and clones what it is given.
@@ -25,10 +25,10 @@ from ...distill_core.files import fingerprint
 from ...distill_core.models.denoiser import Cond
 from ...distill_core.models.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
 from ...distill_core.models.lora import Lora, LoraSwitch
+from .architectures import Architecture, architecture_of
 from .attention import training_attention
 from .conditioning import check_places, cond_of, host_conds
 from .copies import forget, own_copy, trainable_model
-from .families import Family, training_family
 from .lora_keys import export_differences, export_lora
 from .model import family_of, prediction_of, shift_alpha_of, training_process_of
 
@@ -41,10 +41,10 @@ def training_backend(model, checkpointing: bool = True) -> Iterator[ComfyBackend
     patches, so nothing that is trained reaches the MODEL other nodes hold. checkpointing: recompute blocks in the
     backward, one at a time. Raises ValueError for a model that cannot be distilled.
     """
-    family, process = training_family(model.model.diffusion_model), training_process_of(model)
+    architecture, process = architecture_of(model.model.diffusion_model), training_process_of(model)
     with torch.inference_mode(False), _in_training():
         patcher = own_copy(model)
-        backend = ComfyBackend(patcher, family, process, checkpointing)
+        backend = ComfyBackend(patcher, architecture, process, checkpointing)
         try:
             comfy.model_management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
             backend.network.requires_grad_(False).eval()
@@ -60,12 +60,12 @@ class ComfyBackend:
     Images only: latents are [B, C, H, W], also for the video models, which see one frame.
     """
 
-    def __init__(self, patcher, family: Family, process, checkpointing: bool) -> None:
-        self.patcher, self.model, self.architecture, self.process = patcher, patcher.model, family, process
+    def __init__(self, patcher, architecture: Architecture, process, checkpointing: bool) -> None:
+        self.patcher, self.model, self.architecture, self.process = patcher, patcher.model, architecture, process
         self.checkpointing, self.copies, self.original = checkpointing, [], None
         self.tokens: tuple[int, int] = 0, 0  # of text and of the image in the forward that is running
         self.network: nn.Module = patcher.model.diffusion_model
-        self.family = family_of(patcher) or family.name
+        self.family = family_of(patcher) or architecture.name
         self.switch = LoraSwitch()
         self.sampling = patcher.get_model_object("model_sampling")
         latent_format = patcher.get_model_object("latent_format")
@@ -75,7 +75,7 @@ class ComfyBackend:
         self.options = _transformer_options(patcher)
         # The host's apply_model does everything around the network; what it does to x and sigma is the Denoiser's part.
         patcher.add_object_patch("model_sampling", _NetworkItself())
-        self.wrapped = [self.network.get_submodule(name) for name in family.checkpoints(self.network)]
+        self.wrapped = [self.network.get_submodule(name) for name in architecture.checkpoints(self.network)]
         self.guard()
 
     @property
@@ -95,7 +95,6 @@ class ComfyBackend:
         """
         return self.architecture.multi_scale_taps(self.network, count)
 
-    @property
     def lora_targets(self) -> list[str]:
         """All linear layers of the family's blocks. Raises ValueError when none is an ordinary one."""
         targets = self.architecture.lora_targets(self.network)
@@ -108,7 +107,7 @@ class ComfyBackend:
 
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora:
         """A fresh low-rank path (output 0) on this backbone."""
-        return Lora(self.network, targets or self.lora_targets, rank, self.switch)
+        return Lora(self.network, targets or self.lora_targets(), rank, self.switch)
 
     def cond(self, conditioning: list) -> Cond:
         """A CONDITIONING of the host, one row an entry; see `host_conditioning.cond_of`."""
@@ -227,13 +226,13 @@ class ComfyBackend:
             "base": fingerprint(self.network),
         }
 
-    def export(self, path: Lora | None) -> dict[str, Tensor]:
-        """The path as a LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`.
+    def export(self, lora: Lora | None) -> dict[str, Tensor]:
+        """A LoRA that core and diffusers load, also the host's LORA_MODEL; see `lora_keys.export_lora`.
 
         None: how far the weights of a copy are from those it was made of (`lora_keys.export_differences`).
         """
-        if path is not None:
-            return export_lora(path, self.model, self.architecture)
+        if lora is not None:
+            return export_lora(lora, self.model, self.architecture)
         return export_differences(self.network, self.original)
 
     def guard(self) -> None:
@@ -267,18 +266,18 @@ class _NetworkItself(nn.Module):
         return model_output
 
 
-def _guarded(forward: Callable, family: Family, switch: LoraSwitch, checkpointing: bool) -> Callable:
+def _guarded(forward: Callable, architecture: Architecture, switch: LoraSwitch, checkpointing: bool) -> Callable:
     """A block's forward with right gradients, recomputed in the backward if ``checkpointing``."""
 
     def out_of_place(*args, **kwargs):
-        with OutOfPlace() if family.in_place else nullcontext():
+        with OutOfPlace() if architecture.in_place else nullcontext():
             return forward(*args, **kwargs)
 
     def run(*args, **kwargs):
         # The host changes its options (block number, ...) while it walks the blocks; a recompute must see these.
         args = [dict(value) if isinstance(value, dict) else value for value in args]
         kwargs = {k: dict(value) if isinstance(value, dict) else value for k, value in kwargs.items()}
-        block = partial(out_of_place, **{**kwargs, **family.block_options})
+        block = partial(out_of_place, **{**kwargs, **architecture.block_options})
         return switch.checkpoint(block, *args) if checkpointing and torch.is_grad_enabled() else block(*args)
 
     return run

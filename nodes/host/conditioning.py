@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...distill_core.models.denoiser import Cond, cat_conds
-from .families import Family
+from .architectures import Architecture
 
 # Settings in a CONDITIONING that mean the whole image at every step, and so can be left out.
 NEUTRAL = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "set_area_to_bounds": False}
@@ -32,13 +32,13 @@ def cond_of(conditioning: list) -> Cond:
     return cat_conds([_with_padded_mask(entry, tokens) for entry in entries])
 
 
-def check_places(cond: Cond, family: Family) -> None:
+def check_places(cond: Cond, architecture: Architecture) -> None:
     """Raises ValueError for values that move the image to where a discriminator would not look for it."""
-    for name in family.misplacing:
+    for name in architecture.misplacing:
         if any(key.partition(LIST)[0] == name for key in cond.extra):
             raise ValueError(
-                f"a conditioning with {name} cannot be trained with on {family.name}, where it comes before the image; "
-                "use plain text prompts"
+                f"a conditioning with {name} cannot be trained with on {architecture.name}, where it comes before the "
+                "image; use plain text prompts"
             )
 
 

@@ -17,8 +17,8 @@ from ...distill_core.data.real import save_latents
 from ...distill_core.diffusion.schedules import check_sigmas, grid_sigmas, with_levels
 from ...distill_core.methods.defaults import levels_for
 from ...distill_core.models.denoiser import Cond
+from .architectures import architecture_of
 from .conditioning import check_places, cond_of
-from .families import training_family
 from .folders import dataset_folder
 from .identity import family_name, identity
 from .model import training_process_of
@@ -157,7 +157,7 @@ def training_conditionings(model, positives: Sequence[list], negative: list | No
     """
     conds = [cond_of([one_entry(conditioning)]).to("cpu") for conditioning in positives]
     uncond = cond_of([one_entry(negative, "negative")]).to("cpu") if negative else conds[0].map(torch.zeros_like)
-    family = training_family(model.model.diffusion_model)
+    family = architecture_of(model.model.diffusion_model)
     for cond in (*conds, uncond):
         check_places(cond, family)
     return conds, uncond, {"family": family_name(model), "base": identity(model)}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from torch import Tensor
 
+from ...distill_core.files import digest_tensor
+from ...distill_core.files import weights_digest as weights_identity  # by its former name, until parts.py uses the new
 from .model import family_of
+
+__all__ = ["family_name", "identity", "weights_identity"]
 
 
 def family_name(model) -> str:
@@ -24,27 +28,13 @@ def identity(model) -> str:
     for name, value in sorted(model.model.state_dict().items()):
         if name.startswith("diffusion_model."):
             saved = model.backup.get(name)
-            _add(digest, name, value if saved is None else saved.weight)
+            digest_tensor(digest, name, value if saved is None else saved.weight)
     for name, patches in sorted(model.patches.items()):
         for strength, patch, strength_model, *_ in patches:
             digest.update(f"{name} {strength} {strength_model}".encode())
             for tensor in _tensors(getattr(patch, "weights", patch)):
-                _add(digest, "", tensor)
+                digest_tensor(digest, "", tensor)
     return digest.hexdigest()[:16]
-
-
-def weights_identity(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and first values of tensors."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        _add(digest, name, value)
-    return digest.hexdigest()[:16]
-
-
-def _add(digest, name: str, value: Tensor) -> None:
-    """Values count as bfloat16, so that a network loaded in float32 and in bfloat16 is the same one."""
-    digest.update(f"{name}{tuple(value.shape)}".encode())
-    digest.update(value.detach().flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
 
 
 def _tensors(value) -> Iterator[Tensor]:

@@ -12,14 +12,14 @@ from collections import defaultdict
 import comfy.lora
 from torch import Tensor, nn
 
-from ...distill_core.models.lora import Lora
-from .families import Family
+from ...distill_core.models.lora import Lora, weight_differences
+from .architectures import Architecture
 
 GENERIC = "diffusion_model."
 Target = tuple[str, tuple[int, int, int] | None, object]  # weight in the host, (dimension, first row, rows), row order
 
 
-def export_lora(lora: Lora, model, family: Family) -> dict[str, Tensor]:
+def export_lora(lora: Lora, model, architecture: Architecture) -> dict[str, Tensor]:
     """The tensors of a LoRA file for ``model`` (the host's model_base object), its scale folded in. CPU copies.
 
     Layout: diffusers/peft (``transformer.….lora_A.weight``) where the host has a table of diffusers' names; kohya's
@@ -27,9 +27,9 @@ def export_lora(lora: Lora, model, family: Family) -> dict[str, Tensor]:
     there; else the generic ``diffusion_model.….lora_A.weight`` (Wan, Lumina 2), which diffusers converts for Wan.
     Core's SaveLoRA and LoraModelLoader (LORA_MODEL) take the same dictionary.
     """
-    kohya = family.key_prefix == "lora_unet_"
+    kohya = architecture.key_prefix == "lora_unet_"
     down_name, up_name = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
-    names = _names_by_weight(model, family)
+    names = _names_by_weight(model, architecture)
     state = {}
     for target, down, up in zip(lora.targets, lora.down, lora.up, strict=True):
         matrix = up.detach() * lora.scale
@@ -43,29 +43,17 @@ def export_lora(lora: Lora, model, family: Family) -> dict[str, Tensor]:
 
 
 def export_differences(network: nn.Module, original: nn.Module) -> dict[str, Tensor]:
-    """What must be added to the weights of ``original`` to have those of ``network``, as a file of core's LoRA loaders.
-
-    Float32 on the CPU, under the generic names (``diffusion_model.LAYER.diff``, ``.diff_b`` for a bias); weights that
-    are the same in both are left out. diffusers does not read such files.
-    """
-    state, before = {}, dict(original.named_parameters())
-    layers = {name.removesuffix(".weight") for name in before if name.endswith(".weight")}
-    for name, value in network.named_parameters():
-        difference = (value.detach() - before[name].detach().float()).cpu()
-        if not difference.any():
-            continue
-        layer, _, kind = name.rpartition(".")
-        own_name = {"weight": f"{layer}.diff", "bias": f"{layer}.diff_b" if layer in layers else f"{name}.diff"}
-        state[GENERIC + own_name.get(kind, f"{name}.diff")] = difference.contiguous()
-    return state
+    """`models.lora.weight_differences` under the host's generic names (``diffusion_model.LAYER.diff``), which core's
+    LoRA loaders read; diffusers does not."""
+    return weight_differences(network, original, GENERIC.removesuffix("."))
 
 
-def _names_by_weight(model, family: Family) -> dict[str, dict[str, Target]]:
+def _names_by_weight(model, architecture: Architecture) -> dict[str, dict[str, Target]]:
     """Layer in the network -> LoRA names of the family's kind -> the part of its weight they stand for."""
     names: dict[str, dict[str, Target]] = defaultdict(dict)
     for name, to in comfy.lora.model_lora_keys_unet(model, {}).items():
         weight, rows, reorder = (*(to if isinstance(to, tuple) else (to,)), None, None)[:3]
-        wanted = name.startswith(family.key_prefix) and not name.endswith(family.foreign)
+        wanted = name.startswith(architecture.key_prefix) and not name.endswith(architecture.foreign)
         if wanted and weight.startswith(GENERIC) and weight.endswith(".weight"):
             names[weight.removeprefix(GENERIC).removesuffix(".weight")][name] = (weight, rows, reorder)
     return names

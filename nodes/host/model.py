@@ -15,32 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...distill_core.diffusion.process import DiscreteProcess, FlowProcess
+from ...distill_core.models.families import family_of_host_model
 from ...distill_core.presets.checks import SamplingFacts
 
-# The host's class of a model's configuration (comfy/supported_models.py) -> family in the table of presets. The nearest
-# class up the hierarchy counts; "" marks subclasses that are another model.
-FAMILIES = {
-    "SD15": "sd15",
-    "SD20": "sd21",
-    "SDXL": "sdxl",
-    "PixArtAlpha": "pixart",
-    "SD3": "sd3",
-    "Flux": "flux",
-    "FluxSchnell": "flux-schnell",
-    "Flux2": "flux2",
-    "ZImage": "z-image",
-    "ZImagePixelSpace": "",
-    "QwenImage": "qwen-image",
-    "Krea2": "krea2",
-    "Boogu": "boogu",
-    "ErnieImage": "ernie-image",
-    "Lens": "lens",
-    "MageFlow": "mage-flow",
-    "HiDream": "hidream",
-    "WAN21_T2V": "wan",
-    "LTXAV": "ltx",
-    "MiniMaxH3": "minimax-h3",
-}
 # The host's prediction classes (comfy/model_sampling.py, nodes_model_advanced.py) in words.
 PREDICTIONS = {
     "X0": "x0",
@@ -104,11 +81,8 @@ def training_process_of(model) -> HostFlow | HostDiscrete:
 
 
 def family_of(model) -> str | None:
-    """The family in the table of presets, or None."""
-    for cls in type(model.model.model_config).__mro__:
-        if cls.__name__ in FAMILIES:
-            return FAMILIES[cls.__name__] or None
-    return None
+    """The family in `distill_core.models.families`, or None."""
+    return family_of_host_model(cls.__name__ for cls in type(model.model.model_config).__mro__)
 
 
 def facts_of(model) -> SamplingFacts:

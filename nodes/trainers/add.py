@@ -6,7 +6,9 @@ from comfy_api.latest import io
 
 from ...distill_core.methods.add import SPACES, ADDConfig
 from ...distill_core.methods.losses import DISTILLATION_WEIGHTS
-from .base import Trainer, loss_input, r1_input, task_inputs, weight_input
+from ..host.parts import VisionParts
+from .base import Trainer
+from .inputs import loss_input, r1_input, setting_input, task_inputs, weight_input
 
 
 def vision_inputs() -> list:
@@ -14,14 +16,15 @@ def vision_inputs() -> list:
     return [
         io.Vae.Input(
             "vae",
-            tooltip="Decodes what the student makes in every step, so a tiny one (TAESD: taesd, taesdxl, taesd3, taef1 "
-            "in Load VAE) costs far less time and memory. Also for pictures. No video VAEs.",
+            tooltip="Decodes the student's latents in every step, with gradients, so a tiny one (taesd, taesdxl, "
+            "taesd3 or taef1 in Load VAE) costs far less time and memory. Also used for pictures. Not a video VAE.",
         ),
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="The frozen network under the heads, of Load CLIP Vision: DINOv2 (ADD's choice), DINOv3 or CLIP. "
-            "Without it a tiny VAE's own encoder serves, which was never trained to recognise anything.",
+            tooltip="The frozen network under the discriminator's heads, of Load CLIP Vision: DINOv2 (ADD's choice), "
+            "DINOv3 or CLIP. Without it a tiny VAE's own encoder serves, which was never trained to recognise "
+            "anything.",
         ),
         io.Int.Input(
             "vision_size",
@@ -30,8 +33,8 @@ def vision_inputs() -> list:
             max=2048,
             optional=True,
             advanced=True,
-            tooltip="Side in pixels of the images it is shown. 0: 224 (DINO), its own (CLIP), that of the images (a "
-            "tiny VAE's encoder).",
+            tooltip="Side in pixels of the images that the vision network sees. 0: 224 (DINO), its own (CLIP), or that "
+            "of the images (a tiny VAE's encoder).",
         ),
     ]
 
@@ -42,26 +45,19 @@ def method_inputs() -> list:
         weight_input(
             "distillation_weight",
             2.5,
-            "Weight of the distance to what the teacher makes of the student's image, "
-            "noised again (ADD: 2.5). The adversarial term has 1.",
+            "Weight of the distance to what the teacher makes of the student's image after noising it again (ADD: "
+            "2.5). The adversarial term has weight 1.",
         ),
-        io.Combo.Input(
+        setting_input(
+            io.Combo,
+            ADDConfig,
             "weighting",
+            "It costs three more teacher forwards a step.",
             options=list(DISTILLATION_WEIGHTS),
             default="exponential",
-            optional=True,
             advanced=True,
-            tooltip="How that distance counts by noise level: exponential, less the more noise; sds and nfsd are score "
-            "distillation (nfsd costs three more teacher forwards a step).",
         ),
-        io.Combo.Input(
-            "space",
-            options=list(SPACES),
-            default=SPACES[0],
-            optional=True,
-            advanced=True,
-            tooltip="Where that distance is taken; pixel decodes one more image a step.",
-        ),
+        setting_input(io.Combo, ADDConfig, "space", options=list(SPACES), default=SPACES[0], advanced=True),
         io.Float.Input(
             "teacher_cfg",
             default=0.0,
@@ -70,16 +66,17 @@ def method_inputs() -> list:
             step=0.1,
             optional=True,
             advanced=True,
-            tooltip="The teacher's guidance in that term. 0: the dataset's, that of Teacher Latents or 1 for images.",
+            tooltip="The teacher's guidance in the distillation term. 0: that of the dataset, which is cfg of Teacher "
+            "Latents, or 1 for real images.",
         ),
         weight_input(
             "pairs_weight",
             0.0,
-            "Weight of the distance to the end of the teacher's path (Diffusion2GAN), not in ADD; "
+            "Weight of the distance to the end of the teacher's path (Diffusion2GAN), which ADD does not have. It "
             "needs a dataset that keeps pairs at this student's levels.",
         ),
         loss_input("hinge", "ADD"),
-        r1_input(1e-5, "Gradient penalty on the heads' inputs (ADD: 0.00001), against an overpowering discriminator."),
+        r1_input(ADDConfig, 1e-5, "It helps against an overpowering discriminator; ADD uses 0.00001."),
     ]
 
 
@@ -91,27 +88,32 @@ class ADDTrainer(Trainer):
             "ADD Trainer",
             "Distils a model into 1-4 steps with adversarial diffusion distillation, the method of SDXL-Turbo: a "
             "vision network judges the decoded images.",
-            ["sdxl turbo", "dino", "real images"],
-            task_inputs("Of Latents Dataset (real images, ADD's choice), or of Teacher Latents.", 4),
-            method_inputs(),
-            vision_inputs(),
+            aliases=["sdxl turbo", "dino", "real images"],
+            task=task_inputs("Made by Latents Dataset (real images, ADD's choice), or by Teacher Latents.", 4),
+            method=method_inputs(),
+            parts=vision_inputs(),
             preview_vae=False,
         )
 
     @classmethod
-    def method(cls, w, levels, start) -> ADDConfig:
+    def method(cls, widgets, levels, start) -> ADDConfig:
+        terms = {"adversarial": 1.0, "distillation": widgets.distillation_weight, "pairs": widgets.pairs_weight}
         return ADDConfig(
-            terms={"adversarial": 1.0, "distillation": w.distillation_weight, "pairs": w.pairs_weight},
+            terms=terms,
             student_sigmas=levels,
-            gan_loss=w.loss,
-            weighting=w.weighting,
-            space=w.space,
-            r1=w.r1,
+            gan_loss=widgets.loss,
+            weighting=widgets.weighting,
+            space=widgets.space,
+            r1=widgets.r1,
         )
 
     @classmethod
-    def beside(cls, w) -> dict:
-        return {"clip_vision": w.clip_vision, "vision_size": w.vision_size, "guidance": w.teacher_cfg or None}
+    def parts(cls, widgets) -> VisionParts:
+        return VisionParts(vae=widgets.vae, clip_vision=widgets.clip_vision, size=widgets.vision_size)
+
+    @classmethod
+    def extra(cls, widgets) -> dict:
+        return {"guidance": widgets.teacher_cfg or None}
 
 
 NODES = [ADDTrainer]

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ...distill_core.methods.defaults import probabilities_for
 from ...distill_core.methods.ladd import LADDConfig
-from .base import Trainer, loss_input, r1_input, task_inputs, weight_input
+from .base import Trainer
+from .inputs import loss_input, r1_input, setting_input, task_inputs, weight_input
 
 
 def method_inputs() -> list:
@@ -15,42 +16,44 @@ def method_inputs() -> list:
         weight_input(
             "pairs_weight",
             4.0,
-            "Weight of the distance to the end of the teacher's path (Diffusion2GAN); has effect "
-            "if the dataset keeps pairs at this student's levels. The adversarial term has 1.",
+            "Weight of the distance to the end of the teacher's path (Diffusion2GAN). It has an effect if the dataset "
+            "keeps pairs at this student's levels. The adversarial term has weight 1.",
         ),
         loss_input("hinge", "LADD"),
-        io.Float.Input(
+        setting_input(
+            io.Float,
+            LADDConfig,
             "renoise_mean",
+            "Used if renoise_std is above 0.",
             default=0.0,
             min=-5.0,
             max=5.0,
             step=0.1,
-            optional=True,
             advanced=True,
-            tooltip="m of the logit-normal noise level the discriminator looks at: high sees layout, low texture. "
-            "Used if renoise_std is above 0.",
         ),
-        io.Float.Input(
+        setting_input(
+            io.Float,
+            LADDConfig,
             "renoise_std",
+            "0 takes mean and deviation of the model's family (LADD: 1, 1).",
             default=0.0,
             min=0.0,
             max=5.0,
             step=0.1,
-            optional=True,
             advanced=True,
-            tooltip="s of that noise level. 0 takes the family's m and s (LADD: 1, 1).",
         ),
-        r1_input(0.0, "Gradient penalty on the heads' inputs (ADD: 0.00001), against an overpowering discriminator."),
-        io.Float.Input(
+        r1_input(LADDConfig, 0.0, "It helps against an overpowering discriminator; ADD uses 0.00001."),
+        setting_input(
+            io.Float,
+            LADDConfig,
             "approximate_r1",
+            "It costs one more teacher forward a step.",
             default=0.0,
             min=0.0,
             max=1000.0,
             step=0.1,
             round=1e-5,
-            optional=True,
             advanced=True,
-            tooltip="The same without double backward, by a perturbed latent (APT). One more teacher forward a step.",
         ),
     ]
 
@@ -62,29 +65,29 @@ class LADDTrainer(Trainer):
             "LADDTrainer",
             "LADD Trainer",
             "Distils a model into 1-8 steps with latent adversarial diffusion distillation.",
-            ["latent adversarial"],
-            task_inputs("Of Teacher Latents (best), or of Latents Dataset.", 4),
-            method_inputs(),
+            aliases=["latent adversarial"],
+            task=task_inputs("Made by Teacher Latents (best), or by Latents Dataset.", 4),
+            method=method_inputs(),
         )
 
     @classmethod
-    def method(cls, w, levels, start) -> LADDConfig:
+    def method(cls, widgets, levels, start) -> LADDConfig:
         probabilities = probabilities_for(len(levels))
         return LADDConfig(
-            terms={"adversarial": 1.0, "pairs": w.pairs_weight},
+            terms={"adversarial": 1.0, "pairs": widgets.pairs_weight},
             student_sigmas=levels,
             probabilities=probabilities,
             warmup_probabilities=probabilities,
             warmup_steps=0,
-            renoise_mean=w.renoise_mean if w.renoise_std else start.renoise_mean,
-            renoise_std=w.renoise_std or start.renoise_std,
-            gan_loss=w.loss,
-            r1=w.r1,
-            approximate_r1=w.approximate_r1,
+            renoise_mean=widgets.renoise_mean if widgets.renoise_std else start.renoise_mean,
+            renoise_std=widgets.renoise_std or start.renoise_std,
+            gan_loss=widgets.loss,
+            r1=widgets.r1,
+            approximate_r1=widgets.approximate_r1,
         )
 
     @classmethod
-    def beside(cls, w) -> dict:
+    def extra(cls, widgets) -> dict:
         return {"pairs_if_stored": True}
 
 

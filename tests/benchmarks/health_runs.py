@@ -19,46 +19,41 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from distill_core.data.dataset import CacheConfig, LatentDataset  # noqa: E402
 from distill_core.evaluation.metrics import MiniEvaluator  # noqa: E402
-from distill_core.experiments.demo import (
+from distill_core.experiments.demo import (  # noqa: E402
     LADD_SETTINGS,
     LEVELS,
     DemoConfig,
-    Recipe,
+    DemoRun,
     cache_dataset,
     draw_samples,
-    new_ladd,
+    open_run,
 )
-from distill_core.models.mini import (
-    GUIDANCE,  # noqa: E402
-    mini_backend,
-    mini_conditioning,
-)
-from distill_core.training.loop import Run, TrainConfig, train  # noqa: E402
+from distill_core.models.mini import GUIDANCE, mini_backend, mini_conditioning  # noqa: E402
+from distill_core.training.loop import TrainConfig, train  # noqa: E402
 from distill_core.training.monitor import Health  # noqa: E402
 
 SOUND = TrainConfig(steps=60, batch_size=16, student_lr=2e-4, discriminator_lr=4e-3, seed=100)
 MIXED = replace(LADD_SETTINGS, terms={"adversarial": 1.0, "pairs": 1.0})
 RUNS = {
-    "pure LADD": Recipe(LADD_SETTINGS, SOUND),
-    "LADD + pairs": Recipe(MIXED, replace(SOUND, student_lr=6e-4)),
-    "heads do not learn": Recipe(LADD_SETTINGS, replace(SOUND, discriminator_lr=1e-12)),
-    "heads see only noise": Recipe(replace(LADD_SETTINGS, renoise_mean=6.0, renoise_std=0.3), SOUND),
-    "student's rate x 15": Recipe(LADD_SETTINGS, replace(SOUND, student_lr=3e-3)),
-    "student's rate x 100": Recipe(LADD_SETTINGS, replace(SOUND, student_lr=2e-2)),
-    "student stands still": Recipe(LADD_SETTINGS, replace(SOUND, student_lr=1e-7, discriminator_updates=2)),
+    "pure LADD": DemoRun(LADD_SETTINGS, SOUND),
+    "LADD + pairs": DemoRun(MIXED, replace(SOUND, student_lr=6e-4)),
+    "heads do not learn": DemoRun(LADD_SETTINGS, replace(SOUND, discriminator_lr=1e-12)),
+    "heads see only noise": DemoRun(replace(LADD_SETTINGS, renoise_mean=6.0, renoise_std=0.3), SOUND),
+    "student's rate x 15": DemoRun(LADD_SETTINGS, replace(SOUND, student_lr=3e-3)),
+    "student's rate x 100": DemoRun(LADD_SETTINGS, replace(SOUND, student_lr=2e-2)),
+    "student stands still": DemoRun(LADD_SETTINGS, replace(SOUND, student_lr=1e-7, discriminator_updates=2)),
 }
 
 
 def observe(name: str, data: Path) -> dict:
     """Train one run to its end, whatever health says, and score the student."""
-    config = DemoConfig()
-    method = new_ladd(mini_backend(), LatentDataset(data), config, RUNS[name])
-    run, health, conditions = Run(method, LatentDataset(data), RUNS[name].train), Health(patience=20), []
+    run, _ = open_run(LatentDataset(data), DemoConfig(), RUNS[name])
+    health, conditions = Health(patience=20), []
     for event in train(run):
         conditions.append(health.update(event.logs))
     with run.ema_weights(), torch.no_grad():
         classes, _ = mini_conditioning()
-        samples = draw_samples(method.student, 1, "ancestral", 5000, 400, classes)
+        samples = draw_samples(run.method.student, 1, "ancestral", 5000, 400, classes)
     last = conditions[-1]
     return {
         "run": name,

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distill_core.cli.main import load_student, main, perceptual_distance
+from distill_core.cli.main import main
+from distill_core.cli.sample import load_student
+from distill_core.cli.train import perceptual_distance
 from distill_core.data.dataset import LatentDataset
-from distill_core.experiments import demo
 from distill_core.files import fingerprint, load_tensors, read_lora, save_lora
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser
@@ -79,7 +80,7 @@ def test_cache_refuses_a_folder_of_other_prompts(folder, tmp_path, capsys):
 
 def test_train_writes_student_log_curves_and_checkpoint(folder):
     names = {path.name for path in (folder / "run").iterdir()}
-    assert names == {"student.safetensors", "checkpoint.safetensors", "log.jsonl", "curves.png"}
+    assert names == {"student.safetensors", "checkpoint.safetensors", "log.jsonl", "report.json", "curves.png"}
     logs = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in logs] == [1, 2, 3] and {"adversarial", "pairs", "accuracy"} <= logs[0].keys()
 
@@ -87,7 +88,8 @@ def test_train_writes_student_log_curves_and_checkpoint(folder):
 def test_the_student_says_how_to_sample_it(folder):
     _, description = read_lora(folder / "run" / "student.safetensors")
     assert description["sigmas"] == [1.0, 0.75, 0.5, 0.25] and description["sampler"] == "renoise"
-    assert description["cfg"] == 1.0 and description["prediction"] == "flow" and description["method"] == "ladd"
+    assert description["cfg"] == 1.0 and description["prediction"] == "flow"
+    assert description["method"] == "LADD + pairs" and "ladd" in description["config"]
     assert description["base"] == fingerprint(mini.load_transformer()) and description["family"] == "sd3"
     assert description["steps"] == 3 and description["config"]["train"]["batch_size"] == 4
 
@@ -109,7 +111,7 @@ def test_the_student_is_the_average_and_the_same_in_diffusers(folder):
     pipeline = StableDiffusion3Pipeline(transformer=mini.load_transformer(), **dict.fromkeys(absent))
     pipeline.load_lora_weights(file)
     x = torch.randn(4, *mini.LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
-    sigma, cond = torch.tensor(description["sigmas"]), demo.mini_conditioning()[0][:4]
+    sigma, cond = torch.tensor(description["sigmas"]), mini.mini_conditioning()[0][:4]
     theirs = Denoiser(type(student.backend)(pipeline.transformer, student.process))(x, sigma, cond)
     torch.testing.assert_close(theirs, student(x, sigma, cond), atol=1e-5, rtol=1e-5)
     assert (theirs - Denoiser(student.backend)(x, sigma, cond)).abs().max() > 1e-4
@@ -130,13 +132,14 @@ def test_the_other_methods_train_and_are_sampled(folder, tmp_path, method, rank)
     out = tmp_path / "run"
     assert main(arguments("train", tmp_path, "--data", folder / "data", "--out", out)) == 0
     _, description = read_lora(out / "student.safetensors")
-    assert description["method"] == method and description["weights"] == ("lora" if rank else "full")
+    assert description["method"] == {"add": "ADD", "diffusion2gan": "Diffusion2GAN"}[method]
+    assert method in description["config"] and description["weights"] == ("lora" if rank else "differences")
     assert description["sigmas"] == ([1.0, 0.75, 0.5, 0.25] if method == "add" else [1.0])
     _, student, _ = load_student(load_config(tmp_path / "c.toml"), out / "student.safetensors")
     x = torch.randn(2, *mini.LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
-    cond = demo.mini_conditioning()[0][:2]
+    cond = mini.mini_conditioning()[0][:2]
     with torch.no_grad():
-        change = student(x, torch.ones(2), cond) - Denoiser(demo.mini_backend())(x, torch.ones(2), cond)
+        change = student(x, torch.ones(2), cond) - Denoiser(mini.mini_backend())(x, torch.ones(2), cond)
     assert 0 < change.abs().max() < 1
     log = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert {"discriminator", "accuracy", "distillation" if method == "add" else "pairs"} <= log.keys()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from distill_core.diffusion.process import FlowProcess
 from distill_core.experiments import demo
 from distill_core.files import fingerprint, read_lora
 from distill_core.models import mini
@@ -87,7 +88,7 @@ def test_noises_and_classes_do_not_depend_on_the_model_or_the_count():
     def echo(x, sigma, cond):
         return x + cond.pooled[:, :1].view(-1, 1, 1, 1)
 
-    echo.process = demo.FlowProcess()
+    echo.process = FlowProcess()
     classes, _ = demo.mini_conditioning()
     many = demo.draw_samples(echo, 1, "euler", 5, 260, classes)
     few = demo.draw_samples(echo, 1, "renoise", 5, 12, classes)

@@ -15,9 +15,10 @@ import comfy_extras.nodes_train as core_train
 import tiny_models
 import torch
 from pack.distill_core.data.dataset import Batch
+from pack.distill_core.methods.components import Components, DiscriminatorConfig
 from pack.distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from pack.distill_core.methods.ladd import LADDConfig
-from pack.distill_core.methods.registry import Components, DiscriminatorConfig, new_method
+from pack.distill_core.methods.registry import new_method
 from pack.distill_core.models.denoiser import Denoiser
 from pack.distill_core.training.loop import Run, TrainConfig, training_step
 from pack.nodes.host.backend import training_backend
@@ -160,7 +161,7 @@ def full_step() -> dict:
         with training_backend(model) as backend:
             batch = example(backend, family)
             heads = DiscriminatorConfig(width=8, blocks=1)
-            method = new_method(LADDConfig(warmup_steps=0), Components(backend), batch, 0, heads=heads)
+            method = new_method(LADDConfig(warmup_steps=0), Components(backend), batch, 0, discriminator=heads)
             run = Run(method, OneBatch(batch), TrainConfig(batch_size=2, steps=2))
             frozen = [dict(network.named_parameters()) for network in (backend.network, model.model.diffusion_model)]
             before = [{name: value.clone() for name, value in weights.items()} for weights in frozen]
@@ -178,7 +179,7 @@ def diffusion2gan(backend, batch: Batch, critic: str, **settings):
     config = Diffusion2GANConfig(
         terms={"adversarial": 1.0}, critic=critic, critic_rank=2, r1_every=1, mix_share=0.5, **settings
     )
-    return new_method(config, Components(backend), batch, 2, heads=DiscriminatorConfig(width=8, blocks=1))
+    return new_method(config, Components(backend), batch, 2, discriminator=DiscriminatorConfig(width=8, blocks=1))
 
 
 def critics() -> dict:
@@ -195,13 +196,13 @@ def critics() -> dict:
                     logs = training_step(run)
                     norms[checkpointing] = [logs["generator_grad_norm"], logs["discriminator_grad_norm"], logs["r1"]]
                     moved = [
-                        n for n, p in method.discriminator.named_parameters() if n.startswith("inlets") and p.any()
+                        n for n, p in method.discriminator.named_parameters() if n.startswith("input_convs") and p.any()
                     ]
                     own = method.discriminator.critic.backend is not backend
             pairs = zip(*norms.values(), strict=True)
             result[f"{family} {critic}"] = {
                 "scales": backend_scales(family),
-                "inlets": len(moved) // 2,
+                "input convs": len(moved) // 2,
                 "own network": own,
                 "checkpointing": max(abs(a - b) / abs(b) for a, b in pairs),
                 "r1": logs["r1"],

@@ -12,8 +12,8 @@ import tiny_models
 import torch
 from pack.distill_core.models.denoiser import Denoiser
 from pack.distill_core.models.lora import Lora, LoraSwitch
+from pack.nodes.host.architectures import architecture_of
 from pack.nodes.host.backend import training_backend
-from pack.nodes.host.families import training_family
 
 
 class Sums:
@@ -102,7 +102,7 @@ def gradients_of_core() -> dict:
                 network = inner.diffusion_model
                 in_double(network)
                 switch = LoraSwitch()
-                targets = training_family(network).lora_targets(network)
+                targets = architecture_of(network).lora_targets(network)
                 path = Lora(network, targets, 2, switch).double()
                 excite(path)
                 switch.active = path

@@ -265,22 +265,23 @@ def gradients() -> dict:
     }
     for name, request in cases.items():
         with training_backend(request.model, request.checkpointing) as backend:
-            run = host_training.open_run(request, backend, RunFolder(run_folder(request.run_name)))
+            dataset, config = host_training.describe(request)
+            run = host_training.open_run(request, config, dataset, backend, RunFolder(run_folder(request.run_name)))
             method = run.method
-            players = {phase.name: list(phase.parameters.values()) for phase in run.phases}
+            players = {player.name: list(player.parameters.values()) for player in run.players}
             mine = {id(p) for values in players.values() for p in values}
             frozen = [backend.network]
             if request.vae is not None:
                 frozen += [method.decode.network, method.vision.network]
             strangers = [p for network in frozen for p in network.parameters() if id(p) not in mine]
-            if request.perceptual is not None:
+            if request.parts.perceptual is not None:
                 strangers += list(metric.parameters())
             batch, random = run.batch(0)
             found = {}
             step = method.start(batch, random, 0)
-            for phase in run.phases:
-                accumulate(run, phase, step, defaultdict(list))
-                found[phase.name] = sorted(
+            for player in run.players:
+                accumulate(run, player, step, defaultdict(list))
+                found[player.name] = sorted(
                     who
                     for who, values in {**players, "others": strangers}.items()
                     if any(p.grad is not None and p.grad.any() for p in values)

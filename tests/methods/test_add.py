@@ -10,7 +10,8 @@ from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulat
 from distill_core.discriminators.pixel import PixelDiscriminator
 from distill_core.methods import losses
 from distill_core.methods.add import ADD, ADDConfig
-from distill_core.methods.registry import Components, VisionConfig, new_method
+from distill_core.methods.components import Components, VisionConfig
+from distill_core.methods.registry import new_method
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.models.vision import image_embedding
 from distill_core.training.loop import train
@@ -75,10 +76,10 @@ def test_gradient_reaches_the_player_whose_turn_it_is(dataset, rank):
     method = run.method
     frozen = [*method.teacher.backend.network.parameters(), *method.vision.network.parameters()]
     assert not any(p.requires_grad for p in frozen)
-    trained = {id(p) for phase in run.phases for p in phase.parameters.values()}
+    trained = {id(p) for player in run.players for p in player.parameters.values()}
     assert trained.isdisjoint(map(id, frozen))
     at = method.start(dataset.batch(0, 8, 0), ItemNoise(0, range(8)), 1)
-    for mine, other in (run.phases, run.phases[::-1]):
+    for mine, other in (run.players, run.players[::-1]):
         loss, _ = mine.loss(at)
         loss.backward(inputs=list(mine.parameters.values()))
         assert [n for n, p in mine.parameters.items() if p.grad is None or not p.grad.any()] == []
@@ -205,7 +206,7 @@ def at_exact_teacher(start, process, **config):
 @pytest.mark.parametrize("process", by_process(), ids=["flow", "eps", "v"])
 def test_sds_gradient_is_the_weighted_noise_difference(start, process):
     method, at = at_exact_teacher(start, process, weighting="sds")
-    (gradient,) = torch.autograd.grad(method._distillation(at), at.fake)
+    (gradient,) = torch.autograd.grad(method.distillation_term(at), at.fake)
     alpha, sigma = (v.view(-1, 1, 1, 1) for v in losses.signal_and_noise(process, at.teacher_sigma))
     seen = process.calculate_input(at.teacher_sigma, at.teacher_noised)
     noise = (seen - alpha * at.fake.detach()) / sigma
@@ -219,7 +220,7 @@ def test_nfsd_gradient_is_the_weighted_direction(start):
     at.teacher_sigma = at.teacher_time = torch.linspace(0.05, 0.9, 8, dtype=torch.float64)
     negative = method.negative.map(lambda v: v + 0.3)
     method.negative = negative
-    (gradient,) = torch.autograd.grad(method._distillation(at), at.fake)
+    (gradient,) = torch.autograd.grad(method.distillation_term(at), at.fake)
     seen, sigma = at.teacher_noised, at.teacher_sigma.view(-1, 1, 1, 1)
     with_text = method.teacher.eps(seen, at.batch.cond)
     without, bad = (method.teacher.eps(seen, c) for c in (method.guided_teacher.uncond, negative))
@@ -232,7 +233,7 @@ def test_exponential_weighs_by_the_signal(start):
     method, at = at_exact_teacher(start, FlowProcess(), weighting="exponential")
     square = (at.fake - at.teacher_answer).square().flatten(1).sum(1)
     expected = ((1 - at.teacher_time) * square).mean().item()
-    assert method._distillation(at).item() == pytest.approx(expected, rel=1e-6)
+    assert method.distillation_term(at).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("reduction", losses.REDUCTIONS)
@@ -240,7 +241,9 @@ def test_pixel_space_compares_decoded_images(start, reduction):
     method, at = start(**distillation(reduction=reduction))
     square = (method.decode(at.fake) - method.decode(at.teacher_answer)).square().flatten(1)
     per_item = square.mean(1) if reduction == "mean" else square.sum(1)
-    assert method._distillation(at).item() == pytest.approx(((1 - at.teacher_time) * per_item).mean().item(), rel=1e-5)
+    assert method.distillation_term(at).item() == pytest.approx(
+        ((1 - at.teacher_time) * per_item).mean().item(), rel=1e-5
+    )
     assert not at.teacher_answer.requires_grad and not at.teacher_noised.requires_grad
 
 
@@ -256,7 +259,7 @@ def test_a_student_that_is_the_teachers_answer_has_no_gradient(start):
     method, at = start(**distillation(space="latent"))
     target = at.teacher_answer
     at.fake = target.clone().requires_grad_()
-    assert method._distillation(at).item() == 0
+    assert method.distillation_term(at).item() == 0
 
 
 # Refusals

@@ -10,8 +10,9 @@ from distill_core.data.dataset import Batch, CacheConfig, LatentDataset, check_p
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.samplers import SAMPLERS
 from distill_core.methods import losses
+from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
-from distill_core.methods.registry import Components, DiscriminatorConfig, new_method
+from distill_core.methods.registry import new_method
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.training.loop import train
 
@@ -47,19 +48,19 @@ def test_gradient_reaches_the_player_whose_turn_it_is(dataset, critic, rank):
     """Each phase moves its own parameters, all of them that it can, and no others."""
     config = Diffusion2GANConfig(critic=critic, critic_rank=2, r1=0.0)
     run = toy_run(dataset, ladd=config, rank=rank)
-    method, (generator, discriminator) = run.method, run.phases
+    method, (generator, discriminator) = run.method, run.players
     backbone = dict(method.teacher.backend.network.named_parameters())
     assert not any(p.requires_grad for p in backbone.values())
     assert {id(p) for p in generator.parameters.values()}.isdisjoint(map(id, discriminator.parameters.values()))
     assert {id(p) for p in backbone.values()}.isdisjoint(
-        id(p) for phase in run.phases for p in phase.parameters.values()
+        id(p) for player in run.players for p in player.parameters.values()
     )
     with torch.no_grad():  # away from the zeros of a fresh path, where half of the gradients vanish
         for name, p in discriminator.parameters.items():
             if ".up." in name or "inlet" in name:
                 p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
     at = method.start(dataset.batch(0, 8, 0), ItemNoise(0, range(8)), 1)
-    for mine, other in (run.phases, run.phases[::-1]):
+    for mine, other in (run.players, run.players[::-1]):
         loss, _ = mine.loss(at)
         loss.backward(inputs=list(mine.parameters.values()))
         silent = [n for n, p in mine.parameters.items() if p.grad is None or not p.grad.any()]
@@ -185,8 +186,8 @@ def test_r1s_gradient_is_the_double_backward(start):
 def test_the_network_learns_at_its_own_rate(dataset):
     run = toy_run(dataset, ladd=Diffusion2GANConfig(critic_rate=0.1))
     groups = run.optimizers["discriminator"].param_groups
-    names = list(run.phases[1].parameters)
-    assert [g["factor"] for g in groups] == [0.1, 1.0]
+    names = list(run.players[1].parameters)
+    assert [g["lr_scale"] for g in groups] == [0.1, 1.0]
     assert len(groups[0]["params"]) == sum(name.startswith("trunk.") for name in names)
 
 
@@ -285,7 +286,7 @@ def test_a_step_on_every_family(family, make_backend, make_cond, rank, critic, c
             torch.manual_seed(0)
             config = Diffusion2GANConfig(critic=critic, critic_rank=2, r1=0.1)
             heads = DiscriminatorConfig(width=8, blocks=1)
-            method = new_method(config, Components(backend), batch, rank, heads=heads)
+            method = new_method(config, Components(backend), batch, rank, discriminator=heads)
             for inlet in method.discriminator.input_convs:
                 torch.nn.init.normal_(inlet.weight, std=0.3)
         at = method.start(batch, ItemNoise(0, range(4)), 0)

@@ -8,9 +8,9 @@ from distill_core.data.dataset import Batch
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.schedules import grid_sigmas
 from distill_core.discriminators.latent import LatentDiscriminator
-from distill_core.methods.base import discriminator_health, diversity
 from distill_core.methods.ladd import LADD, LADDConfig
 from distill_core.methods.losses import pseudo_huber, squared_error
+from distill_core.methods.step import discriminator_health, diversity
 from distill_core.models.denoiser import Denoiser
 from distill_core.training.loop import train, training_step
 
@@ -58,8 +58,8 @@ def test_own_share_starts_lower_levels_from_the_students_own_samples(start):
     sigma, top = at.sigma.view(-1, 1, 1, 1), at.sigma == 1
     assert torch.equal(at.x[top], at.noise[top]) and 0 < top.sum() < 16
     own = (at.x - sigma * at.noise)[~top] / (1 - sigma[~top])  # what was noised: some one-step sample of the student
-    again = ItemNoise(3, range(16))
-    again.uniform(), again.normal_like(at.x), again.uniform()  # level, noise and share were drawn before
+    again = ItemNoise(3, range(16)).named("own sample")
+    again.uniform()  # the share was drawn before
     pure = again.normal_like(at.x)
     expected = method.student(pure, torch.ones(16), at.batch.cond)[~top]
     torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)

@@ -203,7 +203,7 @@ def test_linear_layers_finds_those_under_a_name(make_network):
 def test_diffusers_loads_the_export_and_gives_the_same_output(family, make_backend, batch, randomise):
     backend, fresh = make_backend(family), make_backend(family)
     path = randomise(Lora(backend.network, backend.lora_targets(), 2, backend.switch, alpha=3.0))
-    prefix = backend.family.lora_prefix
+    prefix = backend.architecture.lora_prefix
     fresh.network.load_lora_adapter(path.export(prefix), prefix=prefix)
     ours, theirs = Denoiser(backend, path)(*batch), Denoiser(fresh)(*batch)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)

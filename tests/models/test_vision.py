@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from toy import ToyEncoder
 
-from distill_core.methods.registry import Components, VisionConfig, open_vision
+from distill_core.methods.components import Components, VisionConfig, open_vision
 from distill_core.models.vision import (
     VisionNetwork,
     efficientnet_vision,

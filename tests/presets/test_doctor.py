@@ -84,9 +84,9 @@ def test_factor_typed_as_mu():
     assert faults(diagnosis)["shift_unit"] == "error" and "ModelSamplingFlux takes mu" in diagnosis.report
 
 
-@pytest.mark.parametrize("native, told, node", [(1000.0, 1.0, "SD3"), (1.0, 1000.0, "AuraFlow")])
-def test_wrong_timestep_multiplier(native, timestep_of, node):
-    facts = dataclasses.replace(flow("sd3", 3.0, native), timestep_of=lambda sigma: sigma * timestep_of, patched=True)
+@pytest.mark.parametrize("native, given, node", [(1000.0, 1.0, "SD3"), (1.0, 1000.0, "AuraFlow")])
+def test_wrong_timestep_multiplier(native, given, node):
+    facts = dataclasses.replace(flow("sd3", 3.0, native), timestep_of=lambda sigma: sigma * given, patched=True)
     diagnosis = diagnose(facts, shifted_sigmas(4, shift_alpha=3.0), 1.0)
     assert faults(diagnosis) == {"time_scale": "error"}
     assert "1000 times" in diagnosis.report and f"ModelSampling{node}" in diagnosis.report and diagnosis.restore_model

@@ -1,11 +1,17 @@
+import os
+import subprocess
+import sys
 from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from distill_core.cli.main import main
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
-from distill_core.training.config import Config, describe_keys, load_config
+from distill_core.training.config import SECTIONS, WIDTH, Config, describe_keys, load_config, settings_table
 
 
 @pytest.fixture
@@ -24,8 +30,38 @@ def test_an_empty_file_gives_the_defaults(load):
 def test_the_printed_defaults_are_a_file_with_the_defaults(load):
     text = describe_keys()
     assert load(text) == Config()
-    sections = [section for section in asdict(Config()).values() if isinstance(section, dict)]
+    every = asdict(Config())
+    sections = [section for section in {**every.pop("methods"), **every}.values() if isinstance(section, dict)]
+    assert len(sections) == len(SECTIONS)
     assert all(f"\n{key} = " in "\n" + text for section in sections for key in section)
+
+
+def test_the_printed_defaults_explain_every_key_within_the_width():
+    lines = describe_keys().splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert all(above.startswith("# ") for above, line in pairwise(lines) if " = " in line and line[0] != "#")
+
+
+def test_the_page_of_settings_is_what_the_command_prints(capsys):
+    assert main(["settings"]) == 0
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8") == capsys.readouterr().out == settings_table(), (
+        "write it anew: python -m distill_core settings > docs/settings.md"
+    )
+
+
+def test_a_file_is_read_as_utf8_whatever_the_locale(tmp_path):
+    (tmp_path / "c.toml").write_bytes('[prompts]\nnegative = "Fréchet"'.encode())
+    code = "import sys; from distill_core.training.config import load_config; load_config(sys.argv[1])"
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "c.toml")], env=ascii_only, check=True)
+    assert load_config(tmp_path / "c.toml").prompts.negative == "Fréchet"
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "c.toml").write_bytes('[prompts]\nnegative = "Fréchet"'.encode("latin-1"))
+    with pytest.raises(ValueError, match="c.toml is not UTF-8 text"):
+        load_config(tmp_path / "c.toml")
 
 
 KINDS = {"ladd": LADDConfig, "add": ADDConfig, "diffusion2gan": Diffusion2GANConfig}
@@ -56,8 +92,8 @@ def test_values_arrive_in_the_types_of_the_settings(load):
     assert config.cache.sizes == ((8, 8), (6, 10)) and config.cache.state_sigmas == (1.0, 0.5)
     assert config.cache.guidance == 3.0 and type(config.cache.guidance) is float
     assert config.model.taps == ("transformer_blocks.0",) and config.model.gradient_checkpointing is True
-    assert config.ladd.terms == {"adversarial": 1.0, "pairs": 0.5} and config.train.betas == (0.0, 0.9)
-    assert {type(value) for value in (*config.ladd.terms.values(), *config.train.betas)} == {float}
+    assert config.methods["ladd"].terms == {"adversarial": 1.0, "pairs": 0.5} and config.train.betas == (0.0, 0.9)
+    assert {type(value) for value in (*config.methods["ladd"].terms.values(), *config.train.betas)} == {float}
 
 
 @pytest.mark.parametrize(

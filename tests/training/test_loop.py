@@ -26,10 +26,10 @@ def dataset(tmp_path_factory):
 def state_of(run: Run) -> dict[str, torch.Tensor]:
     """Everything that a run carries from step to step."""
     state = {f"ema.{name}": value for name, value in run.ema.items()}
-    for phase in run.phases:
-        state |= {f"{phase.name}.{name}": value.detach() for name, value in phase.parameters.items()}
-        for index, moments in run.optimizers[phase.name].state_dict()["state"].items():
-            state |= {f"{phase.name}.{index}.{key}": value for key, value in moments.items()}
+    for player in run.players:
+        state |= {f"{player.name}.{name}": value.detach() for name, value in player.parameters.items()}
+        for index, moments in run.optimizers[player.name].state_dict()["state"].items():
+            state |= {f"{player.name}.{index}.{key}": value for key, value in moments.items()}
     return {name: value.clone() for name, value in state.items()}
 
 
@@ -146,7 +146,7 @@ def checkpoint_of(dataset, folder, **changes) -> bytes:
     [
         ({"seed": 1}, "seed"),
         ({"student_lr": 1e-3}, "student_lr"),
-        ({"ladd": LADDConfig(renoise_mean=0.0)}, "ladd"),
+        ({"ladd": LADDConfig(renoise_mean=0.0)}, "ladd.renoise_mean"),
         ({"description": {"base": "another"}}, "base"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(dataset):
         process_index, num_processes = 0, 3
 
     with pytest.raises(ValueError, match="does not divide among 3"):
-        toy_run(dataset, processes=Three())
+        toy_run(dataset, accelerator=Three())
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_nan_weights_stop_the_run_and_the_good_checkpoint_stays(dataset, tmp_pat
             if event.step == 2:
                 good = (tmp_path / "checkpoint.safetensors").read_bytes()
             if event.step == 3:
-                poison(run.phases[player].parameters)
+                poison(run.players[player].parameters)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == good
 
 
@@ -236,7 +236,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(dataset, tmp_pa
         for event in train(run):
             if event.step == 2:
                 good = state_of(run)
-                weight = next(iter(run.phases[1].parameters.values()))
+                weight = next(iter(run.players[1].parameters.values()))
                 weight.register_hook(lambda grad: grad * float("inf"))
     assert all(torch.equal(good[name], value) for name, value in state_of(run).items())
     resumed = toy_run(dataset, tmp_path)
@@ -265,13 +265,13 @@ def test_each_phase_gives_gradients_to_its_own_parameters_only(dataset, terms):
     run = toy_run(dataset, ladd=TERMS[terms])
     batch, random = run.batch(0)
     step = run.method.start(batch, random, 0)
-    student, heads = (list(phase.parameters.values()) for phase in run.phases)
-    accumulate(run, run.phases[0], step, {name: [] for name in LOGS})
+    student, heads = (list(player.parameters.values()) for player in run.players)
+    accumulate(run, run.players[0], step, {name: [] for name in LOGS})
     assert all(p.grad is not None and p.grad.any() for p in student) and all(p.grad is None for p in heads)
     run.optimizers["generator"].zero_grad()
-    accumulate(run, run.phases[1], step, {name: [] for name in LOGS})
+    accumulate(run, run.players[1], step, {name: [] for name in LOGS})
     assert all(p.grad is None for p in student) and all(p.grad is not None for p in heads)
-    still = {name for name, p in run.phases[1].parameters.items() if not p.grad.any()}
+    still = {name for name, p in run.players[1].parameters.items() if not p.grad.any()}
     assert still <= {"heads.0.logit.bias", "heads.1.logit.bias"}  # real and fake pull an output's bias apart equally
     network = run.method.student.backend.network
     assert all(p.grad is None for p in network.parameters())
@@ -296,7 +296,7 @@ def test_a_step_leaves_no_gradient_and_the_backbone_as_it_was(dataset):
     network = run.method.student.backend.network
     before = {name: value.clone() for name, value in network.state_dict().items()}
     finish(run)
-    assert all(p.grad is None for phase in run.phases for p in phase.parameters.values())
+    assert all(p.grad is None for player in run.players for p in player.parameters.values())
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
@@ -315,7 +315,7 @@ def test_every_update_of_the_discriminator_sees_fresh_noise(dataset):
         seen.append((step.renoise_time.clone(), step.real_noised.clone(), step.fake.detach().clone()))
         return loss(step)
 
-    run.phases[1] = replace(run.phases[1], loss=watch)
+    run.players[1] = replace(run.players[1], loss=watch)
     finish(run)
     times, noised, fakes = zip(*seen, strict=True)
     assert len(seen) == 3 and all(torch.equal(fake, fakes[0]) for fake in fakes)
@@ -338,11 +338,11 @@ def test_the_average_follows_its_formula(dataset):
 
 def test_the_rate_rises_stays_and_falls():
     config = TrainConfig(steps=100, warmup_steps=10, decay_from=0.7)
-    rates = [config.rate(step) for step in range(100)]
+    rates = [config.lr_scale(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[4] == pytest.approx(0.5)
     assert rates[9:71] == pytest.approx([1.0] * 62)
     assert rates[85] == pytest.approx(0.5) and 0 < rates[99] <= 1 / 29
-    assert TrainConfig(steps=100, warmup_steps=0, decay_from=1.0).rate(99) == 1.0
+    assert TrainConfig(steps=100, warmup_steps=0, decay_from=1.0).lr_scale(99) == 1.0
 
 
 def test_the_rate_reaches_both_optimisers(dataset):
@@ -374,9 +374,9 @@ def test_accumulation_equals_one_large_batch(dataset, terms):
         for micro in range(n):
             batch, random = run.batch(micro)
             step = run.method.start(batch, random, 0)
-            for phase in run.phases:
-                accumulate(run, phase, step, {name: [] for name in LOGS})
-        gradients.append({f"{p.name}.{name}": w.grad for p in run.phases for name, w in p.parameters.items()})
+            for player in run.players:
+                accumulate(run, player, step, {name: [] for name in LOGS})
+        gradients.append({f"{p.name}.{name}": w.grad for p in run.players for name, w in p.parameters.items()})
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], atol=1e-6, rtol=1e-5)
     assert max(gradient.abs().max() for gradient in gradients[0].values()) > 1e-3
@@ -387,8 +387,8 @@ def test_gradients_are_clipped_together(dataset):
     run.student_parameters["up.0"].register_hook(lambda grad: 100 * grad)
     batch, random = run.batch(0)
     logs = {name: [] for name in (*LOGS, "generator_grad_norm")}
-    accumulate(run, run.phases[0], run.method.start(batch, random, 0), logs)
-    finish_gradient(run, run.phases[0], logs)
+    accumulate(run, run.players[0], run.method.start(batch, random, 0), logs)
+    finish_gradient(run, run.players[0], logs)
     norm = torch.stack([p.grad.norm() for p in run.student_parameters.values()]).norm().item()
     assert norm == pytest.approx(1e-3, rel=1e-3) and logs["generator_grad_norm"][0] > 1e-2
 
@@ -406,7 +406,7 @@ def test_pairs_alone_need_no_discriminator_and_learn(dataset):
     config = LADDConfig({"pairs": 1.0}, LEVELS, (1.0, 0, 0, 0), warmup_steps=0)
     run = toy_run(dataset, ladd=config, steps=60, batch_size=16)
     losses = [event.logs["pairs"] for event in train(run)]
-    assert [phase.name for phase in run.phases] == ["generator"] and losses[-1] < 0.8 * losses[0]
+    assert [player.name for player in run.players] == ["generator"] and losses[-1] < 0.8 * losses[0]
 
 
 def test_copying_checks_names_and_shapes():
@@ -436,15 +436,15 @@ torch.set_num_threads(1)
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from toy import TERMS, toy_run
-from distill_core.data import LatentDataset
-from distill_core.train import train
+from distill_core.data.dataset import LatentDataset
+from distill_core.training.loop import train
 processes = Accelerator(cpu=True)
 assert processes.num_processes == 2
 data, out = sys.argv[1:]
 for terms in TERMS:
     folder = f"{out}/{terms}"
     rates = dict(student_lr=1e-3, discriminator_lr=1e-3)
-    run = toy_run(LatentDataset(data), folder, TERMS[terms], processes=processes, discriminator_updates=2, **rates)
+    run = toy_run(LatentDataset(data), folder, TERMS[terms], accelerator=processes, discriminator_updates=2, **rates)
     assert len([event for event in train(run)]) == 6
     weights = run.method.discriminator.state_dict() | run.student_parameters
     save_file(weights, f"{folder}-{processes.process_index}.safetensors")

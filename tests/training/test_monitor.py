@@ -1,3 +1,5 @@
+from contextlib import closing
+
 import pytest
 import torch
 from toy import cache_toy, toy_run
@@ -5,7 +7,7 @@ from toy import cache_toy, toy_run
 from distill_core.files import load_tensors
 from distill_core.training import monitor as module
 from distill_core.training.loop import train
-from distill_core.training.monitor import Collapse, Health, watched
+from distill_core.training.monitor import Collapse, Health, Monitor
 
 
 def verdicts(gap, spread=0.5, accuracy=0.5, diversity=0.8, **more) -> dict[str, float]:
@@ -91,10 +93,17 @@ def dataset(tmp_path_factory):
     return cache_toy(tmp_path_factory.mktemp("toy"))
 
 
+def monitored(run, health: Health | None = None):
+    """Events and conditions of a run under a `Monitor`, used as `training.run.train_to_end` uses it."""
+    with Monitor(run, health) as monitor, closing(train(run, [monitor])) as events:
+        for event in events:
+            yield event, monitor.condition
+
+
 def test_watching_changes_nothing(dataset, tmp_path):
-    seen = list(watched(run_of(dataset, tmp_path / "a", steps=8)))
+    seen = [event for event, _ in monitored(run_of(dataset, tmp_path / "a", steps=8))]
     plain = list(train(run_of(dataset, tmp_path / "b", steps=8)))
-    assert [event for event, _ in seen] == plain
+    assert seen == plain
     a, b = (load_tensors(tmp_path / x / "run" / "checkpoint.safetensors")[0] for x in "ab")
     assert all(torch.equal(a[name], b[name]) for name in b) and a.keys() == b.keys()
 
@@ -115,7 +124,7 @@ def test_a_collapse_ends_the_run_with_the_last_good_weights(dataset, tmp_path):
     run, kept = run_of(dataset, tmp_path), {}
     collapse_from(run, 25)
     with pytest.raises(Collapse, match="all alike.*diversity 0.00.*weights of step 2[0-5] are kept") as caught:
-        for event, _ in watched(run, Health(window=5, patience=5)):
+        for event, _ in monitored(run, Health(window=5, patience=5)):
             kept[event.step] = {name: value.clone() for name, value in run.ema.items()}
     good = int(str(caught.value).split("weights of step ")[1].split()[0])
     assert event.step < 45
@@ -127,10 +136,10 @@ def test_a_collapse_ends_the_run_with_the_last_good_weights(dataset, tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_finite_weights(dataset, tmp_path):
     run = run_of(dataset, tmp_path)
-    honest = run.method._adversarial
-    run.method._adversarial = lambda step: honest(step) * (float("nan") if run.step == 12 else 1.0)
+    honest = run.method.adversarial_term
+    run.method.adversarial_term = lambda step: honest(step) * (float("nan") if run.step == 12 else 1.0)
     with pytest.raises(FloatingPointError, match="not finite at step 13"):
-        for _ in watched(run, Health(window=5)):
+        for _ in monitored(run, Health(window=5)):
             pass
     saved, _ = load_tensors(run.checkpoint)
     assert run.step == 12 and all(value.isfinite().all() for value in saved.values())
@@ -140,7 +149,7 @@ def test_weights_that_are_not_finite_are_put_back(dataset, tmp_path):
     """An optimiser that overflows after a finite loss."""
     run = run_of(dataset, tmp_path)
     with pytest.raises(FloatingPointError):
-        for event, _ in watched(run, Health(window=5)):
+        for event, _ in monitored(run, Health(window=5)):
             if event.step == 13:
                 next(iter(run.student_parameters.values())).data.fill_(float("inf"))
     assert all(value.isfinite().all() for value in run.student_parameters.values())

@@ -36,11 +36,12 @@ class Altered:
 
 
 def mini_run(dataset, ladd=LADD, batch_size=8, rank=4, **settings) -> Run:
-    backend = demo.mini_backend()
-    recipe = demo.Recipe(ladd, TrainConfig(batch_size=batch_size, **settings))
+    demo_run = demo.DemoRun(ladd, TrainConfig(batch_size=batch_size, **settings))
     config = demo.DemoConfig(rank=rank, head_width=16)
     source = dataset.dataset if isinstance(dataset, Altered) else dataset
-    return Run(demo.new_ladd(backend, source, config, recipe), dataset, recipe.train)
+    run, _ = demo.open_run(source, config, demo_run)
+    run.dataset = dataset
+    return run
 
 
 def state_of(run: Run) -> list[torch.Tensor]:
@@ -167,8 +168,8 @@ def test_pure_noise_at_every_level_is_named(dataset, monkeypatch):
 def test_a_cut_graph_is_named(dataset):
     """The student's output detached on its way into the discriminator."""
     run = mini_run(dataset)
-    honest = run.method._adversarial
-    run.method._adversarial = lambda step: honest(step).detach().requires_grad_()
+    honest = run.method.adversarial_term
+    run.method.adversarial_term = lambda step: honest(step).detach().requires_grad_()
     with pytest.raises(ValueError, match="no gradient reaches the generator"):
         preflight(run)
 
@@ -176,8 +177,8 @@ def test_a_cut_graph_is_named(dataset):
 def test_a_loss_that_trains_the_heads_too_is_named(dataset, monkeypatch):
     """A loop that lets the generator's backward run into everything."""
 
-    def leaky(run, phase, step, logs):
-        phase.loss(step)[0].backward()
+    def leaky(run, player, step, logs):
+        player.loss(step)[0].backward()
 
     monkeypatch.setattr(module, "accumulate", leaky)
     with pytest.raises(ValueError, match="the generator's loss trains the discriminator, too"):

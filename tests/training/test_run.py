@@ -1,23 +1,36 @@
+import copy
 import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from networks import build_cond, build_network
-from toy import LEVELS, ToyEncoder, cache_toy, toy_run
+from toy import LEVELS, ToyBackend, ToyEncoder, cache_toy, toy_run
 
 from distill_core.data.dataset import CacheConfig, LatentDataset, cache_latents
 from distill_core.diffusion.process import FlowProcess
-from distill_core.files import read_lora, save_lora
+from distill_core.files import fingerprint, load_tensors, read_lora, save_lora, save_tensors
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.base import MethodConfig
+from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
-from distill_core.methods.registry import Components, DiscriminatorConfig, name_of
+from distill_core.methods.registry import METHODS
 from distill_core.models.backends.diffusers import DiffusersBackend
 from distill_core.models.denoiser import Denoiser, Guided
+from distill_core.settings import settings_of
 from distill_core.training.loop import TrainConfig, train
-from distill_core.training.run import RunFolder, StudentConfig, folder_in, new_run, pick_targets, student_of
+from distill_core.training.run import (
+    RunConfig,
+    RunFolder,
+    StudentConfig,
+    folder_in,
+    new_run,
+    pick_targets,
+    student_of,
+    train_to_end,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,59 +75,136 @@ def test_a_link_out_of_the_root_is_refused(tmp_path):
         folder_in(tmp_path / "root", "link")
 
 
+def toy_config(dataset, run) -> RunConfig:
+    """What describes a toy run, as far as its files ask."""
+    identities = {"base": "toy", "dataset": dataset.digest()}
+    return RunConfig(LADDConfig(), run.config, StudentConfig(2), identities)
+
+
+class Exporting(ToyBackend):
+    """A toy backbone that writes files."""
+
+    def export(self, lora):
+        return lora.export()
+
+    def description(self):
+        return {"prediction": "flow", "shift_alpha": "1.0", "family": "toy", "base": "toy"}
+
+
+def train_toy(dataset, path: Path, watchers=(), **settings) -> None:
+    """A toy run to its end, as both the command line and the nodes train."""
+    run = toy_run(dataset, path, **settings)
+    for view in (run.method.student, run.method.teacher):
+        view.backend.__class__ = Exporting
+    train_to_end(run, toy_config(dataset, run), RunFolder(path), path / "student.safetensors", watchers)
+
+
+class StoppedHere(Exception):
+    pass
+
+
+def stop_at(step: int):
+    """A watcher that ends the run, as a cancel does."""
+
+    def watch(event, condition) -> None:
+        if event.step == step:
+            raise StoppedHere
+
+    return watch
+
+
 def test_the_log_has_every_step_once_also_after_a_crash(dataset, tmp_path):
     """A run is stopped at step 4, then its log claims two steps that its checkpoint does not know, one cut off."""
     folder = RunFolder(tmp_path)
-    events = folder.follow(toy_run(dataset, tmp_path))
-    for event, _ in events:
-        if event.step == 4:
-            break
-    events.close()
+    with pytest.raises(StoppedHere):
+        train_toy(dataset, tmp_path, [stop_at(4)])
     with open(folder.log, "a") as log:
         log.write(json.dumps({"step": 5, "adversarial": 123.0}) + '\n{"step": 6, "adver')
     assert [entry["step"] for entry in folder.logs()] == [1, 2, 3, 4, 5]
-    resumed = [event.step for event, _ in folder.follow(toy_run(dataset, tmp_path))]
+    resumed = []
+    train_toy(dataset, tmp_path, [lambda event, condition: resumed.append(event.step)])
     assert resumed == [5, 6]
     logs = folder.logs()
     assert [entry["step"] for entry in logs] == [1, 2, 3, 4, 5, 6] and logs[4]["adversarial"] != 123.0
     whole = [event.logs for event in train(toy_run(dataset))]
+    assert {entry.pop("health") for entry in logs} == {"starting"}
     assert [entry | {"step": 0} for entry in logs] == [entry | {"step": 0} for entry in whole]
 
 
-def test_closing_writes_the_checkpoint_at_once(dataset, tmp_path):
-    events = RunFolder(tmp_path).follow(toy_run(dataset, tmp_path))
-    next(events)
-    assert not (tmp_path / "checkpoint.safetensors").exists()
-    events.close()
-    assert (tmp_path / "checkpoint.safetensors").exists()
+def test_stopping_writes_checkpoint_and_student_at_once(dataset, tmp_path):
+    """Before a watcher's exception is out, whatever it is; a cancel of the host is no Exception."""
+    for kind in (KeyboardInterrupt, SystemExit, BaseException):
+        folder = tmp_path / kind.__name__
+
+        def stop(event, condition, kind=kind, folder=folder):
+            assert not (folder / "checkpoint.safetensors").exists()
+            raise kind
+
+        with pytest.raises(kind):
+            train_toy(dataset, folder, [stop])
+        assert (folder / "checkpoint.safetensors").exists() and not RunFolder(folder).report.exists()
+        assert read_lora(folder / "student.safetensors")[1]["steps"] == 1
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(dataset, tmp_path):
+    with pytest.raises(StoppedHere):
+        train_toy(dataset, tmp_path / "a", [stop_at(3)])
+    train_toy(dataset, tmp_path / "a")
+    train_toy(dataset, tmp_path / "b")
+    for name in ("log.jsonl", "report.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    for name in ("student.safetensors", "checkpoint.safetensors"):
+        (a, about_a), (b, about_b) = (load_tensors(tmp_path / x / name) for x in "ab")
+        assert a.keys() == b.keys() and about_a == about_b
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+def test_a_student_that_cannot_be_written_does_not_hide_why_the_run_stopped(dataset, tmp_path, monkeypatch, caplog):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("distill_core.training.run.save_lora", full)
+    with pytest.raises(StoppedHere):
+        train_toy(dataset, tmp_path, [stop_at(2)])
+    assert "could not be written: No space left" in caplog.text
+    with pytest.raises(OSError, match="No space left"):
+        train_toy(dataset, tmp_path)
 
 
 def test_the_condition_is_that_of_the_last_step(dataset, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder, conditions = RunFolder(tmp_path), []
     assert folder.condition() is None
-    words = [condition for _, condition in folder.follow(toy_run(dataset, tmp_path, steps=25))]
-    assert folder.condition() == words[-1] and words[0].word == "starting" and words[-1].word != "starting"
+    train_toy(dataset, tmp_path, [lambda event, condition: conditions.append(condition)], steps=25)
+    assert folder.condition() == conditions[-1]
+    assert conditions[0].word == "starting" and conditions[-1].word != "starting"
 
 
-def test_a_report_answers_only_what_was_asked(tmp_path):
-    folder, asked = RunFolder(tmp_path), {"steps": 5, "levels": (1.0, 0.5)}
-    assert folder.finished(asked) is None
-    folder.finish(asked, word="healthy")
-    assert folder.finished(asked)["word"] == "healthy"
-    assert folder.finished({**asked, "steps": 6}) is None
+def test_a_report_answers_only_what_was_requested(tmp_path):
+    folder, request = RunFolder(tmp_path), {"steps": 5, "levels": (1.0, 0.5)}
+    assert folder.finished(request) is None
+    folder.finish(request, word="healthy")
+    assert folder.finished(request)["word"] == "healthy"
+    assert folder.finished({**request, "steps": 6}) is None
     folder.report.write_text("{")
-    assert folder.finished(asked) is None
+    assert folder.finished(request) is None
     with pytest.raises(ValueError, match="there is no run in"):
         folder.started()
 
 
+def test_a_run_without_identities_is_refused():
+    for identities in ({}, {"base": "a"}, {"dataset": "b"}):
+        with pytest.raises(ValueError, match="must say what it is made from"):
+            RunConfig(LADDConfig(), TrainConfig(), StudentConfig(), identities)
+
+
 def test_targets_by_parts_of_their_names():
     names = ["blocks.0.attn.q", "blocks.0.mlp", "blocks.1.attn.q"]
-    assert pick_targets(names, "") == tuple(names)
-    assert pick_targets(names, " attn ,") == ("blocks.0.attn.q", "blocks.1.attn.q")
-    assert pick_targets(names, "mlp,blocks.1") == ("blocks.0.mlp", "blocks.1.attn.q")
+    assert pick_targets(names, ()) == tuple(names)
+    assert pick_targets(names, ["attn"]) == ("blocks.0.attn.q", "blocks.1.attn.q")
+    assert pick_targets(names, ["mlp", "blocks.1"]) == ("blocks.0.mlp", "blocks.1.attn.q")
+    assert pick_targets([*names, "single_blocks.0.mlp"], ["blocks.0.mlp"]) == ("blocks.0.mlp",), "a whole name is one"
     with pytest.raises(ValueError, match="no layer's name contains conv; names look like blocks.0.attn.q"):
-        pick_targets(names, "conv")
+        pick_targets(names, ["attn", "conv"])
 
 
 # A whole run
@@ -134,27 +224,23 @@ def sd3_data(tmp_path_factory) -> Path:
 LADD_PAIRS = LADDConfig({"adversarial": 1.0, "pairs": 1.0})
 
 
-def sd3_run(data: Path, folder: Path | None = None, method: MethodConfig = LADD_PAIRS, beside=None, **changes):
-    backend = DiffusersBackend(build_network("sd3"), FlowProcess())
+def sd3_run(data: Path, folder: Path | None = None, method: MethodConfig = LADD_PAIRS, rank=2, extra=None, **changes):
+    """A run on a tiny SD3, and its description."""
+    backend, dataset = DiffusersBackend(build_network("sd3"), FlowProcess()), LatentDataset(data)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         decode, encoder = torch.nn.ConvTranspose2d(4, 3, 2, 2).requires_grad_(False), ToyEncoder()
     settings = dict(steps=2, batch_size=2, student_lr=1e-2, checkpoint_every=100) | changes
-    student = StudentConfig(
-        2, tuple(name for name in backend.lora_targets() if "attn" in name), "ancestral", {"eta": 0.5}
-    )
-    run = new_run(
-        Components(backend, decode, encoder),
-        LatentDataset(data),
+    targets = tuple(name for name in backend.lora_targets() if "attn" in name) if rank else ()
+    config = RunConfig(
         method,
         TrainConfig(**settings),
-        student,
-        backend.default_taps(),
-        folder,
+        StudentConfig(rank, targets, "ancestral", {"eta": 0.5}),
+        {"base": fingerprint(backend.network), "dataset": dataset.digest(), **(extra or {})},
         DiscriminatorConfig(width=8, blocks=1),
-        beside=beside,
+        taps=tuple(backend.default_taps()),
     )
-    return run, student
+    return new_run(config, Components(backend, decode, encoder), dataset, folder), config
 
 
 def test_a_new_run_depends_on_its_seed_alone_and_leaves_torch_as_it_was(sd3_data):
@@ -167,17 +253,17 @@ def test_a_new_run_depends_on_its_seed_alone_and_leaves_torch_as_it_was(sd3_data
     assert torch.equal(torch.get_rng_state(), before)
     for name in ("generator", "discriminator"):
         a, b, c = (
-            [p for phase in run.phases if phase.name == name for p in phase.parameters.values()]
+            [p for player in run.players if player.name == name for p in player.parameters.values()]
             for run in (first, second, other)
         )
         assert all(map(torch.equal, a, b)) and not all(map(torch.equal, a, c))
 
 
 def test_the_lora_of_a_run_says_how_it_is_sampled(sd3_data, tmp_path):
-    run, student = sd3_run(sd3_data, tmp_path)
+    run, config = sd3_run(sd3_data, tmp_path)
     for _ in train(run):
         pass
-    state, description = student_of(run, student)
+    state, description = student_of(run, config)
     save_lora(tmp_path / "lora.safetensors", state, description)
     read, said = read_lora(tmp_path / "lora.safetensors")
     assert said["method"] == "LADD + pairs" and said["sigmas"] == list(LEVELS) and said["steps"] == 2
@@ -199,21 +285,40 @@ def test_the_lora_of_a_run_says_how_it_is_sampled(sd3_data, tmp_path):
     ],
 )
 def test_every_method_makes_such_a_run(sd3_data, tmp_path, method, title, levels):
-    run, student = sd3_run(sd3_data, tmp_path, method)
+    run, config = sd3_run(sd3_data, tmp_path, method)
     for _ in train(run):
         pass
-    state, said = student_of(run, student)
+    state, said = student_of(run, config)
     assert said["method"] == title and said["sigmas"] == pytest.approx(levels) and said["steps"] == 2
-    assert name_of(method) in said["config"] and name_of(method) in run.settings()
+    assert method.name in said["config"] and method.name in run.settings()
     assert any(value.any() for name, value in state.items() if "lora_B" in name)
 
 
-def test_what_lies_beside_the_model_is_part_of_the_run(sd3_data, tmp_path):
-    """E.g. the identity of an autoencoder: with another one the run does not go on."""
-    for _ in train(sd3_run(sd3_data, tmp_path, beside={"vae": "one"})[0]):
+def test_full_fine_tuning_writes_differences_that_make_the_student_again(sd3_data, tmp_path):
+    """One kind of file for all weights, headless and in the graph: what core's LoRA loaders call .diff."""
+    run, config = sd3_run(sd3_data, tmp_path, rank=0, student_lr=1e-3)
+    for _ in train(run):
+        pass
+    state, said = student_of(run, config)
+    assert said["weights"] == "differences" and {key.rsplit(".", 1)[1] for key in state} == {"diff", "diff_b"}
+    save_lora(tmp_path / "student.safetensors", state, said)
+    again = DiffusersBackend(build_network("sd3"), FlowProcess())
+    again.add_differences(read_lora(tmp_path / "student.safetensors")[0])
+    with run.ema_weights():
+        for name, value in run.method.student.backend.network.named_parameters():
+            torch.testing.assert_close(again.network.get_parameter(name), value, atol=1e-7, rtol=1e-6)
+    with pytest.raises(ValueError, match="do not fit the model"):
+        again.add_differences({"transformer.nowhere.diff": torch.zeros(1)})
+    with pytest.raises(ValueError, match="only a trainable copy"):
+        again.export(None)
+
+
+def test_another_identity_is_another_run(sd3_data, tmp_path):
+    """E.g. that of an autoencoder: with another one the run does not go on."""
+    for _ in train(sd3_run(sd3_data, tmp_path, extra={"vae": "one"})[0]):
         pass
     with pytest.raises(ValueError, match="other settings .vae."):
-        next(train(sd3_run(sd3_data, tmp_path, beside={"vae": "two"}, steps=3)[0]))
+        next(train(sd3_run(sd3_data, tmp_path, extra={"vae": "two"}, steps=3)[0]))
 
 
 def test_another_student_is_another_run(sd3_data, tmp_path):
@@ -221,5 +326,64 @@ def test_another_student_is_another_run(sd3_data, tmp_path):
         pass
     run, _ = sd3_run(sd3_data, tmp_path, steps=3)
     run.description["student"]["sampler"] = "euler"
-    with pytest.raises(ValueError, match="other settings .student."):
+    with pytest.raises(ValueError, match="other settings .student.sampler."):
         next(train(run))
+
+
+def test_a_checkpoint_of_version_0_1_is_refused_with_a_sentence(sd3_data, tmp_path):
+    """Such a checkpoint states no format: its random draws were others."""
+    for _ in train(sd3_run(sd3_data, tmp_path)[0]):
+        pass
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, metadata = load_tensors(path)
+    state = json.loads(metadata["run"])
+    del state["format"]
+    save_tensors(path, tensors, {"run": json.dumps(state)})
+    kept = path.read_bytes()
+    with pytest.raises(ValueError, match="written by another version of Turbo Distill.*choose another output folder"):
+        next(train(sd3_run(sd3_data, tmp_path, steps=3)[0]))
+    assert path.read_bytes() == kept
+
+
+# Everything that decides a run is in its description
+
+
+def changed(value):
+    """Another value of a setting's kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return value + "x"
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, tuple):
+        return (*value, *value) or ("x",)
+    if isinstance(value, dict):
+        return {**value, "x": 1.0}
+    return "x"
+
+
+def with_field(config, name: str, value):
+    """A copy of a frozen config with one field changed, whether or not the value makes sense."""
+    copied = copy.copy(config)
+    object.__setattr__(copied, name, value)
+    return copied
+
+
+@pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=list(METHODS))
+def test_every_setting_that_decides_a_run_changes_its_description(method):
+    """Found by walking the dataclasses: a new setting is in the description, or says that it decides nothing."""
+    base = RunConfig(method, TrainConfig(), StudentConfig(), {"base": "a", "dataset": "b"})
+    silent = set()
+    for part in fields(RunConfig):
+        section = getattr(base, part.name)
+        if not is_dataclass(section):
+            other = with_field(base, part.name, changed(section))
+            assert other.request() != base.request(), part.name
+            continue
+        for f in fields(section):
+            other = with_field(base, part.name, with_field(section, f.name, changed(getattr(section, f.name))))
+            if {**other.request(), "steps": 0} == {**base.request(), "steps": 0}:
+                silent.add(f"{part.name}.{f.name}")
+    assert silent == {f"train.{s.name}" for s in settings_of(TrainConfig) if not s.decides}
+    assert silent == {"train.steps", "train.checkpoint_every"}

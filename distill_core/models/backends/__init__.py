@@ -1,1 +1,1 @@
-"""Adapters from model libraries to `distill_core.denoiser.Backend`."""
+"""Adapters from model libraries to `models.denoiser.Backend`."""

@@ -1,6 +1,7 @@
 """What differs between the host's networks for training, as data: blocks, LoRA layers, where the image tokens are.
 
-A family is found by the class of the network (``model.model.diffusion_model``). Names are those of its modules.
+An architecture is found by the class of the network (``model.model.diffusion_model``); which families have it is in
+`distill_core.models.families`. Names are those of the network's modules.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ...distill_core.models.families import FAMILIES
 from ...distill_core.models.features import depth_scales
 from ...distill_core.models.lora import linear_layers
 
@@ -65,8 +67,8 @@ def _unet_scales(network: nn.Module) -> tuple[list[str], list[str]]:
 
 
 @dataclass(frozen=True)
-class Family:
-    """One architecture of the host.
+class Architecture:
+    """How to train with one class of the host's networks.
 
     taps: blocks a discriminator can read, in the order in which they run.  lora_under: containers of the layers that
     get a low-rank path.  image: where a sequence of image and text tokens has the image.  two_streams: the image's
@@ -76,6 +78,8 @@ class Family:
     block_options: keywords every block is called with.  key_prefix: of LoRA keys that core and diffusers both read.
     foreign: endings of the host's LoRA keys that belong to another model of the same class.
     misplacing: values of a CONDITIONING that put other tokens where ``image`` expects the image.
+    scales: read-outs and entries of a multi-scale discriminator, where the network has scales of its own.
+    others: models with this network that no preset is for.
     """
 
     name: str
@@ -90,6 +94,8 @@ class Family:
     key_prefix: str = "transformer."
     foreign: tuple[str, ...] = ()
     misplacing: tuple[str, ...] = ()
+    scales: Callable[[nn.Module], tuple[list[str], list[str]]] | None = None
+    others: tuple[str, ...] = ()
 
     def checkpoints(self, network: nn.Module) -> list[str]:
         return (self.checkpointed or self.taps)(network)
@@ -98,7 +104,7 @@ class Family:
         return linear_layers(network, self.lora_under)
 
     def multi_scale_taps(self, network: nn.Module, count: int) -> tuple[list[str], list[str]]:
-        return _unet_scales(network) if self.name == "unet" else depth_scales(self.taps(network), count)
+        return self.scales(network) if self.scales else depth_scales(self.taps(network), count)
 
     def image_output(self, output, network: nn.Module, text: int, image: int) -> Tensor:
         """Image tokens [B, N, C], or a map [B, C, H, W], of what a tapped block gave."""
@@ -129,43 +135,46 @@ _FLUX = dict(
 _FLUX1_ONLY = (".proj_mlp", ".proj_out", ".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2")
 _FLUX2_ONLY = (".linear_in", ".linear_out", ".to_qkv_mlp_proj", ".attn.to_out")
 
-FAMILIES = {
+ARCHITECTURES = {
     # A JointBlock checkpoints itself unless told not to, and would recompute under whichever path is on then.
-    "OpenAISignatureMMDITWrapper": Family(
+    "OpenAISignatureMMDITWrapper": Architecture(
         "sd3", _blocks("joint_blocks"), ("joint_blocks",), two_streams=(1, 1), block_options={"use_checkpoint": False}
     ),
-    "Flux": Family("flux", foreign=_FLUX2_ONLY, **_FLUX),
-    "Flux2": Family("flux2", foreign=_FLUX1_ONLY, patch_size=1, **_FLUX),
-    "NextDiT": Family(
+    "Flux": Architecture("flux", foreign=_FLUX2_ONLY, **_FLUX),
+    "Flux2": Architecture("flux2", foreign=_FLUX1_ONLY, patch_size=1, **_FLUX),
+    "NextDiT": Architecture(
         "lumina",
         _blocks("layers"),
         ("layers", "noise_refiner", "context_refiner"),
         _last,
         checkpointed=_blocks("noise_refiner", "context_refiner", "layers"),
+        others=("Lumina 2",),
     ),
-    "QwenImageTransformer2DModel": Family(
+    "QwenImageTransformer2DModel": Architecture(
         "qwen-image", _blocks("transformer_blocks"), ("transformer_blocks",), two_streams=("hidden_states", 1)
     ),
-    "WanModel": Family(
+    "WanModel": Architecture(
         "wan", _blocks("blocks"), ("blocks",), key_prefix="diffusion_model.", misplacing=("reference_latents",)
     ),
-    "UNetModel": Family(
+    "UNetModel": Architecture(
         "unet",
         _unet_taps,
         ("transformer_blocks", "proj_in", "proj_out"),
         patch_size=1,
         checkpointed=lambda network: list(_unet_parts(network)),
         key_prefix="lora_unet_",
+        scales=_unet_scales,
     ),
 }
 
 
-def training_family(network: nn.Module) -> Family:
-    """The family of a network. Raises ValueError for one that is not in the table."""
+def architecture_of(network: nn.Module) -> Architecture:
+    """Raises ValueError for a network that is not in the table."""
     name = type(network).__name__
     if name == "Flux" and network.params.global_modulation:
         name = "Flux2"
-    if name not in FAMILIES:
-        known = "SD1.5, SD2, SDXL, SD3, FLUX.1, FLUX.2, Z-Image and Lumina 2, Qwen-Image, Wan"
-        raise ValueError(f"models with a {name} network cannot be distilled yet; those that can: {known}")
-    return FAMILIES[name]
+    if name not in ARCHITECTURES:
+        known = [family.title for family in FAMILIES.values() if family.host_network in ARCHITECTURES]
+        known += [title for architecture in ARCHITECTURES.values() for title in architecture.others]
+        raise ValueError(f"models with a {name} network cannot be distilled yet; those that can: {', '.join(known)}")
+    return ARCHITECTURES[name]

@@ -1,0 +1,146 @@
+"""The commands that train: ``cache`` and ``train``."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..data.dataset import LatentDataset, cache_latents
+from ..evaluation import plots
+from ..files import fingerprint, weights_digest
+from ..methods.components import Components
+from ..models.denoiser import Denoiser, Guided
+from ..models.pipelines import open_source, read_prompts
+from ..perceptual import ELatentLPIPS, load_metric
+from ..training.config import Config, load_config
+from ..training.loop import Event, Run
+from ..training.monitor import Condition
+from ..training.preflight import preflight
+from ..training.run import RunConfig, RunFolder, StudentConfig, new_run, train_to_end
+
+SHOWN = ("adversarial", "distillation", "pairs", "consistency", "discriminator", "accuracy", "logit_gap")
+
+
+def run_cache(args: argparse.Namespace) -> None:
+    config = load_config(args.config)
+    source = open_source(config.model)
+    prompts = read_prompts(config.prompts.prompts, source)
+    conds, uncond = source.encode(prompts, config.prompts.negative)
+    teacher = Guided(Denoiser(source.backend), uncond, config.cache.guidance)
+    text = "\n".join([*prompts, config.prompts.negative])
+    made_from = {"base": fingerprint(source.backend.network), "prompts": hashlib.sha256(text.encode()).hexdigest()}
+    with tqdm(total=config.cache.count, desc="cache: teacher latents") as bar:
+        for done, _, _ in cache_latents(teacher, conds, source.channels, config.cache, args.out, made_from):
+            bar.update(done - bar.n)
+
+
+def run_train(args: argparse.Namespace) -> None:
+    config, accelerator = load_config(args.config), several_processes()
+    source = open_source(config.model)
+    if accelerator:
+        source.backend.network.to(accelerator.device)
+    folder, student_file = RunFolder(args.out), args.out / "student.safetensors"
+    run, run_config = open_run(config, source, LatentDataset(args.data), folder, accelerator)
+    if folder.finished(run_config.request()) and student_file.exists():
+        print(f"this run has ended: its student is {student_file}")
+        return
+    if not args.no_preflight:
+        preflight(run)
+    with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step() as stop:
+        train_to_end(run, run_config, folder, student_file, [Progress(bar), stop])
+    if run.is_main:
+        plots.training_curves({config.method: folder.logs()}, args.out / "curves.png")
+
+
+def open_run(
+    config: Config, source: Any, dataset: LatentDataset, folder: RunFolder, accelerator: Any = None
+) -> tuple[Run, RunConfig]:
+    """The run that a config file describes on an open model (`models.pipelines.open_source`), and its description."""
+    backend, model = source.backend, config.model
+    distance = perceptual_distance(model.perceptual, source.channels, next(backend.network.parameters()).device)
+    identities = {"base": fingerprint(backend.network), "dataset": dataset.digest(), "dtype": model.dtype}
+    if distance is not None:
+        identities["perceptual"] = weights_digest(distance.state_dict())
+    run_config = RunConfig(
+        config.method_config,
+        config.train,
+        StudentConfig(model.lora_rank, model.lora_targets, model.sampler),
+        identities,
+        config.discriminator,
+        config.vision,
+        model.taps,
+    )
+    components = Components(backend, source.decode_with_gradient, source.encoder)
+    run = new_run(run_config, components, dataset, folder.path, distance=distance, accelerator=accelerator)
+    return run, run_config
+
+
+def perceptual_distance(name: str, channels: int, device: torch.device | str) -> ELatentLPIPS | None:
+    """The metric that ``[model] perceptual`` names. Raises ValueError for one of another latent space."""
+    if not name:
+        return None
+    metric = load_metric(None if name == "mini" else name)
+    if metric.channels != channels:
+        raise ValueError(f"[model] perceptual: {name} is for latents of {metric.channels} channels, not {channels}")
+    return metric.to(device)
+
+
+class Progress:
+    """The progress bar with the step's figures and the discriminator's condition."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def __call__(self, event: Event, condition: Condition) -> None:
+        self.bar.update(event.step - self.bar.n)
+        figures = {name: f"{event.logs[name]:.3f}" for name in SHOWN if name in event.logs}
+        self.bar.set_postfix({**figures, "health": condition.word})
+
+
+class Stop:
+    """Ends the run after the step in which it was asked to."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, event: Event, condition: Condition) -> None:
+        if self.signal is not None and event.step < event.steps:
+            raise KeyboardInterrupt if self.signal == signal.SIGINT else SystemExit(128 + self.signal)
+
+
+@contextmanager
+def stop_after_step() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM let the running step end first; a second one stops at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        stop.signal = number
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def several_processes() -> Any:
+    """accelerate's view of the processes when there are several.
+
+    On GPUs ``accelerate launch -m distill_core train ...``; on CPUs accelerate's launcher starts a single process
+    whatever it is asked for, so there it is ``torchrun --nproc_per_node N -m distill_core train ...``.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=not torch.cuda.is_available())

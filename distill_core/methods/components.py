@@ -1,0 +1,130 @@
+"""What methods are built from: a model's components, the sizes of the networks they add, and the vision network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data.dataset import Batch
+from ..models.denoiser import Denoiser
+from ..models.vision import VisionNetwork, efficientnet_vision, encoder_vision, transformers_vision
+from ..settings import setting
+from .base import Distance
+
+ENCODER, EFFICIENTNET = "encoder", "efficientnet"
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Size of each discriminator head on feature maps (LADD, Diffusion2GAN)."""
+
+    width: int = setting(64, "Channels of each discriminator head.")
+    blocks: int = setting(2, "Residual blocks of each discriminator head.")
+    kernel: int = setting(3, "Side of the convolution kernels in the discriminator heads, an odd number.")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The frozen vision network that ADD's discriminator reads, and what decodes images for it."""
+
+    network: str = setting(
+        ENCODER,
+        "The folder of a DINOv2 in transformers' format, \"encoder\" for the encoder of the model's tiny autoencoder, "
+        'or "efficientnet" for an ImageNet network that comes as a package (the extra "metrics").',
+    )
+    size: int = setting(
+        0, 'Side in pixels of the square images it sees. 0: 224, or the images\' own size with network = "encoder".'
+    )
+    blocks: int = setting(4, "At how many of its blocks a DINOv2 is read, one discriminator head for each.")
+    decoder: str = setting(
+        "",
+        "The folder of a diffusers AutoencoderTiny (TAESD) that decodes in place of the model's own autoencoder, at a "
+        "fraction of the cost. Empty: the model's own.",
+    )
+
+
+@dataclass(frozen=True)
+class Components:
+    """A model as the methods need it.
+
+    backend: `models.backends.diffusers.DiffusersBackend` or one like it.  decode: latents -> images in [-1, 1] with
+    gradients, or None.  encoder: that of a tiny autoencoder, or None.  vision: an open vision network, in place of the
+    one that `VisionConfig` names.
+    """
+
+    backend: Any
+    decode: Callable[[Tensor], Tensor] | None = None
+    encoder: Any = None
+    vision: VisionNetwork | None = None
+
+    def trainable_view(self, rank: int, targets: Sequence[str] = ()) -> Denoiser:
+        """A LoRA on the shared backbone or, with rank 0, a trainable copy of it."""
+        if rank:
+            return Denoiser(self.backend, self.backend.new_lora(rank, targets or None))
+        return Denoiser(self.backend.trainable_copy())
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """All that `MethodConfig.build` may use.
+
+    student, teacher: views of the model.  example: a batch of real latents whose shapes the discriminator must fit.
+    uncond, guidance: of the teacher.  distance: of the pairs and consistency terms, None for ``config.regression``.
+    taps: blocks that heads read, empty for the method's own choice.
+    """
+
+    components: Components
+    student: Denoiser
+    teacher: Denoiser
+    example: Batch
+    uncond: Any = None
+    guidance: float = 1.0
+    distance: Distance | None = None
+    taps: tuple[str, ...] = ()
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+
+    def shared(self) -> dict[str, Any]:
+        """The arguments of `StudentMethod` that are the same for every method."""
+        return {"uncond": self.uncond, "guidance": self.guidance, "distance": self.distance}
+
+    def head_size(self) -> dict[str, int]:
+        return asdict(self.discriminator)
+
+
+def tiny_decoder(folder: str | Path) -> Components:
+    """Decoder and encoder of the diffusers ``AutoencoderTiny`` in a folder. Raises ValueError when there is none."""
+    from diffusers import AutoencoderTiny
+
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"[vision] decoder: {folder} is not the folder of a diffusers AutoencoderTiny (TAESD)")
+    tiny = AutoencoderTiny.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+    return Components(None, lambda latents: tiny.decode(latents).sample, tiny.encoder)
+
+
+def with_tiny_decoder(components: Components, folder: str) -> Components:
+    """The components with the tiny autoencoder of ``folder`` instead of the model's own; an empty name changes none."""
+    if not folder:
+        return components
+    tiny = tiny_decoder(folder)
+    return replace(components, decode=tiny.decode, encoder=tiny.encoder)
+
+
+def open_vision(config: VisionConfig, components: Components) -> VisionNetwork:
+    """The vision network of ``components``, or that which ``config`` names. Raises ValueError when it is not there."""
+    if components.vision is not None:
+        return components.vision
+    if config.network == EFFICIENTNET:
+        return efficientnet_vision(config.size or 224)
+    if config.network != ENCODER:
+        return transformers_vision(config.network, config.blocks, config.size or 224)
+    if components.encoder is None:
+        raise ValueError(
+            'ADD needs a frozen vision network: set [vision] network to the folder of a DINOv2 or to "efficientnet", '
+            "or [vision] decoder to the folder of a tiny autoencoder (TAESD), whose encoder can serve"
+        )
+    return encoder_vision(components.encoder, (config.size, config.size) if config.size else None)

@@ -1,0 +1,75 @@
+"""The files in configs/: each opens, fits the model it names, and those of the mini model train."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill_core.cli.main import main
+from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
+from distill_core.diffusion.schedules import grid_sigmas
+from distill_core.files import read_lora
+from distill_core.training.config import load_config
+
+FOLDER = Path(__file__).parents[2] / "configs"
+FILES = sorted(FOLDER.glob("*.toml"))
+MINI = [path for path in FILES if path.stem.startswith("mini_")]
+STABLE_DIFFUSION = DiscreteProcess(cumulative_alphas(), "eps")
+PROCESSES = {
+    "sd1.5_diffusion2gan": STABLE_DIFFUSION,
+    "sdxl_add": STABLE_DIFFUSION,
+    "sd3.5_medium_ladd": FlowProcess(1000.0, shift_alpha=3.0),
+    "flux1_dev_ladd": FlowProcess(1.0, shift_alpha=2.718281828**1.15),
+}
+
+
+def named(paths: list[Path]) -> list:
+    return [pytest.param(path, id=path.stem) for path in paths]
+
+
+def test_every_method_has_a_mini_and_a_large_model():
+    assert {path.stem for path in FILES} == {*PROCESSES, "mini_ladd", "mini_add", "mini_diffusion2gan"}
+
+
+@pytest.mark.parametrize("path", named(FILES))
+def test_the_file_opens_and_is_of_the_method_in_its_name(path):
+    config = load_config(path)
+    assert path.stem.endswith(f"_{config.method}")
+    assert (config.model.path == "mini") == (path in MINI)
+    text = path.read_text(encoding="utf-8")
+    assert max(map(len, text.splitlines())) <= 120
+    assert all(f"{command} configs/{path.name}" in text for command in ("cache", "train", "sample"))
+    assert ("We have not run this file on the real weights" in text) == (path not in MINI)
+
+
+@pytest.mark.parametrize("name, process", PROCESSES.items())
+def test_the_levels_are_those_of_the_model(name, process):
+    """The model's own grid; a file that wrote LADD's flow times for SDXL, or forgot a shift, would fail here."""
+    config = load_config(FOLDER / f"{name}.toml")
+    levels = torch.tensor(config.method_config.levels(process))
+    torch.testing.assert_close(levels, grid_sigmas(process, len(levels))[:-1], rtol=2e-4, atol=0)
+    assert levels[0].item() == pytest.approx(process.sigma_max, rel=1e-4)
+
+
+def test_the_pairs_of_stable_diffusion_begin_at_its_highest_level():
+    stored = load_config(FOLDER / "sd1.5_diffusion2gan.toml").cache.state_sigmas
+    assert stored == (pytest.approx(STABLE_DIFFUSION.sigma_max, rel=1e-5),)
+
+
+def shortened(text: str) -> str:
+    """The same file with 32 latents and 2 training steps."""
+    text, latents = re.subn(r"(?m)^count = \d+", "count = 32", text)
+    text, steps = re.subn(r"(?m)^(\[train\]\nsteps) = \d+", r"\1 = 2", text)
+    assert (latents, steps) == (1, 1)
+    return text
+
+
+@pytest.mark.parametrize("path", named(MINI))
+def test_a_mini_file_trains_a_student(path, tmp_path):
+    config, data, run = tmp_path / path.name, tmp_path / "data", tmp_path / "run"
+    config.write_text(shortened(path.read_text(encoding="utf-8")), encoding="utf-8")
+    assert main(["cache", str(config), "--out", str(data)]) == 0
+    assert main(["train", str(config), "--data", str(data), "--out", str(run)]) == 0
+    _, description = read_lora(run / "student.safetensors")
+    assert description["steps"] == 2 and len(description["sigmas"]) == (1 if "diffusion2gan" in path.stem else 4)
