@@ -69,7 +69,7 @@ class PromptList(io.ComfyNode):
                     "prompts", multiline=True, default="", tooltip="One prompt per line; empty lines are ignored."
                 )
             ],
-            outputs=[io.String.Output(display_name="prompts", is_output_list=True)],
+            outputs=[io.String.Output(display_name="prompts", is_output_list=True, tooltip="For CLIP Text Encode.")],
         )
 
     @classmethod

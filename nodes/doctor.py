@@ -28,7 +28,7 @@ class ScheduleDoctor(io.ComfyNode):
                 io.Float.Input(
                     "cfg", default=1.0, min=0.0, max=100.0, step=0.1, tooltip="The guidance scale set on the sampler."
                 ),
-                preset_input(),
+                preset_input("it compares with the nearest list"),
                 io.Int.Input("width", default=0, min=0, max=16384, step=16, optional=True, tooltip=f"Width {tip}"),
                 io.Int.Input("height", default=0, min=0, max=16384, step=16, optional=True, tooltip=f"Height {tip}"),
             ],

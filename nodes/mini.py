@@ -56,7 +56,11 @@ class MiniConditioning(io.ComfyNode):
                     "a list of all classes, for Teacher Latents.",
                 )
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning", is_output_list=True)],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning", is_output_list=True, tooltip="One conditioning, or ten."
+                )
+            ],
         )
 
     @classmethod

@@ -73,7 +73,7 @@ class TrainingReport(io.ComfyNode):
                     tooltip="Seed of the grid's noise.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="report")],
+            outputs=[io.Image.Output(display_name="report", tooltip="The curves, with the before/after grid below.")],
         )
 
     @classmethod

@@ -13,13 +13,14 @@ from .host.model import facts_of
 from .host.sampling import host_sampler, is_video, sample_latent
 
 
-def preset_input() -> io.Combo.Input:
+def preset_input(several: str = "it asks you to choose") -> io.Combo.Input:
+    """several: what auto does where a family has several distillations."""
     return io.Combo.Input(
         "preset",
         options=[AUTO, *presets()],
         default=AUTO,
         tooltip="Which turbo model this is. auto reads the metadata of the checkpoint or of the last LoRA, or else "
-        "goes by the model's family; if a family has several distillations, it asks you to choose.",
+        f"goes by the model's family; if a family has several distillations, {several}.",
     )
 
 
@@ -59,6 +60,34 @@ def size_inputs() -> list:
     tip = "of the image in pixels. It matters only for presets whose noise levels depend on it (FLUX.2, FLUX.1 dev)."
     shared = dict(default=DEFAULT_SIZE, min=16, max=16384, step=16, optional=True)
     return [io.Int.Input(name, tooltip=f"{name.capitalize()} {tip}", **shared) for name in ("width", "height")]
+
+
+def override_inputs() -> list:
+    """What replaces the preset's own sampler, cfg and noise levels."""
+    return [
+        io.Combo.Input(
+            "sampler",
+            options=[OF_PRESET, *SAMPLERS],
+            default=OF_PRESET,
+            tooltip="Sampler to use instead of the preset's. renoise is core's lcm, and ancestral its euler_ancestral.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=0.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="Guidance scale. 0 uses the preset's, usually 1; any other value doubles the cost of a step.",
+        ),
+        io.Conditioning.Input(
+            "negative",
+            optional=True,
+            tooltip="Negative prompt, used only if cfg is not 1. Most turbo models need none.",
+        ),
+        io.Sigmas.Input(
+            "sigmas", optional=True, tooltip="Noise levels to use instead of the preset's. They must end in 0."
+        ),
+    ]
 
 
 class TurboPreset(io.ComfyNode):
@@ -124,33 +153,10 @@ class TurboSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Seed of the noise; each image also uses its index in the batch.",
                 ),
-                io.Combo.Input(
-                    "sampler",
-                    options=[OF_PRESET, *SAMPLERS],
-                    default=OF_PRESET,
-                    tooltip="Sampler to use instead of the preset's. renoise is core's lcm, and ancestral its "
-                    "euler_ancestral.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance scale. 0 uses the preset's, usually 1; any other value doubles the "
-                    "cost of a step.",
-                ),
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="Negative prompt, used only if cfg is not 1. Most turbo models need none.",
-                ),
-                io.Sigmas.Input(
-                    "sigmas", optional=True, tooltip="Noise levels to use instead of the preset's. They must end in 0."
-                ),
+                *override_inputs(),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
+                io.Latent.Output(display_name="latent", tooltip="The sampled latent."),
                 io.Latent.Output(display_name="denoised", tooltip="The network's prediction at the last noise level."),
             ],
         )
@@ -227,7 +233,7 @@ class TurboSamplerSelect(io.ComfyNode):
                     "the same added noise.",
                 ),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler")],
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
 
     @classmethod

@@ -86,7 +86,7 @@ def on_mini(name: str, kind: str, pairs: int, **trainer) -> dict:
 
 
 def mini_ladd() -> dict:
-    return on_mini("distil_mini_model", "LADDTrainer", 4, steps=160, batch_size=32, renoise_mean=0.0, renoise_std=1.0)
+    return on_mini("distil_mini_ladd", "LADDTrainer", 4, steps=160, batch_size=32, renoise_mean=0.0, renoise_std=1.0)
 
 
 def mini_add() -> dict:
@@ -167,7 +167,7 @@ def flux_dev() -> dict:
 
 SD35M = checkpoint("sd3.5_medium.safetensors")
 DISTIL_WORKFLOWS = {
-    "distil_mini_model": mini_ladd(),
+    "distil_mini_ladd": mini_ladd(),
     "distil_mini_add": mini_add(),
     "distil_mini_diffusion2gan": mini_diffusion2gan(),
     "distil_sdxl_add": sdxl_add(),

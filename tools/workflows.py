@@ -1,4 +1,4 @@
-"""The shipped workflows in API format, {name: {node id: {class_type, inputs}}}; make_pack_files.py makes the files.
+"""The shipped workflows in API format, {name: {node id: {class_type, inputs}}}; make_workflows.py makes the files.
 
 The file names of models are those under which their publishers or ComfyUI's own examples offer them.
 """
@@ -143,7 +143,7 @@ def mini() -> dict:
     """The shipped student at the four levels it was trained at; everything comes from the LoRA's metadata."""
     return mini_parts(distilled=True) | {
         "sampler": turbo_sampler(link("mini"), link("class"), link("latent"), preset="auto"),
-        **picture_of("mini_model", link("sampler"), link("mini", 1)),
+        **picture_of("sample_mini", link("sampler"), link("mini", 1)),
     }
 
 
@@ -210,7 +210,7 @@ WORKFLOWS = {
     "inpainting_4_steps": inpainting(),
     **DISTIL_WORKFLOWS,
     "schedule_doctor": doctor(),
-    "mini_model": mini(),
+    "sample_mini": mini(),
     "compare_latents": compare_latents(),
 }
 MODEL_FOLDERS = {
@@ -226,8 +226,8 @@ MODEL_FOLDERS = {
 TINY = ("taesd", "taesdxl", "taesd3", "taef1")  # VAEs that Load VAE makes of two files in models/vae_approx
 RUNS_ANYWHERE = (
     "schedule_doctor",
-    "mini_model",
-    "distil_mini_model",
+    "sample_mini",
+    "distil_mini_ladd",
     "distil_mini_add",
     "distil_mini_diffusion2gan",
     "compare_latents",

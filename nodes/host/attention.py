@@ -1,4 +1,5 @@
-"""The attention of a network in training: torch's, the same cuts in every forward, twice differentiable if asked."""
+"""The attention of a network in training: torch's, with the same chunks in every forward, and twice differentiable
+where a penalty needs that."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ from ...distill_core.models.lora import attention_kernels
 
 
 def training_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options) -> Tensor:
-    """The host's ``attention_pytorch``, except where torch is told to use its plain kernel only.
+    """The host's ``attention_pytorch``, except where torch is set to use its plain kernel only.
 
-    The host chooses fast kernels itself, whatever torch was told, and those cannot be differentiated twice, which a
-    penalty on a network's input asks for (`diffusion2gan`). q, k, v: [B, N, heads D], or [B, heads, N, D] with the
+    The host chooses fast kernels itself, whatever torch is set to, and those cannot be differentiated twice, which a
+    penalty on a network's input needs (`diffusion2gan`). q, k, v: [B, N, heads D], or [B, heads, N, D] with the
     host's ``skip_reshape``; the result is [B, N, heads D], or with ``skip_output_reshape`` [B, heads, N, D].
     """
     if attention_kernels() != [SDPBackend.MATH]:

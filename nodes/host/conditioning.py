@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ...distill_core.models.denoiser import Cond, cat_conds
 from .architectures import Architecture
 
-# Names the host's CONDITIONING uses that mean the whole picture at every step, and so say nothing.
+# Settings in a CONDITIONING that mean the whole image at every step, and so can be left out.
 NEUTRAL = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "set_area_to_bounds": False}
 RENAMED = {"pooled_output": "pooled", "guidance": "guidance"}
-# Values that only the host's sampler acts on: the network alone would do as if they were not there.
-OF_THE_SAMPLER = ("mask", "mask_strength", "area", "default")
+# Settings that only the host's sampler acts on: the network alone would ignore them.
+SAMPLER_ONLY = ("mask", "mask_strength", "area", "default")
 LIST = "#"  # "reference_latents#0": the first tensor of a list
 
 
@@ -23,7 +23,7 @@ def cond_of(conditioning: list) -> Cond:
 
     pooled_output and guidance have fields of their own; all other tensors, lists of tensors and numbers (reference and
     concat latents, masks, SDXL's sizes) are carried in ``extra`` under the host's names.
-    Raises ValueError for what cannot be trained with (ControlNet, areas, hooks, ...), which it names.
+    Raises ValueError for what cannot be used for training (ControlNet, areas, hooks, ...), naming it.
     """
     if not conditioning:
         raise ValueError("the conditioning is empty: connect at least one prompt")
@@ -48,7 +48,7 @@ def _entry(context: Tensor, options: dict) -> Cond:
         if value is None or (name in NEUTRAL and value == NEUTRAL[name]) or _masks_nothing(name, value):
             continue
         key = RENAMED.get(name, f"extra.{name}")
-        if name in OF_THE_SAMPLER:
+        if name in SAMPLER_ONLY:
             raise ValueError(f"a conditioning with {name} cannot be trained with; use plain text prompts")
         if isinstance(value, (list, tuple)) and value and all(isinstance(part, Tensor) for part in value):
             tensors |= {f"{key}{LIST}{i}": part for i, part in enumerate(value)}
@@ -97,10 +97,15 @@ def host_conds(model, cond: Cond, noise: Tensor, scale: int) -> dict:
         else:
             values[base] = value.item() if value.ndim == 1 else value.clone()
     size = {"width": noise.shape[-1] * scale, "height": noise.shape[-2] * scale}
-    about = {"device": noise.device, "noise": noise, "latent_image": torch.zeros_like(noise), "prompt_type": "positive"}
+    common = {
+        "device": noise.device,
+        "noise": noise,
+        "latent_image": torch.zeros_like(noise),
+        "prompt_type": "positive",
+    }
     values = {name: value for name, value in values.items() if value is not None}
     try:
-        conds = model.extra_conds(**{**size, **about, **values})
+        conds = model.extra_conds(**{**size, **common, **values})
     except KeyError as error:
         raise ValueError(
             f"the conditioning lacks {error}, which this model needs: encode the prompts with its text encoders"

@@ -1,4 +1,4 @@
-"""Networks of the host copied for training: MODEL as it is sampled, and from that one more with weights to train."""
+"""Copies of the host's networks for training: a frozen one with MODEL's patches, and one with trainable weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def own_copy(model):
         patcher = model.clone(disable_dynamic=True, force_deepcopy=True)
     elif model.is_dynamic():
         raise ValueError(
-            "this MODEL cannot be copied for training: its loader does not say how to load it again, and its weights "
+            "this MODEL cannot be copied for training: its loader does not tell how to load it again, and its weights "
             "are paged. Load it with Load Diffusion Model or Load Checkpoint, or start ComfyUI with "
             "--disable-dynamic-vram"
         )
     else:
         patcher = model.clone(model_override=_copied(model).get_clone_model_override())
-    patcher.parent = None  # else the host would take MODEL for loaded once this is gone
+    patcher.parent = None  # or else the host would consider MODEL loaded once this copy is gone
     return patcher
 
 

@@ -17,13 +17,13 @@ def autoencoder_of(vae) -> nn.Module:
     network = getattr(vae, "first_stage_model", None)
     if network is None:
         raise ValueError(
-            "ADD works on decoded images and needs the model's VAE; this one is empty (a checkpoint without a VAE). "
-            "Connect Load VAE, best with a tiny one (TAESD)"
+            "ADD works on decoded images and needs a VAE, and this one is empty (a checkpoint without a VAE): "
+            "connect Load VAE, preferably with a tiny VAE (TAESD)"
         )
     if vae.latent_dim != 2 or vae.output_channels != 3:
         raise ValueError(
-            "this VAE decodes videos or sound, not single images, and ADD cannot learn through it: connect an image "
-            "VAE of this model's latents, or use LADD Trainer, which needs none"
+            "this VAE decodes videos or sound, not single images, so ADD cannot train through it: connect an image VAE "
+            "for this model's latents, or use LADD Trainer, which needs none"
         )
     return network
 
@@ -31,8 +31,9 @@ def autoencoder_of(vae) -> nn.Module:
 class Decoder:
     """Called with latents [B, C, H, W] in model space; returns images [B, 3, H', W'] in about [-1, 1], float32.
 
-    backend: `comfy_denoiser.ComfyBackend`, whose latents and device count.  checkpointing: decode a large autoencoder's
-    images one by one, each again in the backward, so that one image's activations are held and not the batch's.
+    backend: the `ComfyBackend` whose latents are decoded, on its device.
+    checkpointing: decode the images of a large autoencoder one at a time, and each again in the backward pass, so that
+    the activations of one image are held and not those of the batch.
     Raises ValueError for a VAE of other latents, or one that cannot be copied.
     """
 
@@ -41,11 +42,11 @@ class Decoder:
         if vae.latent_channels != backend.channels:
             raise ValueError(
                 f"the VAE decodes latents of {vae.latent_channels} channels, this model's have {backend.channels}: "
-                "connect the model's own VAE, or the tiny one that is made for it"
+                "connect the model's own VAE, or the tiny VAE made for it"
             )
         state = {name: value.detach().clone() for name, value in original.state_dict().items()}
-        about = {"tae_latent_channels": vae.latent_channels}  # the only thing that a tiny one's weights do not say
-        copied = comfy.sd.VAE(sd=state, metadata=about, dtype=torch.float32).first_stage_model
+        metadata = {"tae_latent_channels": vae.latent_channels}  # all that the weights of a tiny one do not tell
+        copied = comfy.sd.VAE(sd=state, metadata=metadata, dtype=torch.float32).first_stage_model
         if type(copied) is not type(original):
             raise ValueError("this VAE cannot be copied for training: load it with Load VAE or Load Checkpoint")
         device = next(backend.network.parameters()).device
@@ -69,16 +70,16 @@ class Decoder:
         return torch.cat([checkpoint(self._decode, row, use_reentrant=False) for row in latents.split(1)])
 
     def _decode(self, latents: Tensor) -> Tensor:
-        inside = self.backend.latents_out(latents)
-        inside = inside[:, :, 0] if inside.ndim == 5 else inside  # a video model's one frame
-        output = self.network.decode(inside.contiguous(memory_format=torch.channels_last))
+        unscaled = self.backend.latents_out(latents)
+        unscaled = unscaled[:, :, 0] if unscaled.ndim == 5 else unscaled  # the one frame of a video model
+        output = self.network.decode(unscaled.contiguous(memory_format=torch.channels_last))
         return 2 * (self.slope * output.float() + self.offset) - 1
 
 
 def cut_padding(network: nn.Module, width: int = 64) -> None:
-    """Take channels that are exactly 0 off a tiny autoencoder, to whose ``width`` the host fixes every file.
+    """Remove the channels of a tiny autoencoder that are exactly 0; the host wants ``width`` channels in every file.
 
-    The mini model's has 24 that are not: the same images, several times faster.
+    That of the mini model uses 24 of them: the images are the same, several times faster.
     """
     convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     inner = [conv.weight for conv in convs if conv.out_channels == width]

@@ -1,4 +1,4 @@
-"""Where the pack keeps what it makes, all inside the host's output folder."""
+"""Where the pack writes its files: all inside the host's output folder."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ GENERIC = "diffusion_model."
 Target = tuple[str, tuple[int, int, int] | None, object]  # weight in the host, (dimension, first row, rows), row order
 
 
-def export_lora(path: Lora, model, architecture: Architecture) -> dict[str, Tensor]:
-    """The path as a LoRA for ``model`` (the host's model_base object), its scale folded in. CPU copies.
+def export_lora(lora: Lora, model, architecture: Architecture) -> dict[str, Tensor]:
+    """The tensors of a LoRA file for ``model`` (the host's model_base object), its scale folded in. CPU copies.
 
     Layout: diffusers/peft (``transformer.….lora_A.weight``) where the host has a table of diffusers' names; kohya's
     with diffusers' names for UNets (``lora_unet_….lora_down.weight``), the only one that core and diffusers both read
@@ -31,14 +31,14 @@ def export_lora(path: Lora, model, architecture: Architecture) -> dict[str, Tens
     down_name, up_name = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
     names = _names_by_weight(model, architecture)
     state = {}
-    for target, down, up in zip(path.targets, path.down, path.up, strict=True):
-        matrix = up.detach() * path.scale
+    for target, down, up in zip(lora.targets, lora.down, lora.up, strict=True):
+        matrix = up.detach() * lora.scale
         for name, rows, reorder in _cover(names.get(target, {}), target, len(matrix)):
             part = matrix if rows is None else matrix.narrow(*rows)
             state[f"{name}.{down_name}.weight"] = down.detach().cpu().clone().contiguous()
             state[f"{name}.{up_name}.weight"] = (reorder(part) if reorder else part).cpu().clone().contiguous()
             if kohya:
-                state[f"{name}.alpha"] = down.new_tensor(float(path.rank)).cpu()
+                state[f"{name}.alpha"] = down.new_tensor(float(lora.rank)).cpu()
     return state
 
 

@@ -1,4 +1,4 @@
-"""Our samplers inside the host's machinery: its guider, model loading, hooks, masks, previews and progress bar."""
+"""Our samplers run by the host's guider, with its model loading, hooks, masks, previews and progress bar."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def host_sampler(
 
 
 def row_by_row(model_options: dict) -> dict:
-    """Model options with which the network is called for single rows, whatever the host puts into one batch.
+    """Model options that make the network process one row at a time, whatever the host puts into one batch.
 
-    Matrix products of different heights round differently, which would make an image depend on its neighbours.
+    Matrix products of different heights round differently, so an image would depend on the rest of its batch.
     """
     inner = model_options.get("model_function_wrapper")
 
@@ -96,7 +96,7 @@ def _row_of(value, row: int, count: int):
 
 
 def batch_items(latent: dict, batch: int) -> Sequence[int]:
-    """The index of every row in the batch it was once part of (LatentFromBatch keeps it), else its place."""
+    """The index of every row in its original batch (LatentFromBatch keeps it), or else in this one."""
     items = latent.get("batch_index")
     return items if items is not None and len(items) == batch else range(batch)
 

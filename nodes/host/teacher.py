@@ -1,4 +1,4 @@
-"""A MODEL sampled by the host itself into a dataset of latents in model space: any of its patches stay in force."""
+"""A MODEL sampled by the host itself into latents in model space, so that all its patches take effect."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def one_entry(conditioning: list, what: str = "positive") -> list:
     if parts != 1:
         raise ValueError(
             f"a {what} conditioning has {parts} parts: combined, masked or timed conditionings cannot be "
-            "distilled; give one plain conditioning a prompt"
+            "distilled; give one plain conditioning per prompt"
         )
     return conditioning[0]
 
 
 def join_conditionings(conditionings: Sequence[list]) -> list:
-    """CONDITIONINGs of the same shape as one whose rows go with the rows of a batch.
+    """CONDITIONINGs of the same shape as one, with one row per row of a batch.
 
     Raises ValueError when they differ in anything but tokens and pooled output.
     """
@@ -44,11 +44,13 @@ def join_conditionings(conditionings: Sequence[list]) -> list:
 
 
 class HostTeacher:
-    """Makes the items of `data.write_shards`: called with (items, shard), it samples their latents.
+    """The source of items for `dataset.write_shards`: called with (items, shard), it samples their latents.
 
-    positives: a CONDITIONING a prompt, conds: the same as rows for training.  sizes: latent sizes [H, W], one a shard
-    in turn.  state_sigmas: levels of ``sigmas`` at which the state of the path is kept.  progress: called after every
-    sampling step with (items done in this batch, as a fraction, preview or None).
+    positives: one CONDITIONING per prompt.
+    conds: the same as rows for training.
+    sizes: latent sizes [H, W], used in turn, one per shard.
+    state_sigmas: levels of ``sigmas`` at which the state of the path is stored.
+    progress: called after every sampling step with (fraction of the batch that is done, preview or None).
     """
 
     def __init__(

@@ -21,7 +21,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "tests" / "host"), str(REPO / "tools")]
 
 from graphs import class_samples, guided_teacher, saved_student  # noqa: E402
-from make_pack_files import numbered  # noqa: E402
+from make_workflows import numbered  # noqa: E402
 from server import Host  # noqa: E402
 
 from distill_core.evaluation.metrics import MiniEvaluator  # noqa: E402
@@ -30,7 +30,7 @@ from distill_core.files import git_commit, save_json  # noqa: E402
 from distill_core.models import mini  # noqa: E402
 from workflows import WORKFLOWS  # noqa: E402
 
-NAMES = ("distil_mini_model", "distil_mini_add", "distil_mini_diffusion2gan")
+NAMES = ("distil_mini_ladd", "distil_mini_add", "distil_mini_diffusion2gan")
 
 
 def main() -> None:

@@ -84,9 +84,30 @@ def load_pack(name: str) -> None:
     spec.loader.exec_module(sys.modules[name])
 
 
+def comfyui_folder() -> Path:
+    return Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser().resolve()
+
+
+def enter_host(pack: str = "pack") -> None:
+    """Make this process ComfyUI's, on the CPU and without a server, with this repository imported as ``pack``.
+
+    Takes the script's own arguments off sys.argv, which the host would read. Needs ComfyUI's Python.
+    """
+    sys.meta_path.insert(0, ImportHooks())
+    sys.path.insert(0, str(comfyui_folder()))
+    sys.argv[1:] = ["--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.sd
+    import comfy_api.latest  # noqa: F401  the pack wants it loaded
+
+    load_pack(pack)
+
+
 def main() -> None:
     """Run main.py as if it had been started directly."""
-    root = Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser().resolve()
+    root = comfyui_folder()
     script = root / "main.py"
     if not script.is_file():
         sys.exit(f"no ComfyUI in {root}: set COMFYUI_PATH to its folder")

@@ -196,13 +196,13 @@ def critics() -> dict:
                     logs = training_step(run)
                     norms[checkpointing] = [logs["generator_grad_norm"], logs["discriminator_grad_norm"], logs["r1"]]
                     moved = [
-                        n for n, p in method.discriminator.named_parameters() if n.startswith("inlets") and p.any()
+                        n for n, p in method.discriminator.named_parameters() if n.startswith("input_convs") and p.any()
                     ]
                     own = method.discriminator.backbone.backend is not backend
             pairs = zip(*norms.values(), strict=True)
             result[f"{family} {critic}"] = {
                 "scales": backend_scales(family),
-                "inlets": len(moved) // 2,
+                "input convs": len(moved) // 2,
                 "own network": own,
                 "checkpointing": max(abs(a - b) / abs(b) for a, b in pairs),
                 "r1": logs["r1"],

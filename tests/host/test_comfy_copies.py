@@ -72,7 +72,7 @@ def test_a_trained_network_judges_on_every_family(probe, family, critic):
     reads, entries = found["scales"]
     assert found["own network"] == (critic == "copy") and found["r1"] > 0
     assert found["checkpointing"] < 1e-5, "the same gradients, those of the double backward, too"
-    assert found["inlets"] == len(entries) == len(reads) - 1 and (len(reads) > 1 or family in FEW_BLOCKS)
+    assert found["input convs"] == len(entries) == len(reads) - 1 and (len(reads) > 1 or family in FEW_BLOCKS)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in FEW_BLOCKS])

@@ -14,13 +14,13 @@ from server import REPO
 from distill_core.models import mini
 
 sys.path.append(str(REPO / "tools"))
-from make_pack_files import complete, locale  # noqa: E402
+from make_workflows import complete  # noqa: E402
 
 from workflows import RUNS_ANYWHERE, WORKFLOWS, add_placeholders  # noqa: E402
 
 ARTEFACTS = Path(os.environ.get("TEST_ARTEFACTS") or REPO / "build" / "artefacts")
 TRAINERS = {
-    "distil_mini_model": "TurboDistillLADDTrainer",
+    "distil_mini_ladd": "TurboDistillLADDTrainer",
     "distil_mini_add": "TurboDistillADDTrainer",
     "distil_mini_diffusion2gan": "TurboDistillDiffusion2GANTrainer",
 }
@@ -42,7 +42,7 @@ def graph_of(name: str) -> dict:
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_every_workflow_has_its_file_and_picture(name):
-    """The file has the nodes of tools/workflows.py; if not, run tools/make_pack_files.py again."""
+    """The file has the nodes of tools/workflows.py; if not, run tools/make_workflows.py again."""
     types = sorted(node["type"] for node in graph_of(name)["nodes"])
     assert types == sorted(node["class_type"] for node in WORKFLOWS[name].values())
     assert (REPO / "workflows" / f"{name}.jpg").stat().st_size > 10_000
@@ -56,11 +56,6 @@ def test_the_template_browser_lists_them(host):
     assert sorted(host.get("/workflow_templates")["turbo-distill"]) == sorted(WORKFLOWS)
 
 
-def test_the_locale_file_is_that_of_the_nodes(host):
-    written = json.loads((REPO / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert written == locale(host.object_info()), "run tools/make_pack_files.py"
-
-
 def widgets_of(node: dict) -> dict:
     """A node's widget values by name; what happens to a seed after a run stands behind it and has no name."""
     values = [value for value in node["widgets_values"] if value not in ("fixed", "randomize")]
@@ -69,7 +64,7 @@ def widgets_of(node: dict) -> dict:
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_our_nodes_have_the_values_that_were_asked_for(host, name):
-    """Those of tools/workflows.py, else the node's own; if not, run tools/make_pack_files.py again."""
+    """Those of tools/workflows.py, else the node's own; if not, run tools/make_workflows.py again."""
     asked = {str(i + 1): node for i, node in enumerate(complete(WORKFLOWS[name], host.object_info()).values())}
     for node in graph_of(name)["nodes"]:
         if node["type"].startswith("TurboDistill"):

@@ -1,13 +1,14 @@
-"""Make workflows/*.json with their pictures, and locales/en/nodeDefs.json: python tools/make_pack_files.py [NAME ...]
+"""Write workflows/*.json and their pictures from the sources in workflows.py:
 
-The workflows of workflows.py go through the real frontend, which writes its own format; needs ComfyUI, Node.js with
-playwright-core and Chromium (tests/host/server.py and browser.py say where they are looked for). With names, only those
-workflows are made. What runs on the mini model is run for its picture, the distil_mini_* in full (minutes).
+    python tools/make_workflows.py [NAME ...]
+
+With names, only those workflows are made. They go through the real frontend, which writes its own format, so this needs
+ComfyUI, Node.js with playwright-core and Chromium (tests/host/server.py and browser.py say where they are looked for).
+What runs on the mini model is run for its picture, the distil_mini_* in full (minutes).
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -46,25 +47,6 @@ def numbered(workflow: dict) -> dict:
     }
 
 
-def locale(object_info: dict) -> dict:
-    """Names and tooltips of our nodes in the form of the frontend's locale files."""
-    result = {}
-    for name, node in object_info.items():
-        if not name.startswith("TurboDistill"):
-            continue
-        inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
-        outputs = zip(node["output_name"], node.get("output_tooltips") or [], strict=False)
-        result[name] = {
-            "display_name": node["display_name"],
-            "description": node["description"],
-            "inputs": {key: {"name": key, "tooltip": entry[1]["tooltip"]} for key, entry in inputs.items()},
-            "outputs": {
-                str(i): {"name": name} | ({"tooltip": tip} if tip else {}) for i, (name, tip) in enumerate(outputs)
-            },
-        }
-    return result
-
-
 def main(names: list[str]) -> None:
     out = REPO / "workflows"
     out.mkdir(exist_ok=True)
@@ -89,9 +71,6 @@ def main(names: list[str]) -> None:
             print(
                 result["name"], result["faults"] or "", result["errors"] or "", result.get("run", {}).get("event", "")
             )
-        path = REPO / "locales" / "en" / "nodeDefs.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(locale(info), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     finally:
         host.stop()
 
