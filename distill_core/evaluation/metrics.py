@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..methods.registry import EFFICIENTNET
+from ..methods.components import EFFICIENTNET
 from ..models import mini
 from ..models.vision import image_network
 
