@@ -109,7 +109,7 @@ class Backend(Protocol):
 
     def trainable_copy(self, dtype: torch.dtype = torch.float32) -> Backend: ...
 
-    def export(self, path: Lora, /) -> dict[str, Tensor]: ...  # a student's tensors as they are written to a file
+    def export(self, lora: Lora | None) -> dict[str, Tensor]: ...  # as written to a file; None: of a trained copy
 
     def description(self) -> dict[str, str]: ...  # what the file says of the base model
 
