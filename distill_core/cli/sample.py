@@ -40,6 +40,7 @@ def load_student(config: Config, lora: Path) -> tuple[Any, Denoiser, dict]:
 
 def run_sample(args: argparse.Namespace) -> None:
     config = load_config(args.config)
+    model: Denoiser | Guided
     if args.lora:
         source, model, description = load_student(config, args.lora)
         sigmas, sampler = student_levels(description["sigmas"], args.steps), sampler_of(description)

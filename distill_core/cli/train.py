@@ -125,7 +125,7 @@ def stop_after_step() -> Iterator[Stop]:
 
     def ask(number: int, frame: Any) -> None:
         stop.signal = number
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

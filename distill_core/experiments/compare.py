@@ -52,8 +52,9 @@ def start_from_random_weights(run: Run, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in run.method.student.backend.network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
     copy_into(run.ema, run.student_parameters)
 
 
@@ -231,21 +232,25 @@ def compare(out: Path, seeds: Sequence[int], names: Sequence[str], workers: int 
     for seed in seeds:
         cache_dataset(mini_backend(), replace(CACHE, seed=seed), out / f"dataset-{seed}")
         teacher_scores(evaluator, seed, out)
-        if real:
+        if real and photographs:
             cache_photographs(photographs, seed, out / f"photographs-{seed}")
     jobs = [(seed, name) for seed in seeds for name in names if not result_path(out, name, seed).exists()]
     for _ in tqdm(run_all(out, jobs, workers), total=len(jobs), desc="runs"):
         report(out)
 
 
-def run_all(out: Path, jobs: Sequence[tuple[int, str]], workers: int) -> Iterator[None]:
-    """Yields after each run that is done."""
+def run_all(out: Path, jobs: Sequence[tuple[int, str]], workers: int) -> Iterator[tuple[int, str]]:
+    """Yields each job when its run is done."""
     if workers == 1:
-        yield from (run_entry(out, *job) for job in jobs)
+        for job in jobs:
+            run_entry(out, *job)
+            yield job
         return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run_entry, out, *job) for job in jobs]):
-            yield done.result()
+        running = {pool.submit(run_entry, out, *job): job for job in jobs}
+        for done in as_completed(running):
+            done.result()
+            yield running[done]
 
 
 def read_results(out: Path) -> dict[str, list[dict]]:

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,11 +85,8 @@ class DemoConfig:
 
     def seeded(self, seed: int) -> DemoConfig:
         """The same settings with every seed set."""
-        runs = {
-            name: replace(demo_run, train=replace(demo_run.train, seed=seed))
-            for name, demo_run in (("mixed", self.mixed), ("ladd_only", self.ladd_only))
-        }
-        return replace(self, cache=replace(self.cache, seed=seed), **runs)
+        mixed, ladd_only = (replace(run, train=replace(run.train, seed=seed)) for run in (self.mixed, self.ladd_only))
+        return replace(self, cache=replace(self.cache, seed=seed), mixed=mixed, ladd_only=ladd_only)
 
 
 def open_run(dataset: LatentDataset, config: DemoConfig, demo_run: DemoRun) -> tuple[Run, RunConfig]:
@@ -195,7 +193,8 @@ def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> d
     trained = dict(zip(runs, train_students(folder, config, list(runs.values())), strict=True))
     save_lora(out / "student.safetensors", *trained["student"][:2])
 
-    report, latents, evaluation_seed = {}, {}, seed + EVALUATION_SEED
+    report: dict[str, Any] = {}
+    latents, evaluation_seed = {}, seed + EVALUATION_SEED
     for key, (lora, _, _) in trained.items():
         report[key], latents[key] = evaluate_student(backend, lora, evaluator, config, evaluation_seed)
     report["teacher"], latents["teacher"] = evaluate_teacher(backend, evaluator, config, evaluation_seed)

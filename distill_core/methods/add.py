@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
+from ..diffusion.process import expand_like
 from ..discriminators.pixel import PixelDiscriminator, text_embedding
 from ..models.denoiser import Cond, Denoiser
 from ..models.vision import VisionNetwork, image_embedding
@@ -118,6 +119,8 @@ class ADD(StudentMethod):
     negative: NFSD's conditioning (one row) of a bad image; None for uncond.
     """
 
+    config: ADDConfig
+
     def __init__(
         self,
         student: Denoiser,
@@ -157,6 +160,16 @@ class ADD(StudentMethod):
         """Draw noise levels and run the student once."""
         return ADDStep(self, batch, random, step)
 
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, h, w] in about [-1, 1], with gradients."""
+        assert self.decode is not None  # the constructor has seen to it
+        return self.decode(latents)
+
+    def seen(self, images: Tensor) -> list[Tensor]:
+        """Tokens of the vision network's taps."""
+        assert self.vision is not None  # the constructor has seen to it
+        return self.vision(images)
+
     def _logits(self, tokens: list[Tensor], step: ADDStep) -> Tensor:
         return self.discriminator(tokens, step.text, step.image)
 
@@ -173,7 +186,7 @@ class ADD(StudentMethod):
         prediction = step.fake
         if self.config.space == "pixel":
             with torch.no_grad():
-                target = self.decode(target)
+                target = self.decoded(target)
             prediction = step.fake_images
         square = (prediction - target).square().flatten(1)
         per_item = square.mean(1) if self.config.reduction == "mean" else square.sum(1)
@@ -187,15 +200,16 @@ class ADD(StudentMethod):
         eps(uncond); delta_D = eps(uncond) below t = 0.2, else eps(uncond) - eps(negative).
         """
         noised, level = step.teacher_noised, step.teacher_sigma
-        alpha, sigma = (v.view(-1, 1, 1, 1) for v in losses.signal_and_noise(self.teacher.process, level))
+        alpha, sigma = (expand_like(v, noised) for v in losses.signal_and_noise(self.teacher.process, level))
         model_input = self.teacher.process.calculate_input(level, noised)
 
-        def eps(cond: Cond) -> Tensor:
+        def eps(cond: Cond | None) -> Tensor:
+            assert cond is not None  # the constructor has seen to it
             rows = cond.map(lambda v: v.expand(len(noised), *v.shape[1:]))
             return (model_input - alpha * self.teacher(noised, level, rows)) / sigma
 
         without = eps(self.guided_teacher.uncond)
-        low = (step.teacher_time < 0.2).view(-1, 1, 1, 1)
+        low = expand_like(step.teacher_time < 0.2, noised)
         denoising = torch.where(low, without, without - eps(self.negative))
         direction = denoising + self.config.nfsd_scale * (eps(step.batch.cond) - without)
         return step.fake - sigma / alpha * direction
@@ -222,21 +236,22 @@ class ADD(StudentMethod):
 class ADDStep(StudentStep):
     """A student step with its decoded images, their tokens, and the teacher's answer."""
 
+    method: ADD
     updates = 0  # of the discriminator on this batch
 
     @cached_property
     def fake_images(self) -> Tensor:
-        return self.method.decode(self.fake)
+        return self.method.decoded(self.fake)
 
     @cached_property
     def fake_tokens(self) -> list[Tensor]:
         """Tokens of the decoded student output, with the graph alive down to the student."""
-        return self.method.vision(self.fake_images)
+        return self.method.seen(self.fake_images)
 
     @cached_property
     @torch.no_grad()
     def real_tokens(self) -> list[Tensor]:
-        return self.method.vision(self.method.decode(self.batch.latents))
+        return self.method.seen(self.method.decoded(self.batch.latents))
 
     @cached_property
     def text(self) -> Tensor:
@@ -279,10 +294,10 @@ class ADDStep(StudentStep):
         """The guided teacher's x0 after ``teacher_steps`` Euler steps, evenly spaced in flow time."""
         method, x, sigma = self.method, self.teacher_noised, self.teacher_sigma
         steps = method.config.teacher_steps
-        for left in range(steps - 1, -1, -1):
-            denoised = method.guided_teacher(x, sigma, self.batch.cond)
-            if not left:
-                return denoised
+        denoised = method.guided_teacher(x, sigma, self.batch.cond)
+        for left in range(steps - 1, 0, -1):
             lower = method.teacher.process.sigma_at_flow_time(self.teacher_time * left / steps)
-            x = x + (x - denoised) * ((lower - sigma) / sigma).view(-1, 1, 1, 1)
+            x = x + (x - denoised) * expand_like((lower - sigma) / sigma, x)
             sigma = lower
+            denoised = method.guided_teacher(x, sigma, self.batch.cond)
+        return denoised

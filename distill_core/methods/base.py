@@ -24,13 +24,14 @@ from torch import Tensor
 
 from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
-from ..diffusion.schedules import draw_from_grid, grid_sigmas
+from ..diffusion.process import expand_like
+from ..diffusion.schedules import draw_from_grid, grid_sigmas, same_level
 from ..models.denoiser import Denoiser, Guided
 from . import losses
 from .config import MethodConfig
 
 Distance = Callable[[Tensor, Tensor, ItemNoise], Tensor]
-Term = Callable[["StudentStep"], Tensor]  # -> a scalar
+Term = Callable[[Any], Tensor]  # of the method's own kind of step -> a scalar
 
 
 class PlayerSettings(Protocol):
@@ -81,7 +82,7 @@ class StudentMethod:
     perceptual loss whose transforms are drawn per item from ``random``; None for ``config.regression``.
     """
 
-    discriminator: torch.nn.Module | None = None
+    discriminator: Any = None  # None where no term is adversarial
 
     def __init__(
         self,
@@ -109,7 +110,6 @@ class StudentMethod:
         """Who plays, the student first; the discriminator takes part when a term is adversarial."""
         players = [Player("generator", self.generator_loss, self.student.trainable(), settings.student_lr)]
         if self.adversarial:
-            assert self.discriminator is not None  # the methods' constructors have seen to it
             discriminator = Player(
                 "discriminator",
                 self.discriminator_loss,
@@ -158,7 +158,7 @@ class StudentMethod:
         wanted = [level for level, probability in trained if probability > 0]
         if self.config.weight("consistency"):
             wanted += grid_sigmas(self.student.process, self.config.consistency_levels)[:-1].tolist()
-        return [s for s in batch.state_sigmas if any(abs(s - level) <= 1e-4 * s for level in wanted)]
+        return [s for s in batch.state_sigmas if any(same_level(level, s) for level in wanted)]
 
     def probabilities(self, step: int) -> tuple[float, ...]:
         """How often each level is drawn at a step."""
@@ -212,7 +212,7 @@ class StudentStep:
         # At the highest level sampling starts from noise alone, so the student never sees an image there.
         self.at_top = self.sigma >= process.sigma_max * (1 - 1e-4)
         pure = process.noise_scaling(self.sigma, self.noise, torch.zeros_like(self.noise), max_denoise=True)
-        self.x = torch.where(self.at_top.view(-1, 1, 1, 1), pure, self.x)
+        self.x = torch.where(expand_like(self.at_top, pure), pure, self.x)
         self.on_path = torch.zeros(len(sigma), dtype=torch.bool, device=self.x.device)
         if config.weight("pairs"):
             self._move_onto_paths(random.named("stored state").uniform())
@@ -223,10 +223,11 @@ class StudentStep:
 
     def _move_onto_paths(self, draw: Tensor) -> None:
         """Where the student's level is one of the stored ones, start from the teacher's state there."""
-        use = (draw < self.method.config.state_share).to(self.x.device)
+        use, states = (draw < self.method.config.state_share).to(self.x.device), self.batch.states
+        assert states is not None  # `StudentMethod.check` has seen to it
         for index, level in enumerate(self.batch.state_sigmas):
-            here = use & ((self.sigma - level).abs() <= 1e-4 * level)
-            self.x = torch.where(here.view(-1, 1, 1, 1), self.batch.states[:, index], self.x)
+            here = use & same_level(self.sigma, level)  # [B]
+            self.x = torch.where(expand_like(here, self.x), states[:, index], self.x)
             self.on_path |= here
 
     @torch.no_grad()
@@ -249,8 +250,7 @@ class StudentStep:
         method = self.method
         grid = grid_sigmas(method.student.process, method.config.consistency_levels).to(self.sigma)
         lower = torch.where(grid < self.sigma.unsqueeze(1) * (1 - 1e-4), grid, 0.0).amax(1)
-        sigma = self.sigma.view(-1, 1, 1, 1)
-        below = lower.view(-1, 1, 1, 1)
+        sigma, below = expand_like(self.sigma, self.x), expand_like(lower, self.x)
         denoised = method.guided_teacher(self.x, self.sigma, self.batch.cond)
         x = self.x + (self.x - denoised) / sigma * (below - sigma)
         answer = method.student(x, lower.clamp(min=grid[-2].item()), self.batch.cond)

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
+from ..diffusion.process import expand_like
 from ..discriminators.network import NetworkDiscriminator
 from ..models.denoiser import Denoiser
 from ..settings import help_of, setting
@@ -95,6 +96,8 @@ class Diffusion2GANConfig(MethodConfig):
 class Diffusion2GAN(StudentMethod):
     """`StudentMethod` with a trainable network as its discriminator (None where no term is adversarial)."""
 
+    config: Diffusion2GANConfig
+
     def __init__(
         self,
         student: Denoiser,
@@ -154,6 +157,7 @@ class Diffusion2GAN(StudentMethod):
 class Diffusion2GANStep(StudentStep):
     """A student step with what the discriminator is shown beside the fake."""
 
+    method: Diffusion2GAN
     redrawn = ("mixed", "real_logits")
 
     @cached_property
@@ -166,7 +170,7 @@ class Diffusion2GANStep(StudentStep):
         """The student's results, some replaced by the target of the next item; noise and text stay as they are."""
         swap = (self.random.named("mix").uniform() < self.method.config.mix_share).to(self.fake.device)
         other = self.batch.latents.roll(1, 0)
-        return torch.where(swap.view(-1, 1, 1, 1), other, self.fake.detach())
+        return torch.where(expand_like(swap, other), other, self.fake.detach())
 
     @cached_property
     @torch.no_grad()

@@ -83,6 +83,8 @@ class LADDConfig(MethodConfig):
 class LADD(StudentMethod):
     """`StudentMethod` with LADD's discriminator.  taps: teacher blocks it reads."""
 
+    config: LADDConfig
+
     def __init__(
         self,
         student: Denoiser,
@@ -132,6 +134,7 @@ class LADD(StudentMethod):
 class LADDStep(StudentStep):
     """A student step with the discriminator's re-noised views of fake and real."""
 
+    method: LADD
     redrawn = ("renoise_time", "renoise", "renoise_sigma", "fake_maps", "real_noised", "real_maps", "real_logits")
 
     @cached_property

@@ -52,7 +52,7 @@ def r1_on_head_inputs(logits: Tensor, maps: Sequence[Tensor]) -> Tensor:
     require gradients before the heads ran.
     """
     grads = torch.autograd.grad(logits.mean(1).sum(), list(maps), create_graph=True)
-    return sum(grad.square().flatten(1).sum(1) for grad in grads).mean()
+    return torch.stack([grad.square().flatten(1).sum(1) for grad in grads]).sum(0).mean()
 
 
 def approximate_r1(logits: Tensor, perturbed_logits: Tensor, sigma: float) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,7 +241,7 @@ def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
 
 
 @torch.no_grad()
-def copy_into(targets: dict[str, Tensor], sources: dict[str, Tensor]) -> None:
+def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
     """Copy values by name. Raises ValueError when names or shapes differ."""
     wrong = sorted(n for n in targets.keys() ^ sources.keys()) or [
         n for n in targets if targets[n].shape != sources[n].shape
@@ -252,7 +252,7 @@ def copy_into(targets: dict[str, Tensor], sources: dict[str, Tensor]) -> None:
         target.copy_(sources[name])
 
 
-def train(run: Run, listeners: Sequence[Listener] = ()) -> Iterator[Event]:
+def train(run: Run, listeners: Sequence[Listener] = ()) -> Generator[Event]:
     """Train to ``run.config.steps``, yielding an `Event` a step; resumes by itself from the run's checkpoint.
 
     listeners: called with each event before it is yielded; one that raises ends the run.
@@ -329,7 +329,7 @@ def finish_gradient(run: Run, player: Player, logs: dict[str, list[float]]) -> N
     """Average over the processes and clip. Raises FloatingPointError for a gradient that is not finite."""
     parameters = [p for p in player.parameters.values() if p.grad is not None]
     if run.accelerator and run.accelerator.num_processes > 1:
-        flat = torch.cat([p.grad.flatten() for p in parameters])
+        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         flat = run.accelerator.reduce(flat, reduction="mean")
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = grad.view_as(p)

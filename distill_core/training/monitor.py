@@ -9,6 +9,7 @@ ones. docs/health.md has the runs of known outcome that the limits were set on.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -73,13 +74,13 @@ class Health:
         separation = self._mean("logit_gap") / spread if spread else 0.0
         diversity = self._mean("diversity", 1.0)
         lost = not _inside(diversity, LOST_DIVERSITY) or not _inside(separation, LOST_SEPARATION)
-        full = len(self.steps) == self.steps.maxlen
+        full = len(self.steps) == self.window
         self.lost_for = self.lost_for + 1 if lost and full else 0
         word = self._word(separation, self._root_mean_square("logit_gap") / spread if spread else None)
         return Condition(word, separation, self._mean("accuracy"), self._mean("logit_gap"), diversity)
 
     def _word(self, separation: float, difference: float | None) -> str:
-        if len(self.steps) < self.steps.maxlen:
+        if len(self.steps) < self.window:
             return "starting"
         if self.lost_for >= self.patience:
             return "collapsed"
@@ -157,5 +158,5 @@ class Snapshot:
         copy_into(self.run.ema, self.ema)
 
 
-def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in tensors.items()}

@@ -9,7 +9,7 @@ level and noise for real data (Z-Image-LADD's log), latents that were never scal
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -151,7 +151,7 @@ def _views(method, batch: Batch) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _disturbed(parameters: dict[str, Tensor]) -> Iterator[None]:
+def _disturbed(parameters: Mapping[str, Tensor]) -> Iterator[None]:
     """The same weights with noise added, so that a path that starts as 0 has an effect."""
     saved = {name: value.detach().clone() for name, value in parameters.items()}
     generator = torch.Generator().manual_seed(0)
@@ -189,10 +189,10 @@ def gradient_faults(run: Run, batch: Batch) -> Iterator[str]:
             _clear(parameters)
 
 
-def _any_gradient(parameters: list[Tensor]) -> bool:
+def _any_gradient(parameters: Sequence[Tensor]) -> bool:
     return any(p.grad is not None for p in parameters)
 
 
-def _clear(parameters: list[Tensor]) -> None:
+def _clear(parameters: Sequence[Tensor]) -> None:
     for parameter in parameters:
         parameter.grad = None

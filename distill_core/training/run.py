@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,7 +248,7 @@ Watcher = Callable[[Event, Condition], None]
 
 
 def train_to_end(
-    run: Run, config: RunConfig, folder: RunFolder, student_file: str | Path, watchers: Iterable[Watcher] = ()
+    run: Run, config: RunConfig, folder: RunFolder, student_file: str | Path, watchers: Sequence[Watcher] = ()
 ) -> None:
     """Train to the last step, write the student's file and note in the folder that the run has ended.
 
@@ -256,11 +256,12 @@ def train_to_end(
     (a watcher, a cancel, `monitor.Collapse`, an error), its checkpoint and the student of the last step are written.
     """
     log = LogFile(folder)
+    all_watchers: list[Watcher] = [log, *watchers] if run.is_main else [*watchers]
     try:
         with Monitor(run) as monitor, closing(log), closing(train(run, [monitor])) as events:
             for event in events:
-                for watcher in [log, *watchers] if run.is_main else watchers:
-                    watcher(event, monitor.condition)
+                for watch in all_watchers:
+                    watch(event, monitor.condition)
     except BaseException:  # a cancel in the host is no Exception
         save_stopped(run, config, student_file)
         raise

@@ -10,9 +10,9 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...distill_core.data.cache import groups_by_length
-from ...distill_core.data.dataset import group_of
+from ...distill_core.data.cache import group_in_turn, groups_by_length
 from ...distill_core.diffusion.noise import ItemNoise
+from ...distill_core.diffusion.schedules import same_level
 from ...distill_core.models.denoiser import Cond, cat_conds
 
 
@@ -79,7 +79,7 @@ class HostTeacher:
         self.previewer = latent_preview.get_previewer(model.load_device, self.layout)
 
     def __call__(self, items: range, shard: int) -> dict[str, Tensor]:
-        group = group_of(shard // len(self.sizes), self.groups)
+        group = group_in_turn(shard // len(self.sizes), self.groups)
         prompts = [group[i % len(group)] for i in items]
         latents, states = self._sample(prompts, self.sizes[shard % len(self.sizes)], items)
         rows = cat_conds([self.conds[i] for i in prompts])
@@ -96,7 +96,7 @@ class HostTeacher:
 
         def after_step(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
             sigma = self.sigmas[step].item()
-            if any(abs(sigma - wanted) <= 1e-4 * wanted for wanted in self.state_sigmas):
+            if any(same_level(sigma, wanted) for wanted in self.state_sigmas):
                 states.append(self._image(x))
             if self.progress is not None:
                 preview = self.previewer and self.previewer.decode_latent_to_preview_image("JPEG", denoised)
