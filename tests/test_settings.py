@@ -3,7 +3,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 import pytest
 
 from distill_core.methods.add import ADDConfig
-from distill_core.methods.base import MethodConfig
+from distill_core.methods.config import MethodConfig
 from distill_core.methods.defaults import StartingValues
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.registry import METHODS

@@ -20,8 +20,9 @@ from distill_core.data.cache import CacheConfig, cache_latents
 from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.process import FlowProcess
 from distill_core.methods.add import ADDConfig
-from distill_core.methods.base import MethodConfig, StudentMethod
+from distill_core.methods.base import StudentMethod
 from distill_core.methods.components import Components, DiscriminatorConfig
+from distill_core.methods.config import MethodConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.registry import new_method

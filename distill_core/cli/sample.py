@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from ..data.dataset import LatentDataset
 from ..diffusion.samplers import SAMPLERS, sample_many
 from ..diffusion.schedules import grid_sigmas
+from ..evaluation.metrics import ImageFeatures, fd_between, trained_on
 from ..files import fingerprint, read_lora, save_json
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import open_source, read_prompts
@@ -72,20 +74,22 @@ def save_images(images: Tensor, prompts: list[str], args: argparse.Namespace) ->
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from ..evaluation.metrics import ImageFeatures, fd_between
-
     config = load_config(args.config)
     source, student, description = load_student(config, args.lora)
     dataset = LatentDataset(args.data)
     features = ImageFeatures(source)
-    bucket, places = max(dataset.buckets.items(), key=lambda entry: len(entry[1]))  # one size: that of the samples
-    shape = bucket[:3]
-    places = places[: args.count]
-    batches = [places[i : i + 50] for i in range(0, len(places), 50)]
+    bucket, items = max(dataset.buckets.items(), key=lambda entry: len(entry[1]))  # one size: that of the samples
+    shape, items = bucket[:3], items[: args.count]
+    batches = [items[i : i + 50] for i in range(0, len(items), 50)]
     reference = torch.cat([features(dataset.read(part).latents) for part in tqdm(batches, desc="reference")])
     prompts = read_prompts(config.prompts.prompts, source)
     conds, _ = source.encode(prompts, config.prompts.negative)
-    report = {"reference": len(reference), "count": args.count, "seed": args.seed, "fd": {}}
+    report: dict[str, Any] = {"reference": len(reference), "count": args.count, "seed": args.seed, "fd": {}}
+    report["independent"] = not trained_on(description)
+    if not report["independent"]:
+        print(
+            "warning: this student was trained against the network that scores it, so fd flatters it", file=sys.stderr
+        )
     for steps in range(1, len(description["sigmas"]) + 1):
         sigmas = student_levels(description["sigmas"], steps)
         latents = sample_many(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..data.cache import cache_latents
 from ..data.dataset import LatentDataset
-from ..evaluation import plots
+from ..evaluation import live_plots
 from ..files import fingerprint, weights_digest
 from ..methods.components import Components
 from ..models.denoiser import Denoiser, Guided
@@ -58,7 +58,8 @@ def run_train(args: argparse.Namespace) -> None:
     with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step() as stop:
         train_to_end(run, run_config, folder, student_file, [Progress(bar), stop])
     if run.is_main:
-        plots.training_curves({config.method: folder.logs()}, args.out / "curves.png")
+        title = config.method_config.title_with_terms()
+        live_plots.curves(folder.logs(), title=title).save(args.out / "curves.png")
 
 
 def open_run(

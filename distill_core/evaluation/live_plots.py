@@ -29,7 +29,8 @@ def _pale(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 def curves(logs: Sequence[dict[str, float]], width: int = 860, height: int = 480, title: str = "") -> Image.Image:
     """Losses, discriminator accuracy, logit gap and gradient norms over steps: raw values pale, smoothed strong.
 
-    logs: the steps' logs in order, as `runs.RunFolder.logs` gives them. width, height: of the whole picture in pixels.
+    logs: the steps' logs in order, as `training.run.RunFolder.logs` gives them.
+    width, height: of the whole picture in pixels.
     """
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..methods.add import ADDConfig
-from ..methods.base import MethodConfig
 from ..methods.components import VisionConfig
+from ..methods.config import MethodConfig
 from ..methods.diffusion2gan import Diffusion2GANConfig
 from ..methods.ladd import LADDConfig
 from ..training.loop import TrainConfig

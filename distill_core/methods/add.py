@@ -22,9 +22,9 @@ from ..models.denoiser import Cond, Denoiser
 from ..models.vision import VisionNetwork, image_embedding
 from ..settings import help_of, setting
 from . import losses
-from .base import Distance, MethodConfig, StudentMethod, Term
+from .base import Distance, StudentMethod, StudentStep, Term, discriminator_health
 from .components import Components, Ingredients, open_vision, with_tiny_decoder
-from .step import StudentStep, discriminator_health
+from .config import MethodConfig
 
 SPACES = ("pixel", "latent")
 

@@ -22,9 +22,9 @@ from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Denoiser
 from ..settings import help_of, setting
 from . import losses
-from .base import Distance, MethodConfig, StudentMethod, Term
+from .base import Distance, StudentMethod, StudentStep, Term, discriminator_health
 from .components import Ingredients
-from .step import StudentStep, discriminator_health
+from .config import MethodConfig
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 from ..data.dataset import Batch
 from ..models.denoiser import Denoiser
 from .add import ADDConfig
-from .base import MethodConfig, StudentMethod
+from .base import StudentMethod
 from .components import Components, Ingredients
+from .config import MethodConfig
 from .diffusion2gan import Diffusion2GANConfig
 from .ladd import LADDConfig
 

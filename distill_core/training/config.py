@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 from ..data.cache import CacheConfig
-from ..methods.base import MethodConfig
 from ..methods.components import DiscriminatorConfig, VisionConfig
+from ..methods.config import MethodConfig
 from ..methods.registry import METHODS
 from ..models.pipelines import ModelConfig
 from ..settings import Setting, setting, settings_of

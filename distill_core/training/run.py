@@ -21,8 +21,9 @@ from torch import Tensor
 from ..data.cache import check_pairs
 from ..data.dataset import LatentDataset
 from ..files import save_json, save_lora
-from ..methods.base import Distance, MethodConfig
+from ..methods.base import Distance
 from ..methods.components import Components, DiscriminatorConfig, VisionConfig
+from ..methods.config import MethodConfig
 from ..methods.registry import new_method
 from ..models.denoiser import Denoiser, Guided
 from ..settings import decisive, setting

@@ -16,8 +16,9 @@ import torch
 from ...distill_core.data.dataset import LatentDataset
 from ...distill_core.diffusion.schedules import same_level
 from ...distill_core.files import weights_digest
-from ...distill_core.methods.base import Distance, MethodConfig
+from ...distill_core.methods.base import Distance
 from ...distill_core.methods.components import Components, VisionConfig
+from ...distill_core.methods.config import MethodConfig
 from ...distill_core.training.loop import TrainConfig
 from .decoder import Decoder, autoencoder_of
 from .vision import vision_network

@@ -22,7 +22,7 @@ from ...distill_core.data.dataset import LatentDataset
 from ...distill_core.diffusion.samplers import sample
 from ...distill_core.diffusion.schedules import explicit_sigmas
 from ...distill_core.evaluation import live_plots
-from ...distill_core.methods.base import MethodConfig
+from ...distill_core.methods.config import MethodConfig
 from ...distill_core.training.loop import Event, Run, TrainConfig
 from ...distill_core.training.monitor import Condition
 from ...distill_core.training.preflight import preflight

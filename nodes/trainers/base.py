@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from comfy_api.latest import io, ui
 
-from ...distill_core.methods.base import MethodConfig
+from ...distill_core.methods.config import MethodConfig
 from ...distill_core.methods.defaults import NO_PRESET, StartingValues, levels_for, preset_levels, starting_values
 from ...distill_core.training.loop import TrainConfig
 from ...distill_core.training.run import RunFolder, StudentConfig

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...distill_core.diffusion.samplers import SAMPLERS
-from ...distill_core.methods.base import MethodConfig
+from ...distill_core.methods.config import MethodConfig
 from ...distill_core.methods.defaults import MOST_STEPS, NO_PRESET
 from ...distill_core.methods.losses import GAN_LOSSES
 from ...distill_core.presets.table import presets

@@ -182,7 +182,18 @@ def test_evaluate_compares_with_the_dataset(folder, tmp_path):
     assert main(arguments("evaluate", folder, "--lora", lora, "--data", folder / "data", *out)) == 0
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["fd"].keys() == {"1", "2", "3", "4"} and report["reference"] == 3
-    assert all(value > 0 for value in report["fd"].values())
+    assert all(value > 0 for value in report["fd"].values()) and report["independent"]
+
+
+def test_a_score_by_the_students_own_discriminator_is_marked(folder, tmp_path, capsys):
+    """ADD may train on the very network that `evaluate` scores with; its file says so."""
+    state, description = read_lora(folder / "run" / "student.safetensors")
+    config = {**description["config"], "add": {}, "vision": {"network": "efficientnet"}}
+    save_lora(tmp_path / "s.safetensors", state, {**description, "config": config})
+    out = ["--lora", tmp_path / "s.safetensors", "--data", folder / "data", "--out", tmp_path, "--count", 3]
+    assert main(arguments("evaluate", folder, *out)) == 0
+    assert not json.loads((tmp_path / "evaluation.json").read_text())["independent"]
+    assert "trained against the network that scores it" in capsys.readouterr().err
 
 
 # Mistakes

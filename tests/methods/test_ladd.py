@@ -8,9 +8,9 @@ from distill_core.data.dataset import Batch
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.schedules import grid_sigmas
 from distill_core.discriminators.latent import LatentDiscriminator
+from distill_core.methods.base import discriminator_health, diversity
 from distill_core.methods.ladd import LADD, LADDConfig
 from distill_core.methods.losses import pseudo_huber, squared_error
-from distill_core.methods.step import discriminator_health, diversity
 from distill_core.models.denoiser import Denoiser
 from distill_core.training.loop import train, training_step
 

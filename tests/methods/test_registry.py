@@ -12,7 +12,8 @@ from toy import TAPS, cache_toy, toy_method, toy_parts
 
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.files import load_tensors
-from distill_core.methods.base import MethodConfig, Player, StudentMethod
+from distill_core.methods.base import Player, StudentMethod
+from distill_core.methods.config import MethodConfig
 from distill_core.methods.ladd import LADD, LADDConfig
 from distill_core.methods.registry import METHODS, new_method
 from distill_core.training.loop import Run, TrainConfig, train

@@ -13,8 +13,8 @@ from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.process import FlowProcess
 from distill_core.files import fingerprint, load_tensors, read_lora, save_lora, save_tensors
 from distill_core.methods.add import ADDConfig
-from distill_core.methods.base import MethodConfig
 from distill_core.methods.components import Components, DiscriminatorConfig
+from distill_core.methods.config import MethodConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.registry import METHODS
