@@ -148,11 +148,9 @@ def _open_shard(path: Path):
 
 
 def __getattr__(name: str):
-    """What `cache` holds now, by its former place, until everybody imports it from there."""
-    from . import cache
-
+    """`cache.group_in_turn` by its former name and place, until nodes/host/teacher.py uses the new ones."""
     if name == "group_of":
-        return cache.group_in_turn
-    if name in ("cache_latents", "check_pairs", "groups_by_length", "stored_grid", "teacher_grid", "write_shards"):
-        return getattr(cache, name)
+        from .cache import group_in_turn
+
+        return group_in_turn
     raise AttributeError(name)

@@ -50,6 +50,7 @@ def make_recipe(
     model: ModelFacts,
     preset: str = AUTO,
     steps: int | None = None,
+    *,
     denoise: float = 1.0,
     mode: str = "snap",
     sigmas: Tensor | None = None,
