@@ -145,12 +145,3 @@ def _open_shard(path: Path):
     if len(set(counts.values())) > 1:
         raise ValueError(f"{path}: latents and conditioning differ in count: {counts}; cache the dataset again")
     return file
-
-
-def __getattr__(name: str):
-    """`cache.group_in_turn` by its former name and place, until nodes/host/teacher.py uses the new ones."""
-    if name == "group_of":
-        from .cache import group_in_turn
-
-        return group_in_turn
-    raise AttributeError(name)

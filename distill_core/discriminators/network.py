@@ -42,7 +42,7 @@ class NetworkDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         # The backbone's trainable weights, registered first so that they are one run of parameters.
-        self.trunk = backbone.lora or backbone.backend.network
+        self.trained = backbone.lora or backbone.backend.network
         self.backbone, self.taps, self.flow_time = backbone, list(taps), flow_time
         self.noise_conv = zero_conv(latent[0], latent[0]) if with_noise else None
         self.input_convs = nn.ModuleList(zero_conv(latent[0], channels) for channels in inject_at.values())
@@ -110,8 +110,6 @@ class NetworkDiscriminator(nn.Module):
         ).to(latents.device)
         made.heads.calibrate(made.pooled(maps))
         return made
-
-    for_critic = for_backbone  # by its former name, until methods/registry.py uses the new one
 
     def forward(self, latents: Tensor, noise: Tensor, cond: Cond) -> Tensor:
         # The latents themselves go along in the backend's switch: `_feed` adds smaller copies of them to the blocks.

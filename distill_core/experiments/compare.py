@@ -101,9 +101,9 @@ def counted_networks(method) -> dict[str, nn.Module]:
     networks = {"backbone": method.teacher.backend.network}
     if method.student.backend is not method.teacher.backend:
         networks["student copy"] = method.student.backend.network
-    critic = getattr(method.discriminator, "critic", None)
-    if critic is not None and critic.backend is not method.teacher.backend:
-        networks["discriminator copy"] = critic.backend.network
+    backbone = getattr(method.discriminator, "backbone", None)
+    if backbone is not None and backbone.backend is not method.teacher.backend:
+        networks["discriminator copy"] = backbone.backend.network
     vision = getattr(method, "vision", None)
     if vision is not None:
         networks["vision"] = vision.network

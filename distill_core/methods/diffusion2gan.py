@@ -79,7 +79,7 @@ class Diffusion2GANConfig(MethodConfig):
         if self.weight("adversarial"):
             backbone = ingredients.components.trainable_view(self.critic_rank if self.critic == "lora" else 0)
             taps, inputs = ingredients.teacher.backend.multi_scale_taps()
-            discriminator = NetworkDiscriminator.for_critic(
+            discriminator = NetworkDiscriminator.for_backbone(
                 backbone,
                 ingredients.taps or taps,
                 inputs,
@@ -115,7 +115,7 @@ class Diffusion2GAN(StudentMethod):
 
     def discriminator_lr_scale(self, name: str) -> float:
         """Its network learns at another rate than its heads."""
-        return self.config.critic_rate if name.startswith("trunk.") else 1.0
+        return self.config.critic_rate if name.startswith("trained.") else 1.0
 
     def check(self, batch: Batch, micro_batch: int) -> None:
         """Refuse what would waste a run. Raises ValueError."""

@@ -65,7 +65,7 @@ def test_gradient_reaches_the_player_whose_turn_it_is(dataset, critic, rank):
         loss, _ = mine.loss(at)
         loss.backward(inputs=list(mine.parameters.values()))
         silent = [n for n, p in mine.parameters.items() if p.grad is None or not p.grad.any()]
-        unused = ["trunk.outlet.weight", "trunk.outlet.bias"]  # the copy's output layer, after the last read-out
+        unused = ["trained.outlet.weight", "trained.outlet.bias"]  # the copy's output layer, after the last read-out
         assert silent == (unused if mine is discriminator and critic == "copy" else [])
         assert all(p.grad is None for p in [*other.parameters.values(), *backbone.values()])
         for p in mine.parameters.values():
@@ -161,7 +161,7 @@ def test_r1s_gradient_is_the_double_backward(start):
     method.discriminator.double(), method.teacher.backend.network.double()
     batch = Batch(at.batch.latents.double(), at.batch.cond.to(torch.float64), at.batch.states.double())
     latents, noise, cond = batch.latents[:1], at.x[:1].double(), batch.cond[:1]
-    weight = method.discriminator.trunk.blocks[1].inlet.weight
+    weight = method.discriminator.trained.blocks[1].inlet.weight
 
     def penalty():
         real = latents.clone().requires_grad_()
@@ -189,7 +189,7 @@ def test_the_network_learns_at_its_own_rate(dataset):
     groups = run.optimizers["discriminator"].param_groups
     names = list(run.players[1].parameters)
     assert [g["lr_scale"] for g in groups] == [0.1, 1.0]
-    assert len(groups[0]["params"]) == sum(name.startswith("trunk.") for name in names)
+    assert len(groups[0]["params"]) == sum(name.startswith("trained.") for name in names)
 
 
 def test_a_given_distance_is_used_and_draws_from_the_items(dataset):

@@ -160,11 +160,6 @@ class DiffusersBackend:
             network.enable_gradient_checkpointing(self.switch.checkpoint)
 
     @property
-    def family(self) -> Architecture:
-        """The architecture by its former name, until cli/main.py uses ``architecture``."""
-        return self.architecture
-
-    @property
     def tap_names(self) -> list[str]:
         """All blocks that can be tapped, in the order in which they run."""
         return self.architecture.tap_names(self.network)
