@@ -79,7 +79,7 @@ def test_a_finished_run_is_found_for_the_same_question_only(probe):
     found = probe["identities"]
     assert found["same"] and found["add"] == [6, 6] and found["diffusion2gan"] == [4, 4]
     assert probe["finished"]["method"] == "ADD" and probe["finished"]["losses"] == 2
-    assert "belongs to a run with other settings (vision)" in probe["finished"]["other size"]
+    assert "belongs to a run with other settings (vision.size)" in probe["finished"]["other size"]
 
 
 MISTAKES = {
