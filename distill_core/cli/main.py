@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ..experiments.compare import add_compare_command
 from ..experiments.demo import demo
-from ..presets.table import add_presets_command
 from ..training.config import add_settings_command, describe_keys
 from .perceptual import add_perceptual_command
+from .presets import add_presets_command
 from .sample import run_evaluate, run_sample
 from .train import run_cache, run_train
 

@@ -51,7 +51,7 @@ def run_sample(args: argparse.Namespace) -> None:
     conds, uncond = source.encode(prompts, config.prompts.negative)
     model = model if args.lora else Guided(Denoiser(source.backend), uncond, config.cache.guidance)
     shape = (source.channels, *config.cache.sizes[0])
-    latents = sample_many(model, sigmas, conds, shape, args.seed, args.count, progress=True, **sampler)
+    latents = sample_many(model, sigmas, conds, shape, seed=args.seed, count=args.count, progress=True, **sampler)
     images = torch.cat([source.decode(part) for part in latents.split(config.cache.batch_size)])
     args.out.mkdir(parents=True, exist_ok=True)
     save_images(images, prompts, args)
@@ -94,7 +94,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     for steps in range(1, len(description["sigmas"]) + 1):
         sigmas = student_levels(description["sigmas"], steps)
         latents = sample_many(
-            student, sigmas, conds, shape, args.seed, args.count, progress=True, **sampler_of(description)
+            student, sigmas, conds, shape, seed=args.seed, count=args.count, progress=True, **sampler_of(description)
         )
         report["fd"][str(steps)] = fd_between(features(latents), reference)
     save_json(args.out / "evaluation.json", report)

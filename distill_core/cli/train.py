@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data.cache import cache_latents
 from ..data.dataset import LatentDataset
 from ..evaluation import live_plots
-from ..files import fingerprint, weights_digest
+from ..files import fingerprint
 from ..methods.components import Components
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import open_source, read_prompts
@@ -68,9 +68,13 @@ def open_run(
     """The run that a config file describes on an open model (`models.pipelines.open_source`), and its description."""
     backend, model = source.backend, config.model
     distance = perceptual_distance(model.perceptual, source.channels, next(backend.network.parameters()).device)
-    identities = {"base": fingerprint(backend.network), "dataset": dataset.digest(), "dtype": model.dtype}
+    identities: dict[str, Any] = {
+        "base": fingerprint(backend.network),
+        "dataset": dataset.digest(),
+        "dtype": model.dtype,
+    }
     if distance is not None:
-        identities["perceptual"] = weights_digest(distance.state_dict())
+        identities["perceptual"] = distance.identity()
     run_config = RunConfig(
         config.method_config,
         config.train,

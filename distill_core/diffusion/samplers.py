@@ -226,6 +226,7 @@ def sample(
     sigmas: Tensor,
     cond,
     shape: Sequence[int],
+    *,
     seed: int,
     items: Sequence[int],
     sampler: str = "renoise",
@@ -250,6 +251,7 @@ def sample_many(
     sigmas: Tensor,
     conds,
     shape: Sequence[int],
+    *,
     seed: int,
     count: int,
     size: int = 50,
@@ -264,5 +266,5 @@ def sample_many(
     for start in tqdm(range(0, count, size), desc=f"sample: {len(sigmas) - 1} steps", disable=not progress):
         items = range(start, min(start + size, count))
         cond = conds[[i % len(conds) for i in items]]
-        parts.append(sample(model, model.process, sigmas, cond, shape, seed, items, **options))
+        parts.append(sample(model, model.process, sigmas, cond, shape, seed=seed, items=items, **options))
     return torch.cat(parts)

@@ -64,6 +64,7 @@ class NetworkDiscriminator(nn.Module):
         backbone: Denoiser,
         taps: Sequence[str],
         inject_at: Sequence[str],
+        *,
         batch: Batch,
         multi_scale: bool = True,
         with_noise: bool = True,

@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,17 +66,20 @@ def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None
     def decode(latents: Tensor) -> Tensor:
         return autoencoder.decoder(latents.contiguous(memory_format=torch.channels_last))
 
+    distance = load_metric() if entry.perceptual else None
+    identities: dict[str, Any] = {"base": fingerprint(backend.network), "dataset": dataset.digest()}
+    identities |= {"pretrained": entry.pretrained, "perceptual": distance and distance.identity()}
     config = RunConfig(
         entry.method,
         replace(entry.train, seed=seed),
         StudentConfig(RANK if entry.pretrained else 0, sampler="ancestral", sampler_options={"eta": entry.eta}),
-        {"base": fingerprint(backend.network), "dataset": dataset.digest(), "perceptual": entry.perceptual},
+        identities,
         vision=VISION,
         taps=tuple(backend.tap_names) if entry.every_block else (),
         guidance=mini.GUIDANCE,
     )
     components = Components(backend, decode, autoencoder.encoder)
-    run = new_run(config, components, dataset, folder, distance=load_metric() if entry.perceptual else None)
+    run = new_run(config, components, dataset, folder, distance=distance)
     if not entry.pretrained:
         start_from_random_weights(run, seed)
     return run

@@ -106,7 +106,9 @@ def open_run(dataset: LatentDataset, config: DemoConfig, demo_run: DemoRun) -> t
 def draw_samples(model, steps: int, sampler: str, seed: int, count: int, conds: Cond, **options) -> Tensor:
     """``count`` latents from the same noises and classes whatever the model: item i has class i mod 10."""
     sigmas = shifted_sigmas(steps, shift_alpha=1.0)
-    return sample_many(model, sigmas, conds, mini.LATENT_SHAPE, seed, count, 250, sampler=sampler, **options)
+    return sample_many(
+        model, sigmas, conds, mini.LATENT_SHAPE, seed=seed, count=count, size=250, sampler=sampler, **options
+    )
 
 
 Trained = tuple[dict[str, Tensor], dict, list[dict]]  # a student's tensors, its description, the logs of all steps

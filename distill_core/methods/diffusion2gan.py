@@ -83,10 +83,10 @@ class Diffusion2GANConfig(MethodConfig):
                 backbone,
                 ingredients.taps or taps,
                 inputs,
-                ingredients.example,
-                self.multi_scale,
-                self.noise_condition,
-                self.critic_time,
+                batch=ingredients.example,
+                multi_scale=self.multi_scale,
+                with_noise=self.noise_condition,
+                flow_time=self.critic_time,
                 **ingredients.head_size(),
             )
         student, teacher = ingredients.student, ingredients.teacher

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..diffusion.noise import ItemNoise
+from ..files import weights_digest
 from .transforms import PRESETS, Draws, draw, geometry, transform
 from .trunk import FrozenTrunk, check_latent
 
@@ -61,6 +62,11 @@ class ELatentLPIPS(nn.Module):
         for i, head in enumerate(heads):
             self.register_buffer(f"head{i}", head.detach().to(trunk.dtype), persistent=False)
         super().train(False)
+
+    def identity(self) -> list[str | int | float]:
+        """What tells this distance from another one: a digest of its weights, and its settings."""
+        tensors = dict([*self.named_parameters(), *self.named_buffers()])  # its state dict is empty on purpose
+        return [weights_digest(tensors), self.preset, self.draws, self.l1]
 
     def train(self, mode: bool = True) -> ELatentLPIPS:
         """Stays in eval mode, whatever the parent does."""

@@ -7,7 +7,6 @@ of steps. ``listed`` keeps the published numbers; the tests hold the rules to th
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -253,28 +252,3 @@ def explain(preset: Preset, steps: int, sigmas: Tensor) -> str:
         lines.append(f"Note: {preset.note}")
     trust = "read at the source" if preset.confidence == "A" else "second hand"
     return "\n".join([*lines, f"Source ({trust}): {preset.source}"])
-
-
-# `cli.presets` has these two now; here until cli/main.py imports them from there.
-def add_presets_command(subparsers) -> argparse.ArgumentParser:
-    """Add ``presets [KEY]`` to the subparsers of ``python -m distill_core``."""
-    text = "List the turbo models whose noise levels are known, or print one."
-    parser = subparsers.add_parser("presets", help=text, description=text)
-    parser.add_argument("key", nargs="?", help="print this one; without it, list all")
-    parser.add_argument("--steps", type=int, help="default: the preset's own")
-    parser.add_argument("--width", type=int, default=DEFAULT_SIZE, help="of the picture in pixels (default 1024)")
-    parser.add_argument("--height", type=int, default=DEFAULT_SIZE)
-    parser.set_defaults(command=print_presets)
-    return parser
-
-
-def print_presets(args: argparse.Namespace) -> None:
-    """Raises ValueError for an unknown key or a step count that the model was not made for."""
-    if args.key is None:
-        for preset in presets().values():
-            columns = f"{preset.key:28} {spell(preset.steps):>8} steps  {preset.sampler or 'own':9}"
-            print(f"{columns} {preset.confidence}  {preset.title}")
-        return
-    preset = find_preset(args.key)
-    steps = preset.default_steps if args.steps is None else args.steps
-    print(explain(preset, steps, preset_sigmas(preset, steps, None, args.width, args.height)))

@@ -37,11 +37,7 @@ class Parts:
 
     def identities(self) -> dict[str, Any]:
         """Digests of what takes part in the run; empty where nothing does. Raises ValueError for what cannot serve."""
-        if self.perceptual is None:
-            return {}
-        metric = self.perceptual
-        tensors = dict([*metric.named_parameters(), *metric.named_buffers()])
-        return {"perceptual": [weights_digest(tensors), metric.preset, metric.draws, metric.l1]}
+        return {} if self.perceptual is None else {"perceptual": self.perceptual.identity()}
 
     def vision_config(self) -> VisionConfig:
         return VisionConfig()

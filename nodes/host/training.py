@@ -195,7 +195,7 @@ class LiveView:
         with run.ema_weights():
             for item, cond in enumerate(self.conds):
                 sampler = {"sampler": choice.sampler, **choice.sampler_options}
-                latents.append(sample(student, student.process, sigmas, cond, shape, 0, [item], **sampler))
+                latents.append(sample(student, student.process, sigmas, cond, shape, seed=0, items=[item], **sampler))
         with torch.inference_mode():
             images = torch.cat([decode(request.vae, {"samples": backend.latents_out(x)}) for x in latents])
         # The VAE may have needed the room of the network, which stays where it is for the rest of the run.

@@ -59,7 +59,9 @@ def test_the_node_gives_the_latents_of_the_headless_sampler(host, student, steps
     cond = mini_conditioning()[0][[CLASS] * BATCH]
     levels = student_levels(description["sigmas"], steps)
     sampler = description["sampler"]
-    headless = sample(denoiser, denoiser.process, levels, cond, mini.LATENT_SHAPE, SEED, range(BATCH), sampler)
+    headless = sample(
+        denoiser, denoiser.process, levels, cond, mini.LATENT_SHAPE, seed=SEED, items=range(BATCH), sampler=sampler
+    )
     assert node.shape == headless.shape
     torch.testing.assert_close(node, headless / SCALE + SHIFT, rtol=0, atol=1e-5)
 

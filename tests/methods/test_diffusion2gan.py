@@ -58,7 +58,7 @@ def test_gradient_reaches_the_player_whose_turn_it_is(dataset, critic, rank):
     )
     with torch.no_grad():  # away from the zeros of a fresh path, where half of the gradients vanish
         for name, p in discriminator.parameters.items():
-            if ".up." in name or "inlet" in name:
+            if ".up." in name or "_conv" in name:
                 p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
     at = method.start(dataset.batch(0, 8, 0), ItemNoise(0, range(8)), 1)
     for mine, other in (run.players, run.players[::-1]):
