@@ -197,7 +197,7 @@ def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05
     if not dataset.state_sigmas or not same_level(max(dataset.state_sigmas), top):
         raise ValueError(
             f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas "
-            f"with the highest level, {top:.6g}; set it under [cache] and `cache` again"
+            f"with the highest level, {top:.6g}; set [cache] state_sigmas and run `cache` again"
         )
     one = dataset.read(next(iter(dataset.buckets.values()))[:1]).to(teacher.uncond.device)
     assert one.states is not None  # there are state_sigmas

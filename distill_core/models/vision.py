@@ -111,7 +111,7 @@ def transformers_vision(folder: str | Path, blocks: int = 4, size: int = 224) ->
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(
             f"there is no vision network in {folder}: ADD needs the folder of a DINOv2 (for instance a download of "
-            'facebook/dinov2-small), or [add] vision = "encoder" for the encoder of the model\'s tiny autoencoder'
+            'facebook/dinov2-small), or [vision] network = "encoder" for the encoder of the model\'s tiny autoencoder'
         )
     try:
         from transformers import AutoModel

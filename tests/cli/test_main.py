@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from distill_core.cli.main import main
 from distill_core.cli.sample import load_student
 from distill_core.cli.train import perceptual_distance
 from distill_core.data.dataset import LatentDataset
-from distill_core.files import fingerprint, load_tensors, read_lora, save_lora
+from distill_core.files import fingerprint, load_tensors, read_lora, save_lora, save_tensors
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser
 from distill_core.training.config import describe_keys, load_config
@@ -257,6 +258,82 @@ def test_a_command_gives_the_signals_back(folder):
     main(arguments("cache", folder, "--out", folder / "data"))
     main(arguments("train", folder, "--data", folder / "data", "--out", folder / "run"))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+# One output folder is one run
+
+
+@pytest.mark.parametrize(
+    "section, key, value, named",
+    [
+        ("vision", "size", 64, "vision.size"),
+        ("discriminator", "width", 24, "discriminator.width"),
+        ("model", "perceptual", "mini", "perceptual"),
+        ("add", "r1", 1e-3, "add.r1"),
+        ("train", "student_lr", 1e-5, "student_lr"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_setting(folder, tmp_path, capsys, section, key, value, named):
+    """Whatever section it is in, also one that only says what judges the student."""
+    settings = {"model": {"lora_rank": 4}, "train": {"steps": 2, "batch_size": 4}, "vision": {"size": 32}, "add": {}}
+
+    def write(settings: dict[str, dict]) -> None:
+        lines = ['method = "add"']
+        for name, keys in settings.items():
+            lines += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items())]
+        (tmp_path / "c.toml").write_text("\n".join(lines))
+
+    command = arguments("train", tmp_path, "--data", folder / "data", "--out", tmp_path / "run")
+    write(settings)
+    assert main(command) == 0
+    student = (tmp_path / "run" / "student.safetensors").read_bytes()
+    write({**settings, section: {**settings.get(section, {}), key: value}})
+    capsys.readouterr()
+    assert main(command) == 2
+    assert f"other settings ({named})" in one_line(capsys)
+    assert (tmp_path / "run" / "student.safetensors").read_bytes() == student
+
+
+def test_a_run_does_not_go_on_with_another_dataset(folder, tmp_path, capsys):
+    """Also one of the same settings: what counts is its content."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(folder / "data", data)
+    assert main(arguments("train", folder, "--data", data, "--out", out)) == 0
+    for shard in data.glob("shard-*.safetensors"):
+        tensors, metadata = load_tensors(shard)
+        save_tensors(shard, {**tensors, "latents": 0.999 * tensors["latents"]}, metadata)
+    capsys.readouterr()
+    assert main(arguments("train", folder, "--data", data, "--out", out)) == 2
+    assert "other settings (dataset)" in one_line(capsys)
+
+
+def test_the_log_of_a_run_that_was_killed_has_every_step_once(folder, tmp_path):
+    """Its log knows steps that its checkpoint does not; they are written again, not twice."""
+    out = tmp_path / "run"
+    assert main(arguments("train", folder, "--data", folder / "data", "--out", out)) == 0
+    log = out / "log.jsonl"
+    (tmp_path / "c.toml").write_text(CONFIG.replace("steps = 3\nbatch", "steps = 5\nbatch"))
+    log.write_text(log.read_text() + '{"step": 4, "adversarial": 9.0}\n{"step": 5, "adv')
+    assert main(arguments("train", tmp_path, "--data", folder / "data", "--out", out)) == 0
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5] and entries[3]["adversarial"] != 9.0
+
+
+def test_a_finished_run_is_not_trained_again(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(folder / "run", out)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert main(arguments("train", folder, "--data", folder / "data", "--out", out)) == 0
+    assert "this run has ended" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("command, resumes", [("cache", True), ("train", True), ("sample", False), ("evaluate", False)])
+def test_help_says_which_commands_go_on(capsys, command, resumes):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert ("a stopped command goes on there" in text) == resumes
 
 
 # Processes
