@@ -98,7 +98,8 @@ class ADDConfig(MethodConfig):
             vision = open_vision(ingredients.vision, components)
             discriminator = self._heads(vision, components, ingredients.example)
         student, teacher = ingredients.student, ingredients.teacher
-        return ADD(student, teacher, discriminator, vision, components.decode, self, **ingredients.shared())
+        decode = components.decode
+        return ADD(student, teacher, discriminator, vision=vision, decode=decode, config=self, **ingredients.shared())
 
     def _heads(self, vision: VisionNetwork, components: Components, example: Batch) -> PixelDiscriminator:
         """Heads that fit the vision network's taps on the example's images."""
@@ -126,6 +127,7 @@ class ADD(StudentMethod):
         student: Denoiser,
         teacher: Denoiser,
         discriminator: PixelDiscriminator | None,
+        *,
         vision: VisionNetwork | None,
         decode: Callable[[Tensor], Tensor] | None,
         config: ADDConfig = ADDConfig(),
@@ -134,7 +136,7 @@ class ADD(StudentMethod):
         distance: Distance | None = None,
         negative: Cond | None = None,
     ) -> None:
-        super().__init__(student, teacher, config, uncond, guidance, distance)
+        super().__init__(student, teacher, config, uncond=uncond, guidance=guidance, distance=distance)
         if config.weight("distillation") and uncond is None and (guidance != 1.0 or config.weighting == "nfsd"):
             raise ValueError("the distillation term with guidance, or NFSD, needs the empty conditioning (uncond)")
         if self.adversarial and (vision is None or discriminator is None):

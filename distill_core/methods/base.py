@@ -26,7 +26,7 @@ from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
 from ..diffusion.schedules import draw_from_grid, grid_sigmas, same_level
-from ..models.denoiser import Denoiser, Guided
+from ..models.denoiser import Cond, Denoiser, Guided
 from . import losses
 from .config import MethodConfig
 
@@ -89,7 +89,8 @@ class StudentMethod:
         student: Denoiser,
         teacher: Denoiser,
         config: MethodConfig,
-        uncond=None,
+        *,
+        uncond: Cond | None = None,
         guidance: float = 1.0,
         distance: Distance | None = None,
     ) -> None:
@@ -97,7 +98,8 @@ class StudentMethod:
             raise ValueError("the consistency term with guidance needs the empty conditioning (uncond)")
         self.student, self.teacher, self.config = student, teacher, config
         self.levels = config.levels(student.process)
-        self.guided_teacher = Guided(teacher, uncond, guidance)
+        # Terms that ask it have refused a missing uncond in their constructors.
+        self.guided_teacher = Guided(teacher, uncond, guidance)  # type: ignore[arg-type]
         self.gan_generator, self.gan_discriminator = losses.GAN_LOSSES[config.gan_loss]
         simple = losses.REGRESSIONS[config.regression]
         self.distance = distance or (lambda prediction, target, random: simple(prediction, target))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
@@ -61,6 +62,11 @@ class Components:
     encoder: Any = None
     vision: VisionNetwork | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and so what is opened beside it."""
+        return next(self.backend.network.parameters()).device
+
     def trainable_view(self, rank: int, targets: Sequence[str] = ()) -> Denoiser:
         """A LoRA on the shared backbone or, with rank 0, a trainable copy of it."""
         if rank:
@@ -96,13 +102,13 @@ class Ingredients:
         return asdict(self.discriminator)
 
 
-def tiny_decoder(folder: str | Path) -> Components:
+def tiny_decoder(folder: str | Path, device: torch.device | str = "cpu") -> Components:
     """Decoder and encoder of the diffusers ``AutoencoderTiny`` in a folder. Raises ValueError when there is none."""
     from diffusers import AutoencoderTiny
 
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"[vision] decoder: {folder} is not the folder of a diffusers AutoencoderTiny (TAESD)")
-    tiny = AutoencoderTiny.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+    tiny = AutoencoderTiny.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False).to(device)
     return Components(None, lambda latents: tiny.decode(latents).sample, tiny.encoder)
 
 
@@ -110,7 +116,7 @@ def with_tiny_decoder(components: Components, folder: str) -> Components:
     """The components with the tiny autoencoder of ``folder`` instead of the model's own; an empty name changes none."""
     if not folder:
         return components
-    tiny = tiny_decoder(folder)
+    tiny = tiny_decoder(folder, components.device)
     return replace(components, decode=tiny.decode, encoder=tiny.encoder)
 
 
@@ -118,10 +124,12 @@ def open_vision(config: VisionConfig, components: Components) -> VisionNetwork:
     """The vision network of ``components``, or that which ``config`` names. Raises ValueError when it is not there."""
     if components.vision is not None:
         return components.vision
-    if config.network == EFFICIENTNET:
-        return efficientnet_vision(config.size or 224)
     if config.network != ENCODER:
-        return transformers_vision(config.network, config.blocks, config.size or 224)
+        carried = config.network == EFFICIENTNET
+        size = config.size or 224
+        opened = efficientnet_vision(size) if carried else transformers_vision(config.network, config.blocks, size)
+        opened.network.to(components.device)
+        return opened
     if components.encoder is None:
         raise ValueError(
             'ADD needs a frozen vision network: set [vision] network to the folder of a DINOv2 or to "efficientnet", '

@@ -19,7 +19,7 @@ from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
 from ..discriminators.network import NetworkDiscriminator
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Cond, Denoiser
 from ..settings import help_of, setting
 from . import losses
 from .base import Distance, StudentMethod, StudentStep, Term, discriminator_health
@@ -90,7 +90,7 @@ class Diffusion2GANConfig(MethodConfig):
                 **ingredients.head_size(),
             )
         student, teacher = ingredients.student, ingredients.teacher
-        return Diffusion2GAN(student, teacher, discriminator, self, **ingredients.shared())
+        return Diffusion2GAN(student, teacher, discriminator, config=self, **ingredients.shared())
 
 
 class Diffusion2GAN(StudentMethod):
@@ -103,12 +103,13 @@ class Diffusion2GAN(StudentMethod):
         student: Denoiser,
         teacher: Denoiser,
         discriminator: NetworkDiscriminator | None,
+        *,
         config: Diffusion2GANConfig = Diffusion2GANConfig(),
-        uncond=None,
+        uncond: Cond | None = None,
         guidance: float = 1.0,
         distance: Distance | None = None,
     ) -> None:
-        super().__init__(student, teacher, config, uncond, guidance, distance)
+        super().__init__(student, teacher, config, uncond=uncond, guidance=guidance, distance=distance)
         if self.adversarial and discriminator is None:
             raise ValueError("the adversarial term needs a discriminator")
         self.discriminator = discriminator

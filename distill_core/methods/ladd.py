@@ -19,7 +19,7 @@ from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import logit_normal
 from ..discriminators.latent import LatentDiscriminator
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Cond, Denoiser
 from ..settings import help_of, setting
 from . import losses
 from .base import Distance, StudentMethod, StudentStep, Term, discriminator_health
@@ -77,7 +77,7 @@ class LADDConfig(MethodConfig):
         teacher = ingredients.teacher
         taps = list(ingredients.taps) or teacher.backend.default_taps()
         discriminator = LatentDiscriminator.for_teacher(teacher, taps, ingredients.example, **ingredients.head_size())
-        return LADD(ingredients.student, teacher, discriminator, taps, self, **ingredients.shared())
+        return LADD(ingredients.student, teacher, discriminator, taps=taps, config=self, **ingredients.shared())
 
 
 class LADD(StudentMethod):
@@ -90,13 +90,14 @@ class LADD(StudentMethod):
         student: Denoiser,
         teacher: Denoiser,
         discriminator: LatentDiscriminator,
+        *,
         taps: Sequence[str],
         config: LADDConfig = LADDConfig(),
-        uncond=None,
+        uncond: Cond | None = None,
         guidance: float = 1.0,
         distance: Distance | None = None,
     ) -> None:
-        super().__init__(student, teacher, config, uncond, guidance, distance)
+        super().__init__(student, teacher, config, uncond=uncond, guidance=guidance, distance=distance)
         self.discriminator, self.taps = discriminator, list(taps)
 
     def start(self, batch: Batch, random: ItemNoise, step: int) -> LADDStep:

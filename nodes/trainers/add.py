@@ -22,7 +22,7 @@ def vision_inputs() -> list:
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="The frozen network under the discriminator's heads, of Load CLIP Vision: DINOv2 (ADD's choice), "
+            tooltip="The frozen network under the discriminator's heads, from Load CLIP Vision: DINOv2 (ADD's choice), "
             "DINOv3 or CLIP. Without it a tiny VAE's own encoder serves, which was never trained to recognise "
             "anything.",
         ),
@@ -52,7 +52,7 @@ def method_inputs() -> list:
             io.Combo,
             ADDConfig,
             "weighting",
-            "It costs three more teacher forwards a step.",
+            "nfsd costs three more teacher forwards a step.",
             options=list(DISTILLATION_WEIGHTS),
             default="exponential",
             advanced=True,

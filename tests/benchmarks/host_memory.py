@@ -103,7 +103,7 @@ def our_step(model, latents, conditioning, checkpointing: bool, full: bool) -> N
         teacher = Denoiser(backend)
         student = Denoiser(backend.trainable_copy()) if full else Denoiser(backend, backend.new_lora(RANK))
         heads = LatentDiscriminator.for_teacher(teacher, backend.default_taps(), content)
-        method = LADD(student, teacher, heads, backend.default_taps())
+        method = LADD(student, teacher, heads, taps=backend.default_taps())
         training_step(Run(method, OneBatch(), TrainConfig(batch_size=BATCH)))
 
 

@@ -68,7 +68,7 @@ def build_run(dataset: OneBatch, network: torch.nn.Module, **config) -> Run:
     backend = DiffusersBackend(network)
     teacher, student = Denoiser(backend), Denoiser(backend, backend.new_lora(RANK))
     heads = LatentDiscriminator.for_teacher(teacher, TAPS, dataset.content)
-    method = LADD(student, teacher, heads, TAPS, LADDConfig(**config))
+    method = LADD(student, teacher, heads, taps=TAPS, config=LADDConfig(**config))
     return Run(method, dataset, TrainConfig(batch_size=BATCH))
 
 

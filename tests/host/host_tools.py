@@ -95,7 +95,7 @@ def a_run(backend, positive: list, x: torch.Tensor, **settings) -> Run:
     teacher, student = Denoiser(backend), Denoiser(backend, backend.new_lora(4))
     dataset = OneBatch(Batch(x, backend.cond(positive * len(x))))
     heads = LatentDiscriminator.for_teacher(teacher, backend.default_taps(), dataset.content, width=8, blocks=1)
-    method = LADD(student, teacher, heads, backend.default_taps(), LADDConfig(warmup_steps=0))
+    method = LADD(student, teacher, heads, taps=backend.default_taps(), config=LADDConfig(warmup_steps=0))
     return Run(method, dataset, TrainConfig(batch_size=len(x), steps=4, **settings))
 
 

@@ -215,7 +215,7 @@ def flops_of_a_step() -> float:
         teacher, student = Denoiser(backend), Denoiser(backend, backend.new_lora(8))
         taps = [f"joint_blocks.{i}" for i in (2, 5, 8)]
         dataset = OneBatch(Batch(x, backend.cond(positive * 2)))
-        method = LADD(student, teacher, LatentDiscriminator.for_teacher(teacher, taps, dataset.content), taps)
+        method = LADD(student, teacher, LatentDiscriminator.for_teacher(teacher, taps, dataset.content), taps=taps)
         run = Run(method, dataset, TrainConfig(batch_size=2))
         with FlopCounterMode(display=False) as forward, torch.no_grad():
             teacher(x, torch.ones(2), dataset.content.cond)

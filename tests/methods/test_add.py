@@ -315,12 +315,13 @@ def test_an_autoencoder_without_gradients_is_refused(dataset):
 
 def test_guided_distillation_needs_the_empty_conditioning(dataset):
     method = toy_method(dataset, ADDConfig())
-    parts = (method.student, method.teacher, method.discriminator, method.vision, method.decode)
+    parts = (method.student, method.teacher, method.discriminator)
+    networks = dict(vision=method.vision, decode=method.decode)
     with pytest.raises(ValueError, match="uncond"):
-        ADD(*parts, ADDConfig(), None, 2.0)
+        ADD(*parts, **networks, config=ADDConfig(), uncond=None, guidance=2.0)
     with pytest.raises(ValueError, match="uncond"):
-        ADD(*parts, ADDConfig(weighting="nfsd"), None, 1.0)
-    ADD(*parts, ADDConfig(), None, 1.0)
+        ADD(*parts, **networks, config=ADDConfig(weighting="nfsd"), uncond=None, guidance=1.0)
+    ADD(*parts, **networks, config=ADDConfig(), uncond=None, guidance=1.0)
 
 
 # Combinations and architectures

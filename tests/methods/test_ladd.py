@@ -265,7 +265,7 @@ def test_consistency_by_hand_for_an_eps_unet(make_backend, make_cond, randomise)
     student = Denoiser(backend, randomise(backend.new_lora(2)))
     levels = tuple(grid_sigmas(backend.process, 2)[:-1].tolist())
     config = LADDConfig({"consistency": 1.0}, levels, (0.5, 0.5), (0.5, 0.5), regression="mse", consistency_levels=3)
-    method = LADD(student, Denoiser(backend), None, [], config, make_cond(1, seed=9), 3.0)
+    method = LADD(student, Denoiser(backend), None, taps=[], config=config, uncond=make_cond(1, seed=9), guidance=3.0)
     batch = Batch(torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0)), make_cond(8))
     at = method.start(batch, ItemNoise(0, range(8)), 0)
     assert len(set(at.sigma[at.on_grid].tolist())) > 1
@@ -339,10 +339,11 @@ def test_checks_before_the_first_step(dataset, tmp_path):
 
 def test_guided_consistency_needs_the_empty_conditioning(dataset):
     method = toy_method(dataset)
-    parts = (method.student, method.teacher, method.discriminator, TAPS, LADDConfig({"consistency": 1.0}))
+    parts = (method.student, method.teacher, method.discriminator)
+    settings = dict(taps=TAPS, config=LADDConfig({"consistency": 1.0}))
     with pytest.raises(ValueError, match="uncond"):
-        LADD(*parts, uncond=None, guidance=2.0)
-    LADD(*parts, uncond=None, guidance=1.0)
+        LADD(*parts, **settings, uncond=None, guidance=2.0)
+    LADD(*parts, **settings, uncond=None, guidance=1.0)
 
 
 # On a real architecture
@@ -358,7 +359,9 @@ def test_a_step_trains_the_student_of_every_family(family, make_backend, make_co
         student, teacher = Denoiser(backend, backend.new_lora(2)), Denoiser(backend)
         heads = LatentDiscriminator.for_teacher(teacher, taps, batch, width=8, blocks=1)
     levels = tuple(grid_sigmas(backend.process, 4)[:-1].tolist())
-    at = LADD(student, teacher, heads, taps, LADDConfig(student_sigmas=levels)).start(batch, ItemNoise(0, range(2)), 0)
+    at = LADD(student, teacher, heads, taps=taps, config=LADDConfig(student_sigmas=levels)).start(
+        batch, ItemNoise(0, range(2)), 0
+    )
     loss, _ = at.method.generator_loss(at)
     loss.backward(inputs=list(student.trainable().values()))
     assert all(up.grad.any() for up in student.lora.up[:3]) and all(p.grad is None for p in heads.parameters())
