@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..models.denoiser import Cond
+from ..models.vision import VisionNetwork, image_embedding
 
 
 def spectral_conv1d(channels: int, out: int, kernel: int) -> nn.Module:
@@ -82,6 +83,17 @@ class PixelDiscriminator(nn.Module):
         cond_dim = text_dim + image_dim or 1
         moments = [torch.std_mean(tokens.detach().float(), dim=(0, 2)) for tokens in real]
         self.heads = nn.ModuleList(TokenHead(mean, std + 1e-3 * std.max(), cond_dim, width) for std, mean in moments)
+
+    @classmethod
+    @torch.no_grad()
+    def for_images(
+        cls, vision: VisionNetwork, images: Tensor, cond: Cond, *, with_text: bool = True, with_image: bool = True
+    ) -> PixelDiscriminator:
+        """Heads that fit the vision network's taps on ``images`` [B, 3, h, w], real ones with their conditioning."""
+        tokens = vision(images)
+        text = text_embedding(cond).shape[1] if with_text else 0
+        image = image_embedding(tokens).shape[1] if with_image else 0
+        return cls(tokens, text, image).to(images.device)
 
     def forward(self, tokens: Sequence[Tensor], text: Tensor, image: Tensor) -> Tensor:
         dtype = next(self.heads.parameters()).dtype

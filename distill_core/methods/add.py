@@ -24,7 +24,7 @@ from ..models.vision import VisionNetwork, image_embedding
 from ..settings import help_of, setting
 from . import losses
 from .base import Distance, StudentMethod, StudentStep, Term, discriminator_health
-from .components import Components, Ingredients, open_vision, with_tiny_decoder
+from .components import Ingredients, open_vision, with_tiny_decoder
 from .config import MethodConfig
 
 SPACES = ("pixel", "latent")
@@ -96,20 +96,14 @@ class ADDConfig(MethodConfig):
         vision = discriminator = None
         if self.weight("adversarial"):
             vision = open_vision(ingredients.vision, components)
-            discriminator = self._heads(vision, components, ingredients.example)
+            if components.decode is None:
+                raise ValueError("ADD works on decoded images, and this model has no autoencoder")
+            images = components.decode(ingredients.example.latents)
+            shown = {"with_text": self.text_condition, "with_image": self.image_condition}
+            discriminator = PixelDiscriminator.for_images(vision, images, ingredients.example.cond, **shown)
         student, teacher = ingredients.student, ingredients.teacher
         decode = components.decode
         return ADD(student, teacher, discriminator, vision=vision, decode=decode, config=self, **ingredients.shared())
-
-    def _heads(self, vision: VisionNetwork, components: Components, example: Batch) -> PixelDiscriminator:
-        """Heads that fit the vision network's taps on the example's images."""
-        if components.decode is None:
-            raise ValueError("ADD works on decoded images, and this model has no autoencoder")
-        with torch.no_grad():
-            tokens = vision(components.decode(example.latents))
-        text = text_embedding(example.cond).shape[1] if self.text_condition else 0
-        image = image_embedding(tokens).shape[1] if self.image_condition else 0
-        return PixelDiscriminator(tokens, text, image).to(example.latents.device)
 
 
 class ADD(StudentMethod):

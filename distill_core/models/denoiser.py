@@ -115,7 +115,7 @@ class Backend(Protocol):
 
 
 class Denoiser:
-    """The teacher (``lora=None``) or a student (its low-rank path) on one shared backbone.
+    """The teacher (``lora=None``) or a student (its LoRA) on one shared backbone.
 
     Called with x [B, C, H, W], sigma [B] and a Cond of B rows it returns the denoised latent, computed in float32
     around a network of any precision. A fully fine-tuned student is ``Denoiser`` on a copy of the backbone.
@@ -130,7 +130,7 @@ class Denoiser:
         return self.backend.process
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters a student trains, by name: its low-rank path or, without one, the whole network."""
+        """The parameters a student trains, by name: its LoRA or, without one, the whole network."""
         return dict((self.lora or self.backend.network).named_parameters())
 
     def _network_input(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""Additive low-rank paths on a shared backbone, and the switch that says which of them is on.
+"""LoRAs on a shared backbone, added beside its layers, and the switch that says which of them is on.
 
-Teacher, student and the discriminator's features are views of one network: a view turns its path on (or all off)
-around its forward. The path is computed beside the frozen layer, f(x) + B A x, never as a changed weight, which would
+Teacher, student and the discriminator's features are views of one network: a view turns its LoRA on (or all off)
+around its forward. It is computed beside the frozen layer, f(x) + B A x, never as a changed weight, which would
 cost a full weight gradient. Gradient checkpointing recomputes a block later, possibly under another view; the
 checkpoint function of the switch restores the view that was on in the forward.
 """
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class LoraSwitch:
-    """Which low-rank path of a backbone is on; at most one is, None means the plain backbone."""
+    """Which LoRA of a backbone is on; at most one is, None means the plain backbone."""
 
     def __init__(self) -> None:
         self.active: Lora | None = None
@@ -29,15 +29,15 @@ class LoraSwitch:
         self.after_checkpoint: Callable[[], None] | None = None  # called when a checkpointed block has returned
 
     @contextmanager
-    def on(self, path: Lora | None, inputs: tuple[object, Tensor] | None = None) -> Iterator[None]:
-        previous, (self.active, self.inputs) = (self.active, self.inputs), (path, inputs)
+    def on(self, lora: Lora | None, inputs: tuple[object, Tensor] | None = None) -> Iterator[None]:
+        previous, (self.active, self.inputs) = (self.active, self.inputs), (lora, inputs)
         try:
             yield
         finally:
             self.active, self.inputs = previous
 
     def checkpoint(self, block: Callable, *args):
-        """Run ``block(*args)`` under gradient checkpointing; the recompute sees the path that is on now."""
+        """Run ``block(*args)`` under gradient checkpointing; the recompute sees the LoRA that is on now."""
         again = _RestoredView(self)
         self.inside_checkpoint = True
         try:
@@ -79,10 +79,10 @@ def attention_kernels() -> list[SDPBackend]:
 
 
 class Lora(nn.Module):
-    """Matrices A [rank, in] and B [out, rank] per target linear layer; B starts at 0, so the path starts as 0.
+    """Matrices A [rank, in] and B [out, rank] per target linear layer; B starts at 0, so it starts without effect.
 
     network: the frozen backbone.  targets: names of ``nn.Linear`` modules in it.  rank: at least 1.
-    alpha: the path is scaled by alpha / rank (default: rank, scale 1).  switch: the backbone's.
+    alpha: its output is scaled by alpha / rank (default: rank, scale 1).  switch: the backbone's.
     Raises ValueError for an empty target list, a name that is not a linear layer, or a rank below 1.
     """
 
@@ -92,7 +92,7 @@ class Lora(nn.Module):
         super().__init__()
         self.targets = list(targets)
         if rank < 1 or not self.targets:
-            raise ValueError("a low-rank path needs a rank of at least 1 and at least one target layer")
+            raise ValueError("a LoRA needs a rank of at least 1 and at least one target layer")
         self.rank, self.scale = rank, (rank if alpha is None else alpha) / rank
         modules = dict(network.named_modules())
         wrong = [name for name in self.targets if not isinstance(modules.get(name), nn.Linear)]
@@ -109,14 +109,14 @@ class Lora(nn.Module):
             self.handles.append(layer.register_forward_hook(self._hook(index, switch)))
 
     def _hook(self, index: int, switch: LoraSwitch) -> Callable:
-        def add_path(layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        def add_output(layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             if switch.active is not self:
                 return None
             x = args[0].to(self.down[index].dtype)
-            path = nn.functional.linear(nn.functional.linear(x, self.down[index]), self.up[index] * self.scale)
-            return output + path.to(output.dtype)
+            added = nn.functional.linear(nn.functional.linear(x, self.down[index]), self.up[index] * self.scale)
+            return output + added.to(output.dtype)
 
-        return add_path
+        return add_output
 
     def remove(self) -> None:
         """Take the hooks off the backbone; it is as before."""
@@ -124,7 +124,7 @@ class Lora(nn.Module):
             handle.remove()
 
     def export(self, prefix: str = "transformer") -> dict[str, Tensor]:
-        """The path in diffusers' and peft's layout, which core ComfyUI maps by itself; the scale is folded into B.
+        """The LoRA in diffusers' and peft's layout, which core ComfyUI maps by itself; the scale is folded into B.
 
         A copy: training that goes on does not change it.
         """
@@ -135,7 +135,7 @@ class Lora(nn.Module):
         return state
 
     def load_export(self, state: dict[str, Tensor], prefix: str = "transformer") -> None:
-        """Read an `export`. Raises ValueError when layers or shapes are not those of this path."""
+        """Read an `export`. Raises ValueError when layers or shapes are not those of this LoRA."""
         mine = self.export(prefix)
         wrong = [k for k in mine.keys() ^ state.keys()] or [k for k in mine if mine[k].shape != state[k].shape]
         if wrong:

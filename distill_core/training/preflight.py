@@ -126,14 +126,14 @@ def view_faults(run: Run, batch: Batch) -> Iterator[str]:
             after = _views(method, batch)
     if torch.equal(before["student"], after["student"]):
         yield (
-            "the student's weights do not change its output: its low-rank path is never on. Give its Denoiser the "
-            "path, and turn it on in the forward"
+            "the student's weights do not change its output: its LoRA is never on. Give its Denoiser the "
+            "LoRA, and turn it on in the forward"
         )
     changed = [name for name in before if name != "student" and not torch.equal(before[name], after[name])]
     if changed:
         yield (
             f"adapters are on in the {' and the '.join(changed)}: what the frozen teacher computes changes with the "
-            "student's weights. Use a Denoiser without a path there"
+            "student's weights. Use a Denoiser without a LoRA there"
         )
 
 
@@ -152,7 +152,7 @@ def _views(method, batch: Batch) -> dict[str, Tensor]:
 
 @contextmanager
 def _disturbed(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """The same weights with noise added, so that a path that starts as 0 has an effect."""
+    """The same weights with noise added, so that a LoRA that starts as 0 has an effect."""
     saved = {name: value.detach().clone() for name, value in parameters.items()}
     generator = torch.Generator().manual_seed(0)
     try:

@@ -71,7 +71,7 @@ class Architecture:
     """How to train with one class of the host's networks.
 
     taps: blocks a discriminator can read, in the order in which they run.  lora_under: containers of the layers that
-    get a low-rank path.  image: where a sequence of image and text tokens has the image.  two_streams: the image's
+    get a LoRA.  image: where a sequence of image and text tokens has the image.  two_streams: the image's
     argument (keyword or position) and place in the output of blocks that keep image and text apart.
     checkpointed: modules that are recomputed one by one (the taps unless given).
     in_place: blocks add to their input in place, which breaks gradients (`features.OutOfPlace`).

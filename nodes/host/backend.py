@@ -106,7 +106,7 @@ class ComfyBackend:
         return targets
 
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora:
-        """A fresh low-rank path (output 0) on this backbone."""
+        """A fresh LoRA (output 0) on this backbone."""
         return Lora(self.network, targets or self.lora_targets(), rank, self.switch)
 
     def cond(self, conditioning: list) -> Cond:

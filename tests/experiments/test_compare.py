@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distill_core.cli.main import main
-from distill_core.experiments import compare
+from distill_core.experiments import compare, tables
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
@@ -99,7 +99,7 @@ def test_the_table_gives_medians_and_ranges():
         scores = {"fd": fd, "fd_pixels": 1.0, "accuracy": 0.9, "diversity": 0.5}
         return {"scores": {"1": scores}, "cpu_s": 40.0, "wall_s": 90.0, "forwards": {"backbone": 7, "vision": 2}}
 
-    lines = compare.table({"ADD": [run(3.0), run(1.0), run(2.0)]}).splitlines()
+    lines = tables.table({"ADD": [run(3.0), run(1.0), run(2.0)]}).splitlines()
     assert "| ADD | 1 | 3 | 2.00 (1.00-3.00) | 1.00 (1.00-1.00) | 90.0 (90.0-90.0) |" in lines[2]
     assert lines[2].endswith("| 40 | 90 | 9 |")
 

@@ -90,7 +90,7 @@ class Architecture:
     """How to work with one class of network.
 
     call: the network on (x, timestep, cond).  tap_names: blocks a discriminator can read, in running order.
-    lora_under: containers of the layers that get a low-rank path.  patch_size: latent pixels a side of a token.
+    lora_under: containers of the layers that get a LoRA.  patch_size: latent pixels a side of a token.
     default_process: where the model's folder has no scheduler.  lora_prefix: of LoRA keys, the pipeline's name for the
     network.  scales: read-outs and entries of a multi-scale discriminator, where the network has scales of its own.
     """
@@ -244,7 +244,7 @@ class DiffusersBackend:
         add_differences(self.network, state, self.architecture.lora_prefix)
 
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora:
-        """A fresh low-rank path (output 0) on this backbone."""
+        """A fresh LoRA (output 0) on this backbone."""
         return Lora(self.network, targets or self.lora_targets(), rank, self.switch)
 
 
