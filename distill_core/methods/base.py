@@ -54,7 +54,7 @@ class Player:
     """One side of the game that training is: what it minimises, with which parameters, and its optimiser's settings.
 
     loss: of a step -> (scalar, values to log).  updates: optimiser steps a training step; those after the first see
-    fresh noise (`StudentStep.redraw`).  lr_scale: factor on ``lr`` by parameter name.  buffers: state kept beside the
+    fresh noise (`StudentStep.redraw`). The student has one: the others reuse its output.  lr_scale: factor on ``lr`` by parameter name.  buffers: state kept beside the
     weights, e.g. of spectral norms; it goes into the checkpoint.  optimizer: settings of AdamW that differ from the
     loop's (betas, eps, weight_decay).
     """
@@ -201,26 +201,30 @@ class StudentStep:
     def __init__(self, method: StudentMethod, batch: Batch, random: ItemNoise, step: int) -> None:
         self.method, self.batch, self.random, self.number = method, batch, random, step
         config, process = method.config, method.student.process
+        # 1. A noise level for each item, [B]: one of the student's own, or of the consistency grid.
         sigma = draw_from_grid(random.named("level"), torch.tensor(method.levels), method.probabilities(step))
         self.on_grid = torch.zeros(len(sigma), dtype=torch.bool)
         if config.weight("consistency"):
-            grid = grid_sigmas(process, config.consistency_levels)[:-1]
+            grid = grid_sigmas(process, config.consistency_levels)[:-1]  # [K]
             consistency = random.named("consistency")
             self.on_grid = consistency.uniform() < config.consistency_share
             sigma = torch.where(self.on_grid, draw_from_grid(consistency, grid, [1.0] * len(grid)), sigma)
+        # 2. Where the student starts, x [B, C, H, W]: the latents noised to that level.
         self.noise = random.named("noise").normal_like(batch.latents)  # [B, C, H, W]
         self.sigma = sigma.to(batch.latents.device)  # [B]
         self.x = process.noise_scaling(self.sigma, self.noise, batch.latents)
-        # At the highest level sampling starts from noise alone, so the student never sees an image there.
+        # 3. At the highest level sampling starts from noise alone, so the student never sees an image there.
         self.at_top = self.sigma >= process.sigma_max * (1 - 1e-4)
         pure = process.noise_scaling(self.sigma, self.noise, torch.zeros_like(self.noise), max_denoise=True)
         self.x = torch.where(expand_like(self.at_top, pure), pure, self.x)
+        # 4. Items that start elsewhere: on a stored path of the teacher, or from the student's own sample.
         self.on_path = torch.zeros(len(sigma), dtype=torch.bool, device=self.x.device)
         if config.weight("pairs"):
             self._move_onto_paths(random.named("stored state").uniform())
         self.on_grid = self.on_grid.to(self.x.device)
         if config.own_share:
             self._start_from_own_samples(random.named("own sample"))
+        # 5. The one forward of the student, with its graph.
         self.fake = method.student(self.x, self.sigma, batch.cond)
 
     def _move_onto_paths(self, draw: Tensor) -> None:
@@ -241,7 +245,7 @@ class StudentStep:
         rows = chosen & (self.sigma < top) & ~self.on_path & ~self.on_grid
         if not rows.any():
             return
-        first = self.sigma.new_full((int(rows.sum()),), top)
+        first = self.sigma.new_full((int(rows.sum()),), top)  # [R], R rows of the batch
         x = process.noise_scaling(first, noise[rows], torch.zeros_like(noise[rows]), max_denoise=True)
         own = self.method.student(x, first, self.batch.cond[rows])
         self.x[rows] = process.noise_scaling(self.sigma[rows], self.noise[rows], own)
@@ -251,10 +255,12 @@ class StudentStep:
     def consistency_target(self) -> Tensor:
         method = self.method
         grid = grid_sigmas(method.student.process, method.config.consistency_levels).to(self.sigma)
+        # The next level down for each item, [B]: the largest of the grid [K + 1] that is clearly below its own.
         lower = torch.where(grid < self.sigma.unsqueeze(1) * (1 - 1e-4), grid, 0.0).amax(1)
         sigma, below = expand_like(self.sigma, self.x), expand_like(lower, self.x)
         denoised = method.guided_teacher(self.x, self.sigma, self.batch.cond)
         x = self.x + (self.x - denoised) / sigma * (below - sigma)
+        # At level 0 the Euler step has already arrived; the network is asked at the lowest level it knows, for nothing.
         answer = method.student(x, lower.clamp(min=grid[-2].item()), self.batch.cond)
         return torch.where(below > 0, answer, x)
 

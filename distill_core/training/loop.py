@@ -118,6 +118,8 @@ class Run:
         self.folder = Path(folder) if folder else None
         self.description = description or {}
         self.players = method.players(config)
+        if self.players[0].updates != 1:
+            raise ValueError("the first player is the student: it has one update a step, whose output the others reuse")
         self.optimizers = {
             player.name: torch.optim.AdamW(
                 player.groups(),
@@ -286,6 +288,7 @@ def training_step(run: Run) -> dict[str, float]:
     config = run.config
     logs: dict[str, list[float]] = defaultdict(list)
     steps = []
+    # Gradients of all players on the same forwards: the student's graph is alive for its own loss only.
     for micro in range(config.accumulation):
         batch, random = run.batch(micro)
         with autocast(run):
@@ -295,9 +298,11 @@ def training_step(run: Run) -> dict[str, float]:
         steps.append(step)
     for player in run.players:
         finish_gradient(run, player, logs)
+    # From here weights change, so a crash before the end of the step cannot be saved.
     run.between_steps = False
     for player in run.players:
         update(run, player)
+    # More updates of those who want them, on the same student outputs with fresh noise.
     for player in run.players:
         for _ in range(player.updates - 1):
             for step in steps:
@@ -305,6 +310,7 @@ def training_step(run: Run) -> dict[str, float]:
                 accumulate(run, player, step, logs)
             finish_gradient(run, player, logs)
             update(run, player)
+    # The average forgets its first steps faster, while the student is still far from where it goes.
     average = min(config.ema_decay, (1 + run.step) / (10 + run.step))
     for name, value in run.student_parameters.items():
         run.ema[name].lerp_(value.detach(), 1 - average)

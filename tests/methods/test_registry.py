@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -102,6 +102,18 @@ def test_a_method_of_another_file_trains_with_any_number_of_players(dataset, tmp
     (a, _), (b, _) = (load_tensors(tmp_path / x / "checkpoint.safetensors") for x in "ab")
     assert any(key.startswith("buffer.second guess.") for key in a)
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_student_has_one_update_a_step(dataset):
+    class Impatient(Three):
+        def players(self, settings) -> list[Player]:
+            first, *others = super().players(settings)
+            return [replace(first, updates=2), *others]
+
+    method = three_run(dataset).method
+    method.__class__ = Impatient
+    with pytest.raises(ValueError, match="one update a step"):
+        Run(method, dataset, TrainConfig(batch_size=4))
 
 
 # Named streams
