@@ -54,9 +54,9 @@ class Player:
     """One side of the game that training is: what it minimises, with which parameters, and its optimiser's settings.
 
     loss: of a step -> (scalar, values to log).  updates: optimiser steps a training step; those after the first see
-    fresh noise (`StudentStep.redraw`). The student has one: the others reuse its output.  lr_scale: factor on ``lr`` by parameter name.  buffers: state kept beside the
-    weights, e.g. of spectral norms; it goes into the checkpoint.  optimizer: settings of AdamW that differ from the
-    loop's (betas, eps, weight_decay).
+    fresh noise (`StudentStep.redraw`). The student has one: the others reuse its output.  lr_scale: factor on ``lr`` by
+    parameter name.  buffers: state kept beside the weights, e.g. of spectral norms; it goes into the checkpoint.
+    optimizer: settings of AdamW that differ from the loop's (betas, eps, weight_decay).
     """
 
     name: str
