@@ -76,6 +76,7 @@ class ADDConfig(MethodConfig):
     name: ClassVar[str] = "add"
     title: ClassVar[str] = "ADD"
     paper: ClassVar[str] = "Sauer et al. 2023, arXiv 2311.17042"
+    sections = ("vision",)
     known_terms = ("adversarial", "distillation", "pairs", "consistency")
 
     def __post_init__(self) -> None:

@@ -70,6 +70,7 @@ class MethodConfig:
     paper: ClassVar[str]
     known_terms: ClassVar[tuple[str, ...]] = ("adversarial", "pairs", "consistency")
     default_levels: ClassVar[int] = 4
+    sections: ClassVar[tuple[str, ...]] = ("discriminator",)  # shared sections of the TOML file that it reads
     checks_paths: ClassVar[bool] = False  # whether stored pairs are tried by running one path again (`check_pairs`)
 
     def __post_init__(self) -> None:

@@ -94,8 +94,7 @@ class RunConfig:
         return {
             self.method.name: decisive(self.method),
             "student": decisive(self.student),
-            "discriminator": decisive(self.discriminator),
-            "vision": decisive(self.vision),
+            **{section: decisive(getattr(self, section)) for section in self.method.sections},
             "taps": list(self.taps),
             "guidance": self.guidance,
             **self.identities,

@@ -264,21 +264,21 @@ def test_a_command_gives_the_signals_back(folder):
 
 
 @pytest.mark.parametrize(
-    "section, key, value, named",
+    "method, section, key, value, named",
     [
-        ("vision", "size", 64, "vision.size"),
-        ("discriminator", "width", 24, "discriminator.width"),
-        ("model", "perceptual", "mini", "perceptual"),
-        ("add", "r1", 1e-3, "add.r1"),
-        ("train", "student_lr", 1e-5, "student_lr"),
+        ("add", "vision", "size", 64, "vision.size"),
+        ("ladd", "discriminator", "width", 24, "discriminator.width"),
+        ("add", "model", "perceptual", "mini", "perceptual"),
+        ("add", "add", "r1", 1e-3, "add.r1"),
+        ("ladd", "train", "student_lr", 1e-5, "student_lr"),
     ],
 )
-def test_a_run_does_not_go_on_with_another_setting(folder, tmp_path, capsys, section, key, value, named):
+def test_a_run_does_not_go_on_with_another_setting(folder, tmp_path, capsys, method, section, key, value, named):
     """Whatever section it is in, also one that only says what judges the student."""
     settings = {"model": {"lora_rank": 4}, "train": {"steps": 2, "batch_size": 4}, "vision": {"size": 32}, "add": {}}
 
     def write(settings: dict[str, dict]) -> None:
-        lines = ['method = "add"']
+        lines = [f'method = "{method}"']
         for name, keys in settings.items():
             lines += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items())]
         (tmp_path / "c.toml").write_text("\n".join(lines))

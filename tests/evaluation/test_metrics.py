@@ -84,7 +84,7 @@ def test_the_evaluator_reports_both_spaces():
         ({"add": {}, "vision": {"network": "efficientnet", "size": 64}}, True),
         ({"add": {}, "vision": {"network": "encoder", "size": 64}}, False),
         ({"add": {}, "vision": ["0123456789abcdef", 224]}, False),  # ComfyUI: a CLIP vision model, by its hash
-        ({"ladd": {}, "vision": {"network": "efficientnet"}}, False),  # not what LADD looks with
+        ({"ladd": {}, "discriminator": {"width": 64}}, False),  # a method that has no vision writes none
         ({"add": {}}, False),
     ],
 )
