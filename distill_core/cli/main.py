@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        what = "goes on from here" if getattr(args, "resumes", False) else "starts over"
+        print(f"stopped; the same command {what}", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable, help: str, out: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help, formatter_class=formatter)
-        sub.set_defaults(command=run)
+        sub.set_defaults(command=run, resumes=out is RESUMES)
         sub.add_argument("--out", type=Path, required=True, help=out)
         return sub
 

@@ -24,6 +24,7 @@ from ..perceptual.pairs import KINDS, SIZE, Pairs, cached_pairs, make_pairs
 from ..perceptual.pixel import PIXEL_DISTANCES
 from ..perceptual.transforms import PRESETS
 from ..perceptual.weights import SPACES, convert_published, load_metric, save_weights
+from ..settings import settings_of
 
 
 def add_perceptual_command(commands) -> None:
@@ -41,6 +42,7 @@ def add_perceptual_command(commands) -> None:
         return sub
 
     sub = add("train", run_train, "Train trunk and heads for an autoencoder's latents; a stopped run goes on.")
+    sub.set_defaults(resumes=True)
     sub.add_argument("--autoencoder", required=True, help='a diffusers vae folder, or "mini"')
     sub.add_argument("--images", type=Path, required=True, help="folder of pictures; subfolders are classes")
     sub.add_argument("--out", type=Path, required=True, help="output folder: metric.safetensors, training.json")
@@ -48,10 +50,11 @@ def add_perceptual_command(commands) -> None:
     sub.add_argument("--size", type=int, default=256, help="pixels a side that pictures are cut to")
     sub.add_argument("--pairs", type=int, default=20000, help="training pairs")
     sub.add_argument("--held-out", type=int, default=1000, help="pairs of other images and draws for the report")
-    sub.add_argument("--steps", type=int, default=CalibrationConfig.steps)
-    sub.add_argument("--batch", type=int, default=CalibrationConfig.batch_size, help="pairs a step")
-    sub.add_argument("--lr", type=float, default=CalibrationConfig.lr)
-    sub.add_argument("--widths", type=int, nargs=5, default=CalibrationConfig.widths, help="channels of the five taps")
+    words = {setting.name: setting.help for setting in settings_of(CalibrationConfig)}
+    sub.add_argument("--steps", type=int, default=CalibrationConfig.steps, help=words["steps"])
+    sub.add_argument("--batch", type=int, default=CalibrationConfig.batch_size, help=words["batch_size"])
+    sub.add_argument("--lr", type=float, default=CalibrationConfig.lr, help=words["lr"])
+    sub.add_argument("--widths", type=int, nargs=5, default=CalibrationConfig.widths, help=words["widths"])
     sub.add_argument("--half", action="store_true", help="write the weights in float16")
     sub.add_argument("--seed", type=int, default=0)
 

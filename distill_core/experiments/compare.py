@@ -265,7 +265,7 @@ def add_compare_command(commands) -> None:
     sub.add_argument("--entries", nargs="+", default=list(ENTRIES), help=f"of {', '.join(ENTRIES)}")
     sub.add_argument("--workers", type=int, default=1, help="runs at once, each on one thread")
     sub.add_argument("--photographs", type=Path, default=Path(DEBIAN_DATA), help="folder of Fashion-MNIST's .gz files")
-    sub.set_defaults(command=run_compare)
+    sub.set_defaults(command=run_compare, resumes=True)
 
 
 def run_compare(args) -> None:

@@ -336,6 +336,17 @@ def test_help_says_which_commands_go_on(capsys, command, resumes):
     assert ("a stopped command goes on there" in text) == resumes
 
 
+@pytest.mark.parametrize("command, words", [("train", "goes on from here"), ("sample", "starts over")])
+def test_a_stopped_command_says_whether_it_goes_on(folder, tmp_path, capsys, monkeypatch, command, words):
+    def stop(args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"distill_core.cli.main.run_{command}", stop)
+    data = ["--data", folder / "data"] if command == "train" else []
+    assert main(arguments(command, folder, *data, "--out", tmp_path)) == 130
+    assert capsys.readouterr().err == f"stopped; the same command {words}\n"
+
+
 # Processes
 
 
