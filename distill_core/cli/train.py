@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..training.monitor import Condition
 from ..training.preflight import preflight
 from ..training.run import RunConfig, RunFolder, StudentConfig, new_run, train_to_end
 
-SHOWN = ("adversarial", "distillation", "pairs", "consistency", "discriminator", "accuracy", "logit_gap")
+SHOWN = ("discriminator", "accuracy", "logit_gap")  # beside the terms of the student's loss
 
 
 def run_cache(args: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def run_train(args: argparse.Namespace) -> None:
     if not args.no_preflight:
         preflight(run)
     with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step() as stop:
-        train_to_end(run, run_config, folder, student_file, [Progress(bar), stop])
+        train_to_end(run, run_config, folder, student_file, [Progress(bar, run_config.method.terms), stop])
     if run.is_main:
         title = config.method_config.title_with_terms()
         live_plots.curves(folder.logs(), title=title).save(args.out / "curves.png")
@@ -102,12 +102,12 @@ def perceptual_distance(name: str, channels: int, device: torch.device | str) ->
 class Progress:
     """The progress bar with the step's figures and the discriminator's condition."""
 
-    def __init__(self, bar: tqdm) -> None:
-        self.bar = bar
+    def __init__(self, bar: tqdm, terms: Iterable[str]) -> None:
+        self.bar, self.shown = bar, (*terms, *SHOWN)
 
     def __call__(self, event: Event, condition: Condition) -> None:
         self.bar.update(event.step - self.bar.n)
-        figures = {name: f"{event.logs[name]:.3f}" for name in SHOWN if name in event.logs}
+        figures = {name: f"{event.logs[name]:.3f}" for name in self.shown if name in event.logs}
         self.bar.set_postfix({**figures, "health": condition.word})
 
 

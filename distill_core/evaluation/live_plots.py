@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .plots import CURVES, smooth
+from .plots import panels, smooth
 
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
 INK, GREY, PALE = (40, 40, 40), (120, 120, 120), (225, 225, 225)
@@ -37,7 +37,7 @@ def curves(logs: Sequence[dict[str, float]], width: int = 860, height: int = 480
     top = 22 if title else 0
     draw.text((8, 4), title, INK, _font(14))
     panel_width, panel_height = width // 2, (height - top) // 2
-    for index, (name, keys) in enumerate(CURVES):
+    for index, (name, keys) in enumerate(panels(logs)):
         box = (index % 2 * panel_width, top + index // 2 * panel_height, panel_width, panel_height)
         series = {key: [entry[key] for entry in logs if key in entry] for key in keys}
         fixed = (0.0, 1.0) if name == "discriminator accuracy" else None

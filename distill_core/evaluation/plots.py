@@ -43,12 +43,22 @@ def smooth(values: Sequence[float], decay: float = 0.95) -> list[float]:
     return out
 
 
-CURVES = (
-    ("losses", ("adversarial", "distillation", "pairs", "consistency", "discriminator")),
-    ("discriminator accuracy", ("accuracy",)),
-    ("logit gap, real - fake", ("logit_gap",)),
-    ("gradient norms", ("generator_grad_norm", "discriminator_grad_norm")),
-)
+# What a step logs beside losses and gradient norms (`training.loop.Event`, `training.run.LogFile`).
+STATISTICS = {"step", "health", "rate", "diversity", "accuracy", "logit_gap", "logit_spread", "r1", "approximate_r1"}
+Panel = tuple[str, list[str]]
+
+
+def panels(logs: Sequence[dict[str, float]]) -> list[Panel]:
+    """The four panels of a run's curves as (title, names in the logs), whatever terms and players its method has."""
+    names = list(dict.fromkeys(name for entry in logs for name in entry))
+    norms = [name for name in names if name.endswith("_grad_norm")]
+    losses = [name for name in names if name not in STATISTICS and name not in norms]
+    return [
+        ("losses", losses),
+        ("discriminator accuracy", ["accuracy"]),
+        ("logit gap, real - fake", ["logit_gap"]),
+        ("gradient norms", norms),
+    ]
 
 
 def training_curves(runs: dict[str, list[dict[str, float]]], path: str | Path) -> None:
@@ -56,9 +66,9 @@ def training_curves(runs: dict[str, list[dict[str, float]]], path: str | Path) -
 
     runs: for each run its events' logs in order.
     """
-    figure, axes = _figure(14, 3 * len(runs), len(runs), len(CURVES))
+    figure, axes = _figure(14, 3 * len(runs), len(runs), len(panels([])))
     for axis_row, (run, logs) in zip(axes, runs.items(), strict=True):
-        for axis, (title, names) in zip(axis_row, CURVES, strict=True):
+        for axis, (title, names) in zip(axis_row, panels(logs), strict=True):
             for name in names:
                 values = [entry[name] for entry in logs if name in entry]
                 if values:

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from distill_core.evaluation.live_plots import COLOURS, curves, grid, stack
+from distill_core.evaluation.plots import panels
 
 
 def logs(values) -> list[dict]:
@@ -40,3 +41,16 @@ def test_a_grid_keeps_places_and_proportions():
 def test_pictures_are_stacked_below_each_other():
     parts = [curves(logs([1.0, 2.0]), width, 100) for width in (300, 200)]
     assert stack(parts).size == (300, 200)
+
+
+def test_every_term_and_player_of_a_log_has_its_curve():
+    """Also those of a method that this file has never heard of; what is no loss is in its own panel or in none."""
+    entry = {"step": 1, "health": "healthy", "rate": 1.0, "r1": 0.1, "diversity": 0.9, "logit_spread": 0.2}
+    entry |= {"adversarial": 1.0, "distribution matching": 2.0, "fake score": 3.0, "accuracy": 0.5, "logit_gap": 0.1}
+    entry |= {"generator_grad_norm": 1.0, "fake score_grad_norm": 2.0}
+    drawn = {title: names for title, names in panels([entry])}
+    assert drawn["losses"] == ["adversarial", "distribution matching", "fake score"]
+    assert drawn["gradient norms"] == ["generator_grad_norm", "fake score_grad_norm"]
+    assert drawn["discriminator accuracy"] == ["accuracy"] and drawn["logit gap, real - fake"] == ["logit_gap"]
+    many = {"step": 1} | {f"term {i}": float(i) for i in range(12)}
+    assert curves([many, many], 600, 300).size == (600, 300)
