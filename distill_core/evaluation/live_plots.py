@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .plots import panels, smooth
 
-COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
+COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75))
 INK, GREY, PALE = (40, 40, 40), (120, 120, 120), (225, 225, 225)
 
 
@@ -77,10 +78,10 @@ def _panel(
     draw.text((right, lower + 3), f"step {count}", GREY, _font(10), anchor="rt")
     label: float = right
     for lines, width, tint in ((series, 1, _pale), (smoothed, 2, lambda colour: colour)):
-        for values, colour in zip(lines.values(), COLOURS, strict=False):
+        for values, colour in zip(lines.values(), cycle(COLOURS), strict=False):
             if len(values) > 1:
                 draw.line(points(values), tint(colour), width)
-    for key, colour in zip(series, COLOURS, strict=False):
+    for key, colour in zip(series, cycle(COLOURS), strict=False):
         text = f"{key.replace('_', ' ')} {smoothed[key][-1]:.3g}"
         draw.text((label, y + 5), text, colour, _font(11), anchor="rt")
         label -= draw.textlength(text, _font(11)) + 10
