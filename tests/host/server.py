@@ -161,6 +161,15 @@ class Host:
         return name
 
 
+def run_probe(script: str, *arguments: Any) -> str:
+    """What a probe_*.py of this folder prints; it runs in the host's Python, without a server."""
+    environment = os.environ | {"COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1"}
+    command = [PYTHON, HERE / script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def failure_text(entry: dict[str, Any]) -> str:
     """The error or interruption recorded in a history entry, readable in a test report."""
     for event, data in entry["status"]["messages"]:

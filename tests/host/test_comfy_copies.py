@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 
 import pytest
-from server import COMFYUI, HERE, PYTHON
+from server import run_probe
 from test_comfy_denoiser import FAMILIES
 
 FEW_BLOCKS = ("wan", "sd15")  # the tiny ones have a single scale
@@ -16,9 +14,7 @@ FEW_BLOCKS = ("wan", "sd15")  # the tiny ones have a single scale
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("copies")
-    environment = os.environ | {"COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([PYTHON, HERE / "probe_copies.py", folder], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_probe("probe_copies.py", folder)
     return json.loads((folder / "copies.json").read_text())
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from server import COMFYUI, HERE, PYTHON
+from server import run_probe
 
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from distill_core.models import mini
@@ -26,12 +24,8 @@ FAMILIES = [*LOADED, "lumina", "qwen-image", "sdxl"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("training")
-    environment = os.environ | {"COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1"}
     for name in ("gradients", "training"):
-        done = subprocess.run(
-            [PYTHON, HERE / f"probe_{name}.py", folder], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_probe(f"probe_{name}.py", folder)
     return folder
 
 

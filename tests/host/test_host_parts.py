@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from server import HERE, PYTHON
+from server import run_probe
 
 from distill_core.models import mini
 from distill_core.models.vision import encoder_vision
@@ -19,9 +17,7 @@ from distill_core.models.vision import encoder_vision
 def folder(tmp_path_factory):
     """Filled by probe_parts.py."""
     folder = tmp_path_factory.mktemp("parts")
-    command = [PYTHON, HERE / "probe_parts.py", folder]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_probe("probe_parts.py", folder)
     return folder
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 
 import pytest
-from server import HERE, PYTHON
+from server import run_probe
 
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory) -> dict:
     """What probe_one_run.py finds."""
-    command = [PYTHON, HERE / "probe_one_run.py", tmp_path_factory.mktemp("probe")]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    printed = run_probe("probe_one_run.py", tmp_path_factory.mktemp("probe"))
+    return json.loads(printed.splitlines()[-1])
 
 
 def test_headless_and_graph_give_the_same_student(probe):

@@ -12,7 +12,7 @@ import re
 import subprocess
 
 import pytest
-from server import COMFYUI, HERE, PYTHON
+from server import COMFYUI, HERE, PYTHON, run_probe
 
 from distill_core.presets.table import flux2_mu
 
@@ -20,10 +20,7 @@ from distill_core.presets.table import flux2_mu
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("sampling")
-    environment = os.environ | {"COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1"}
-    command = [PYTHON, HERE / "probe_sampling.py", folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_probe("probe_sampling.py", folder)
     return json.loads((folder / "results.json").read_text())
 
 

@@ -14,7 +14,7 @@ import torch
 from graphs import mini_training, node, student_score, teacher_score
 from run_files import assert_same_files, fails, log_of, lora_of, run_folder, steps_of, wait_for_step
 from safetensors.torch import load_file
-from server import HERE, PYTHON, Host, failure_text
+from server import Host, failure_text, run_probe
 
 from distill_core.files import load_tensors, read_lora
 
@@ -204,10 +204,8 @@ def test_a_full_disk_loses_nothing(host):
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory) -> dict:
     """What probe_run.py finds."""
-    command = [PYTHON, HERE / "probe_run.py", tmp_path_factory.mktemp("probe")]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    printed = run_probe("probe_run.py", tmp_path_factory.mktemp("probe"))
+    return json.loads(printed.splitlines()[-1])
 
 
 def test_a_run_leaves_the_host_as_it_was(probe):
