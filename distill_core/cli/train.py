@@ -22,7 +22,7 @@ from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import open_source, read_prompts
 from ..perceptual import ELatentLPIPS, load_metric
 from ..training.config import Config, load_config
-from ..training.loop import Event, Run
+from ..training.loop import Event
 from ..training.monitor import Condition
 from ..training.preflight import preflight
 from ..training.run import RunConfig, RunFolder, StudentConfig, new_run, train_to_end
@@ -48,11 +48,14 @@ def run_train(args: argparse.Namespace) -> None:
     source = open_source(config.model)
     if accelerator:
         source.backend.network.to(accelerator.device)
-    folder, student_file = RunFolder(args.out), args.out / "student.safetensors"
-    run, run_config = open_run(config, source, LatentDataset(args.data), folder, accelerator)
+    folder, student_file, dataset = RunFolder(args.out), args.out / "student.safetensors", LatentDataset(args.data)
+    components = Components(source.backend, source.decode_with_gradient, source.encoder)
+    distance = perceptual_distance(config.model.perceptual, source.channels, components.device)
+    run_config = describe(config, components, dataset, distance)
     if folder.finished(run_config.request()) and student_file.exists():
         print(f"this run has ended: its student is {student_file}")
         return
+    run = new_run(run_config, components, dataset, folder.path, distance=distance, accelerator=accelerator)
     if not args.no_preflight:
         preflight(run)
     with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step() as stop:
@@ -62,31 +65,22 @@ def run_train(args: argparse.Namespace) -> None:
         live_plots.curves(folder.logs(), title=title).save(args.out / "curves.png")
 
 
-def open_run(
-    config: Config, source: Any, dataset: LatentDataset, folder: RunFolder, accelerator: Any = None
-) -> tuple[Run, RunConfig]:
-    """The run that a config file describes on an open model (`models.pipelines.open_source`), and its description."""
-    backend, model = source.backend, config.model
-    distance = perceptual_distance(model.perceptual, source.channels, next(backend.network.parameters()).device)
+def describe(
+    config: Config, components: Components, dataset: LatentDataset, distance: ELatentLPIPS | None
+) -> RunConfig:
+    """What decides the run, known before anything is made for it."""
+    model = config.model
     identities: dict[str, Any] = {
-        "base": fingerprint(backend.network),
+        "base": fingerprint(components.backend.network),
         "dataset": dataset.digest(),
         "dtype": model.dtype,
     }
     if distance is not None:
         identities["perceptual"] = distance.identity()
-    run_config = RunConfig(
-        config.method_config,
-        config.train,
-        StudentConfig(model.lora_rank, model.lora_targets, model.sampler),
-        identities,
-        config.discriminator,
-        config.vision,
-        model.taps,
+    student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler)
+    return RunConfig(
+        config.method_config, config.train, student, identities, config.discriminator, config.vision, model.taps
     )
-    components = Components(backend, source.decode_with_gradient, source.encoder)
-    run = new_run(run_config, components, dataset, folder.path, distance=distance, accelerator=accelerator)
-    return run, run_config
 
 
 def perceptual_distance(name: str, channels: int, device: torch.device | str) -> ELatentLPIPS | None:

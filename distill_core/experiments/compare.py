@@ -31,6 +31,7 @@ from ..methods.components import Components
 from ..models import mini
 from ..models.denoiser import Denoiser, Guided
 from ..models.mini import mini_backend, mini_conditioning
+from ..models.pipelines import MiniSource, ModelConfig
 from ..perceptual import load_metric
 from ..training.loop import Run, copy_into, train
 from ..training.run import RunConfig, StudentConfig, new_run
@@ -58,11 +59,8 @@ def start_from_random_weights(run: Run, seed: int) -> None:
 
 def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None = None) -> Run:
     """The entry's run on the mini model; every weight comes from the seed."""
-    backend, autoencoder = mini_backend(), mini.load_autoencoder()
-
-    def decode(latents: Tensor) -> Tensor:
-        return autoencoder.decoder(latents.contiguous(memory_format=torch.channels_last))
-
+    source = MiniSource(ModelConfig())
+    backend = source.backend
     distance = load_metric() if entry.perceptual else None
     identities: dict[str, Any] = {"base": fingerprint(backend.network), "dataset": dataset.digest()}
     identities |= {"pretrained": entry.pretrained, "perceptual": distance and distance.identity()}
@@ -75,7 +73,7 @@ def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None
         taps=tuple(backend.tap_names) if entry.every_block else (),
         guidance=mini.GUIDANCE,
     )
-    components = Components(backend, decode, autoencoder.encoder)
+    components = Components(backend, source.decode_with_gradient, source.encoder)
     run = new_run(config, components, dataset, folder, distance=distance)
     if not entry.pretrained:
         start_from_random_weights(run, seed)

@@ -105,6 +105,8 @@ class Backend(Protocol):
 
     def multi_scale_taps(self, count: int = 3) -> tuple[list[str], list[str]]: ...  # read-outs, and where to feed
 
+    def lora_targets(self) -> list[str]: ...  # names of the linear layers that a LoRA may train
+
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora: ...
 
     def trainable_copy(self, dtype: torch.dtype = torch.float32) -> Backend: ...

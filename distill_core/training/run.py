@@ -102,7 +102,7 @@ class RunConfig:
 
     def request(self) -> dict[str, Any]:
         """`description` with the loop's settings and the number of steps: what a finished run has answered."""
-        return json.loads(json.dumps({**decisive(self.train), "steps": self.train.steps, **self.description()}))
+        return {**decisive(self.train), "steps": self.train.steps, **self.description()}
 
 
 class RunFolder:
@@ -217,8 +217,7 @@ def new_run(
     Every new weight comes from the training seed; torch's own random state is as before. Raises ValueError for
     components that are missing or pairs that the teacher does not make.
     """
-    backend, method, train_config = components.backend, config.method, config.train
-    device = next(backend.network.parameters()).device
+    backend, method, train_config, device = components.backend, config.method, config.train, components.device
     guidance, uncond = dataset.manifest()["guidance"], dataset.uncond().to(device)
     if method.checks_paths and method.weight("pairs"):
         check_pairs(dataset, Guided(Denoiser(backend), uncond, guidance), path_tolerance)

@@ -158,9 +158,9 @@ def training_conditionings(model, positives: Sequence[list], negative: list | No
     """
     conds = [cond_of([one_entry(conditioning)]).to("cpu") for conditioning in positives]
     uncond = cond_of([one_entry(negative, "negative")]).to("cpu") if negative else conds[0].map(torch.zeros_like)
-    family = architecture_of(model.model.diffusion_model)
+    architecture = architecture_of(model.model.diffusion_model)
     for cond in (*conds, uncond):
-        check_places(cond, family)
+        check_places(cond, architecture)
     return conds, uncond, {"family": family_name(model), "base": identity(model)}
 
 
