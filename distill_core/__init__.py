@@ -8,10 +8,11 @@ from .diffusion.samplers import SAMPLERS, sample
 from .methods.registry import METHODS
 from .models.denoiser import Cond, Denoiser, Guided
 from .presets.table import presets
-from .training.loop import Run, TrainConfig, train
+from .training.loop import Run, train
+from .training.loop_config import TrainConfig
 from .training.run import RunConfig, StudentConfig, new_run, train_to_end
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "METHODS",

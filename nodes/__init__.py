@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import datasets, doctor, mini, perceptual, results, sampling
+from . import compare, datasets, doctor, mini, mix, perceptual, pictures, prompts, results, retention, sampling, variety
+from .errors import in_words
+from .trainers import adapter as adapter_trainer
 from .trainers import add as add_trainer
 from .trainers import diffusion2gan as diffusion2gan_trainer
 from .trainers import ladd as ladd_trainer
+from .trainers import settings as trainer_settings
+from .trainers import tune as tune_trainer
 
 WEB_DIRECTORY = "./web"
-TRAINERS = (ladd_trainer, add_trainer, diffusion2gan_trainer)
-FILES = (sampling, doctor, datasets, *TRAINERS, results, perceptual, mini)
+TRAINERS = (ladd_trainer, add_trainer, diffusion2gan_trainer, tune_trainer, adapter_trainer)
+FILES = (
+    *(sampling, variety, doctor, prompts, datasets, pictures, mix),
+    *(*TRAINERS, trainer_settings, results, compare, retention, perceptual, mini),
+)
 NODES: list[type[io.ComfyNode]] = [node for file in FILES for node in file.NODES]
 
 
 class TurboDistillExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
+        return [in_words(node) for node in NODES]
 
 
 async def comfy_entrypoint() -> TurboDistillExtension:

@@ -1,15 +1,21 @@
-"""Teacher Latents, Latents Dataset and Prompt List: what a trainer learns from, as folders on disk."""
+"""Teacher Latents and Latents Dataset: what a trainer learns from, as folders on disk."""
 
 from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
 
 from comfy_api.latest import io
 
 from ..distill_core.files import DTYPES
 from ..distill_core.methods.defaults import MOST_STEPS
-from .common import CATEGORY, SEED_MAX, first_of_each
-from .host.datasets import make_image_dataset, make_teacher_latents, shard_count
+from .common import CATEGORY, first_of_each, seed_input
+from .fingerprints import Left
+from .host.datasets import make_image_dataset, make_teacher_latents, shard_count, sizes_of
+from .host.text import show_text
 
 Dataset = io.Custom("TURBO_DISTILL_DATASET")  # the dataset's folder, as a Path
+DATASETS = Left(shard_count)
 
 
 def name_input(default: str) -> io.String.Input:
@@ -43,41 +49,23 @@ class DatasetNode(io.ComfyNode):
             category=CATEGORY,
             description=description,
             search_aliases=aliases,
+            is_output_node=True,
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[*inputs, dtype_input()],
             outputs=[Dataset.Output(display_name="dataset", tooltip="For a trainer.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, dataset_name, **inputs) -> str:
+    def fingerprint_inputs(cls, dataset_name, **inputs) -> float:
         """Changes when a dataset is deleted or grows, so that the host's cache does not outlive the files."""
-        return str(shard_count(dataset_name[0]))
-
-
-class PromptList(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TurboDistillPrompts",
-            display_name="Prompt List",
-            category=CATEGORY,
-            description="A list of prompts, one per line. Connect it to CLIP Text Encode, which then makes one "
-            "conditioning per prompt, and that to Teacher Latents.",
-            search_aliases=["text list", "prompts from lines"],
-            inputs=[
-                io.String.Input(
-                    "prompts", multiline=True, default="", tooltip="One prompt per line; empty lines are ignored."
-                )
-            ],
-            outputs=[io.String.Output(display_name="prompts", is_output_list=True, tooltip="For CLIP Text Encode.")],
-        )
+        return DATASETS.fingerprint(dataset_name[0])
 
     @classmethod
-    def execute(cls, prompts) -> io.NodeOutput:
-        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-        if not lines:
-            raise ValueError("the list has no prompts: write one per line")
-        return io.NodeOutput(lines)
+    def made(cls, dataset_name: str, folder: Path, said: str = "") -> io.NodeOutput:
+        """The node's output once its dataset is on disk, and what is to be said of it (else its sizes)."""
+        DATASETS.note(dataset_name)
+        return io.NodeOutput(folder, ui=show_text(cls, f"the dataset is in {folder}\n{said or sizes_of(folder)}"))
 
 
 class TeacherLatents(DatasetNode):
@@ -88,14 +76,22 @@ class TeacherLatents(DatasetNode):
             "Teacher Latents",
             "Samples the model many times with its usual steps and guidance, and stores the latents as the dataset "
             "that a student is trained on. Resumes where it was stopped.",
-            aliases=["distillation dataset", "synthetic data", "cache latents", "ode pairs"],
+            aliases=[
+                "distillation dataset",
+                "synthetic data",
+                "cache latents",
+                "ode pairs",
+                "train lora",
+                "generate dataset",
+            ],
             inputs=[*teacher_inputs(), *sampling_inputs()],
         )
 
     @classmethod
     def execute(cls, positive, model, dataset_name, **inputs) -> io.NodeOutput:
         settings = first_of_each(inputs)
-        return io.NodeOutput(make_teacher_latents(model[0], positive, dataset_name[0], **settings))
+        settings["say"] = partial(show_text, cls)
+        return cls.made(dataset_name[0], make_teacher_latents(model[0], positive, dataset_name[0], **settings))
 
 
 def teacher_inputs() -> list:
@@ -141,16 +137,7 @@ def sampling_inputs() -> list:
         io.Int.Input(
             "batch_size", default=4, min=1, max=1024, optional=True, tooltip="Number of latents sampled at once."
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=SEED_MAX,
-            optional=True,
-            advanced=True,
-            control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Seed of the noise; item i uses (seed, i).",
-        ),
+        seed_input("Seed of the noise; item i uses (seed, i).", optional=True, advanced=True),
     ]
 
 
@@ -162,7 +149,7 @@ class LatentsDataset(DatasetNode):
             "Latents Dataset",
             "Stores latents of real images and their conditionings as a dataset for a trainer. Takes the outputs of "
             "core's Make Training Dataset and Load Training Dataset.",
-            aliases=["real images", "training dataset"],
+            aliases=["real images", "training dataset", "train lora", "save latents"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to be trained; it defines how latents are scaled."),
                 io.Latent.Input("latents", tooltip="A list or a batch of latents, encoded with the model's own VAE."),
@@ -177,7 +164,7 @@ class LatentsDataset(DatasetNode):
     @classmethod
     def execute(cls, latents, positive, model, dataset_name, **inputs) -> io.NodeOutput:
         settings = first_of_each(inputs)
-        return io.NodeOutput(make_image_dataset(model[0], latents, positive, dataset_name[0], **settings))
+        return cls.made(dataset_name[0], make_image_dataset(model[0], latents, positive, dataset_name[0], **settings))
 
 
-NODES = [TeacherLatents, LatentsDataset, PromptList]
+NODES = [TeacherLatents, LatentsDataset]

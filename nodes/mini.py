@@ -31,6 +31,9 @@ class LoadMiniModel(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The student or the teacher."),
                 io.Vae.Output(display_name="vae", tooltip="Autoencoder for its latents (16 channels, 8 x 8)."),
+                io.Clip.Output(
+                    display_name="clip", tooltip="Takes the names of its classes as prompts, for CLIP Text Encode."
+                ),
             ],
         )
 

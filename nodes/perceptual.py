@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..distill_core.diffusion.noise import ItemNoise
+from ..distill_core.evaluation.heat import heat_colours
 from ..distill_core.perceptual import ELatentLPIPS
 from ..distill_core.perceptual.transforms import PRESETS
 from .common import CATEGORY, SEED_MAX
@@ -93,7 +94,7 @@ class CompareLatents(io.ComfyNode):
             outputs=[
                 io.Float.Output(display_name="distance", is_output_list=True, tooltip="One number per item."),
                 io.Image.Output(
-                    display_name="heat map",
+                    display_name="heat_map",
                     tooltip="Where they differ, without transforms. Black: equal; white: largest difference in the "
                     "batch.",
                 ),
@@ -115,10 +116,8 @@ class CompareLatents(io.ComfyNode):
 
 def colours(heat: Tensor) -> Tensor:
     """[B, 1, H, W] -> images [B, 8 H, 8 W, 3]: black, red, yellow, white up to the batch's largest value."""
-    heat = heat / heat.amax().clamp(min=1e-12)
-    red, green, blue = ((3 * heat - i).clamp(0, 1) for i in range(3))
-    image = torch.cat([red, green, blue], 1)
-    return torch.nn.functional.interpolate(image, scale_factor=PIXELS, mode="nearest").movedim(1, -1)
+    larger = torch.nn.functional.interpolate(heat / heat.amax().clamp(min=1e-12), scale_factor=PIXELS, mode="nearest")
+    return heat_colours(larger[:, 0])
 
 
 NODES = [LoadELatentLPIPS, CompareLatents]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from .common import CATEGORY, SEED_MAX, first_of_each
-from .host.results import as_image, log_date, report, save_turbo_lora
+from .common import CATEGORY, first_of_each, seed_input
+from .host.results import as_image, log_date, report, report_warnings, save_turbo_lora
+from .host.text import show_text
 
 
 class SaveTurboLora(io.ComfyNode):
@@ -16,7 +17,8 @@ class SaveTurboLora(io.ComfyNode):
             display_name="Save Turbo LoRA",
             category=CATEGORY,
             description="Saves a distilled LoRA together with its sampling settings, so that Turbo Sampler on auto "
-            "takes its noise levels, sampler and cfg from the file. Core's LoRA loader and diffusers can read it.",
+            "takes its noise levels, sampler and cfg from the file. Core's LoRA loader and diffusers can read it. If "
+            "the newest file of that name is the same, no other is written.",
             search_aliases=["export lora", "save lora"],
             is_output_node=True,
             inputs=[
@@ -27,14 +29,22 @@ class SaveTurboLora(io.ComfyNode):
                     tooltip="Path and beginning of the file's name inside the output folder. LoRA loaders list files "
                     "under loras/.",
                 ),
+                io.Boolean.Input(
+                    "merge_upstream",
+                    default=False,
+                    optional=True,
+                    tooltip="If the model had LoRAs when the student was trained, write them into the same file, at "
+                    "their strengths. Otherwise the student needs them loaded before it. Nothing else changes.",
+                ),
             ],
             outputs=[io.String.Output(display_name="lora_name", tooltip="The file's name as LoRA loaders list it.")],
         )
 
     @classmethod
-    def execute(cls, lora, filename_prefix) -> io.NodeOutput:
-        lora_name, path = save_turbo_lora(lora, filename_prefix)
-        return io.NodeOutput(lora_name, ui=ui.PreviewText(f"saved {path}"))
+    def execute(cls, lora, filename_prefix, merge_upstream=False) -> io.NodeOutput:
+        lora_name, path, same = save_turbo_lora(lora, filename_prefix, merge_upstream)
+        text = f"{path} already holds this LoRA; nothing was written" if same else f"saved {path}"
+        return io.NodeOutput(lora_name, ui=ui.PreviewText(text))
 
 
 class TrainingReport(io.ComfyNode):
@@ -45,10 +55,12 @@ class TrainingReport(io.ComfyNode):
             display_name="Training Report",
             category=CATEGORY,
             description="One picture of a training run, finished or stopped: its curves, how the discriminator is "
-            "doing, and the teacher beside the student at 1 step and at the trained number of steps.",
+            "doing, and the teacher beside the student at 1 step, at the trained number of steps, and the teacher at "
+            "its usual number.",
             search_aliases=["loss curve", "plot", "before after"],
             is_output_node=True,
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input(
                     "run_name", default="my_turbo", tooltip="Name of the run; connect a trainer's run_name."
@@ -63,15 +75,7 @@ class TrainingReport(io.ComfyNode):
                     optional=True,
                     tooltip="If connected, the teacher is guided as in the dataset; otherwise its cfg is 1.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    optional=True,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Seed of the grid's noise.",
-                ),
+                seed_input("Seed of the grid's noise.", optional=True),
             ],
             outputs=[io.Image.Output(display_name="report", tooltip="The curves, with the before/after grid below.")],
         )
@@ -82,8 +86,13 @@ class TrainingReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive=(), **inputs) -> io.NodeOutput:
-        image = as_image(report(positive=positive, **first_of_each(inputs)))
-        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+        single = first_of_each(inputs)
+        image = as_image(report(positive=positive, **single))
+        shown = ui.PreviewImage(image, cls=cls).as_dict()
+        warnings = report_warnings(single["run_name"], single.get("model"))
+        if warnings:
+            shown |= show_text(cls, "\n".join(warnings)).as_dict()
+        return io.NodeOutput(image, ui=shown)
 
 
 NODES = [SaveTurboLora, TrainingReport]

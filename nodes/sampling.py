@@ -6,11 +6,18 @@ from comfy_api.latest import io
 
 from ..distill_core.diffusion.samplers import SAMPLERS
 from ..distill_core.diffusion.schedules import DENOISE_MODES
+from ..distill_core.presets.levels import DEFAULT_SIZE
 from ..distill_core.presets.recipe import AUTO, make_recipe
-from ..distill_core.presets.table import DEFAULT_SIZE, presets
+from ..distill_core.presets.table import presets
 from .common import CATEGORY, OF_PRESET, SEED_MAX
-from .host.model import facts_of
-from .host.sampling import host_sampler, is_video, sample_latent
+from .host.findings import warnings_of
+from .host.ksampler import ksampler_settings
+from .host.model import facts_of, guidance_of
+from .host.sampling import host_sampler, is_empty_mask, is_video, sample_latent
+from .host.text import show_text
+
+# Names of turbo models and words for them, under which people look for what samples one.
+TURBOS = ("lightning", "schnell", "lcm", "hyper", "z-image", "qwen", "flux", "dmd2", "few steps", "speed", "fast")
 
 
 def preset_input(several: str = "it asks you to choose") -> io.Combo.Input:
@@ -19,8 +26,8 @@ def preset_input(several: str = "it asks you to choose") -> io.Combo.Input:
         "preset",
         options=[AUTO, *presets()],
         default=AUTO,
-        tooltip="Which turbo model this is. auto reads the metadata of the checkpoint or of the last LoRA, or else "
-        f"goes by the model's family; if a family has several distillations, {several}.",
+        tooltip="Which turbo model this is. auto reads what the turbo LoRA on it, or the checkpoint, says of itself, "
+        f"or else goes by the model's family; if a family has several distillations, {several}.",
     )
 
 
@@ -31,7 +38,7 @@ def steps_input() -> io.Int.Input:
         min=0,
         max=100,
         tooltip="Number of sampling steps. 0 uses the preset's own number; others are accepted only if the model was "
-        "made for them.",
+        "made for them, or if they follow the same rule and are in use.",
     )
 
 
@@ -40,7 +47,7 @@ def denoise_inputs() -> list:
         io.Float.Input(
             "denoise",
             default=1.0,
-            min=0.0,
+            min=0.01,
             max=1.0,
             step=0.01,
             tooltip="Fraction of the noise levels to use, counted from the end. 1 starts from pure noise, k/N at the "
@@ -51,7 +58,8 @@ def denoise_inputs() -> list:
             options=list(DENOISE_MODES),
             default="snap",
             tooltip="What to do if denoise is below 1. snap: start at that level, then use only trained levels, in "
-            "fewer steps. respace: keep the number of steps and space the levels like the trained ones.",
+            "fewer steps. respace: keep the number of steps and space the levels like the trained ones. noise_level: "
+            "denoise is the share of noise to start with, so 0.6 keeps 40 % of the picture on every model.",
         ),
     ]
 
@@ -82,7 +90,8 @@ def override_inputs() -> list:
         io.Conditioning.Input(
             "negative",
             optional=True,
-            tooltip="Negative prompt, used only if cfg is not 1. Most turbo models need none.",
+            tooltip="Negative prompt, used if cfg is not 1 or if a patch on the model asks for it, such as core's "
+            "Normalized Attention Guidance. Most turbo models need none.",
         ),
         io.Sigmas.Input(
             "sigmas", optional=True, tooltip="Noise levels to use instead of the preset's. They must end in 0."
@@ -98,7 +107,7 @@ class TurboPreset(io.ComfyNode):
             display_name="Turbo Preset",
             category=CATEGORY,
             description="The noise levels, sampler and cfg that a turbo model was trained for, with their source.",
-            search_aliases=["turbo scheduler", "lightning", "schnell", "lcm", "few steps", "sigmas"],
+            search_aliases=["turbo scheduler", "sigmas", *TURBOS],
             inputs=[
                 io.Model.Input("model", tooltip="The turbo model. Its family decides which presets fit."),
                 preset_input(),
@@ -112,6 +121,7 @@ class TurboPreset(io.ComfyNode):
                 io.Float.Output(display_name="cfg", tooltip="The guidance scale the model was made for."),
                 io.String.Output(display_name="explanation", tooltip="What was chosen, and the source of each value."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -119,9 +129,15 @@ class TurboPreset(io.ComfyNode):
         cls, model, preset, steps, denoise, denoise_mode, width=DEFAULT_SIZE, height=DEFAULT_SIZE
     ) -> io.NodeOutput:
         choice = dict(steps=steps or None, denoise=denoise, mode=denoise_mode, width=width, height=height)
-        recipe = make_recipe(facts_of(model), preset, **choice)
+        facts = facts_of(model)
+        recipe = make_recipe(facts, preset, **choice)
         sampler = host_sampler(recipe.sampler, recipe.sampler_options)
-        return io.NodeOutput(recipe.sigmas, sampler, recipe.cfg, recipe.explanation)
+        warnings = warnings_of(model, facts, recipe.sigmas, recipe.cfg, preset, (height, width))
+        explanation = recipe.explanation
+        if "KSampler" not in explanation and (settings := ksampler_settings(model, recipe)):
+            explanation += f"\n{settings}"
+        said = show_text(cls, "\n".join([explanation, *warnings]))
+        return io.NodeOutput(recipe.sigmas, sampler, recipe.cfg, explanation, ui=said)
 
 
 class TurboSampler(io.ComfyNode):
@@ -133,7 +149,7 @@ class TurboSampler(io.ComfyNode):
             category=CATEGORY,
             description="Samples a turbo model at the noise levels it was trained for. Any image of a batch can be "
             "reproduced on its own.",
-            search_aliases=["turbo ksampler", "lightning sampler", "few step sampler"],
+            search_aliases=["turbo ksampler", "few step sampler", *TURBOS],
             inputs=[
                 io.Model.Input("model", tooltip="Turbo model, or a model with a turbo LoRA."),
                 io.Conditioning.Input("positive", tooltip="What the image should show."),
@@ -159,6 +175,7 @@ class TurboSampler(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The sampled latent."),
                 io.Latent.Output(display_name="denoised", tooltip="The network's prediction at the last noise level."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -181,8 +198,9 @@ class TurboSampler(io.ComfyNode):
         samples = latent_image["samples"]
         scale = model.get_model_object("latent_format").spacial_downscale_ratio
         height, width = (size * scale for size in samples.shape[-2:])
+        facts = facts_of(model)
         recipe = make_recipe(
-            facts_of(model),
+            facts,
             preset,
             steps=steps or None,
             denoise=denoise,
@@ -194,7 +212,13 @@ class TurboSampler(io.ComfyNode):
             height=height,
             video=is_video(samples),
         )
-        return io.NodeOutput(*sample_latent(model, positive, negative, latent=latent_image, recipe=recipe, seed=seed))
+        size, guidance = (height, width), guidance_of(positive)
+        warnings = warnings_of(model, facts, recipe.sigmas, recipe.cfg, preset, size, guidance, sigmas is not None)
+        if is_empty_mask(latent_image):
+            warnings.append("WARNING: the mask is empty, so nothing is sampled. Paint one in the mask editor")
+        said = show_text(cls, "\n".join([recipe.explanation, *warnings]))
+        sampled = sample_latent(model, positive, negative, latent=latent_image, recipe=recipe, seed=seed)
+        return io.NodeOutput(*sampled, ui=said)
 
 
 class TurboSamplerSelect(io.ComfyNode):
@@ -205,7 +229,7 @@ class TurboSamplerSelect(io.ComfyNode):
             display_name="Turbo Sampler Select",
             category=CATEGORY,
             description="A few-step sampler for SamplerCustom and SamplerCustomAdvanced; each image has its own noise.",
-            search_aliases=["tcd", "lcm", "scm", "trigflow", "ancestral"],
+            search_aliases=["tcd", "scm", "trigflow", "ancestral", *TURBOS],
             inputs=[
                 io.Combo.Input(
                     "sampler",

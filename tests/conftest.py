@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,8 +17,18 @@ from networks import CONFIGS, LATENT, build_cond, build_network, randomise_path 
 from distill_core.models.backends.diffusers import DiffusersBackend  # noqa: E402
 from distill_core.models.denoiser import Cond  # noqa: E402
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads than one would fight for them
+    os.environ["OMP_NUM_THREADS"] = "1"  # of what the tests start
+    torch.set_num_threads(1)
+
 settings.register_profile("repo", database=None, deadline=None)  # no files, no failures of a busy machine
 settings.load_profile("repo")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The rows of public cases travel with a test's reports, from whichever process runs it (cases.py)."""
+    for item in items:
+        item.user_properties += [("case", list(mark.args)) for mark in item.iter_markers("case")]
 
 
 @pytest.fixture(params=list(CONFIGS))

@@ -27,7 +27,7 @@ LOW_PASS = [  # sym6 scaling coefficients
 ]
 
 
-def affine(d: dict[str, Tensor], i: int, height: int, width: int, general: bool) -> Tensor:
+def affine(d: dict[str, Tensor], i: int, height: int, width: int, preset: str) -> Tensor:
     """Input-to-output matrix of item i: flip, quarter turns, whole shift; then scale, turn, stretch, turn, move."""
 
     def turn(angle: float) -> Tensor:
@@ -41,12 +41,11 @@ def affine(d: dict[str, Tensor], i: int, height: int, width: int, general: bool)
         return torch.tensor([x, y, 1], dtype=torch.float64).diag()
 
     value = {name: v[i].tolist() for name, v in d.items()}
-    steps = [
-        size(value["flip"], 1),
-        turn(-math.pi / 2 * value["turns"]),
-        move(round(value["shift"][0] * width), round(value["shift"][1] * height)),
-    ]
-    if general:
+    steps = []
+    if preset.startswith("b"):
+        steps += [size(value["flip"], 1), turn(-math.pi / 2 * value["turns"])]
+        steps += [move(round(value["shift"][0] * width), round(value["shift"][1] * height))]
+    if "g" in preset:
         scale, stretch = 2 ** value["scale"], 2 ** value["stretch"]
         steps += [size(scale, scale), turn(-value["angle_before"]), size(stretch, 1 / stretch)]
         steps += [turn(-value["angle_after"]), move(value["move"][0] * width, value["move"][1] * height)]
@@ -109,7 +108,8 @@ def bilinear(x: Tensor, u: Tensor, v: Tensor) -> Tensor:
 def transformed(x: Tensor, d: dict[str, Tensor], i: int, preset: str) -> Tensor:
     """One latent [C, H, W] under a preset's transforms."""
     _, height, width = x.shape
-    x = warp(x, affine(d, i, height, width, "g" in preset))
+    if preset[0] in "bg":
+        x = warp(x, affine(d, i, height, width, preset))
     if "c" in preset:
         x = x + d["brightness"][i]
         x = (x - x.mean()) * d["contrast"][i] + x.mean()

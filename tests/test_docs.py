@@ -18,8 +18,8 @@ CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 FOLDERS = "distill_core|nodes|configs|tests|tools|docs|workflows|web|locales"
 PATH = re.compile(rf"(?<![\w./-])(?:{FOLDERS})/[\w./*<>-]*")
 MODULE = re.compile(r"-m (distill_core[\w.]*)")
-WORKFLOW = re.compile(  # how the names of workflows begin; a file's name or a path is none
-    r"`((?:distil|sample|sd|sdxl|sd3\.5|flux1|z_image|qwen_image|image_to_image|inpainting|compare|schedule)_[\w.]+)`"
+WORKFLOW = re.compile(  # how the names of workflows begin; a file's name, a path or a setting (sample_every) is none
+    r"`((?:distil|tune|make|sample|sd|sdxl|sd3\.5|flux1|z_image|qwen_image|image_to_image|inpainting|compare|schedule)_(?!every`)[\w.]+)`"
 )
 
 

@@ -11,10 +11,12 @@ from toy import ToyNetwork
 
 from distill_core.files import (
     SAMPLE_BYTES,
+    alone_in,
     file_digest,
     fingerprint,
     load_tensors,
     read_lora,
+    read_text,
     save_json,
     save_lora,
     save_tensors,
@@ -50,6 +52,35 @@ def test_a_write_that_is_killed_leaves_a_whole_file(tmp_path):
         assert (tensors["a"] == n).all() and tensors["b"].item() == n >= 1
         state = json.loads((tmp_path / "state.json").read_text())
         assert n - 1 <= state["n"] <= n and len(state["text"]) == 100_000
+        save_tensors(tmp_path / "run.safetensors", tensors, metadata)
+        save_json(tmp_path / "state.json", state)
+        assert {path.name for path in tmp_path.iterdir()} == {"run.safetensors", "state.json"}
+
+
+def test_the_same_content_is_the_same_bytes_in_every_process(tmp_path):
+    """Text that JSON escapes in its own way among it: the sorted header is as long as the library's."""
+    metadata = {f"key {i}": f'{i} "\\ \n\t\b\f\x01\x1f\x7f é 名 \U0001f600 \u2028' for i in range(9, -1, -1)} | {
+        "é\n": ""
+    }
+    tensors = {"a": torch.ones(2), "名 \n": torch.zeros(1, dtype=torch.int64)}
+    save_tensors(tmp_path / "a.safetensors", tensors, metadata)
+    header = (tmp_path / "a.safetensors").read_bytes()[8:].split(b"}}", 1)[0].decode() + "}}"
+    assert list(json.loads(header)["__metadata__"]) == sorted(metadata)
+    loaded, texts = load_tensors(tmp_path / "a.safetensors")
+    assert texts == metadata and loaded.keys() == tensors.keys() and loaded["a"].equal(tensors["a"])
+
+
+@pytest.mark.parametrize("gone", ["lora_A", "lora_B"])
+def test_a_lora_with_half_a_layer_is_refused_by_name(tmp_path, gone):
+    state = {f"transformer.q.{name}.weight": torch.ones(2, 2) for name in ("lora_A", "lora_B")}
+    save_lora(tmp_path / "a.safetensors", state, {"sigmas": [1.0]})
+    assert read_lora(tmp_path / "a.safetensors")[0].keys() == state.keys()
+    del state[f"transformer.q.{gone}.weight"]
+    save_lora(tmp_path / "a.safetensors", state, {"sigmas": [1.0]})
+    with pytest.raises(
+        ValueError, match=f"a.safetensors is damaged: it has transformer.q.*and not transformer.q.{gone}"
+    ):
+        read_lora(tmp_path / "a.safetensors")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
@@ -90,7 +121,7 @@ def test_unreadable_files_are_named(tmp_path):
 
 
 def test_a_lora_describes_itself_in_strings(tmp_path):
-    state = {"transformer.a.lora_A.weight": torch.ones(2, 3)}
+    state = {f"transformer.a.lora_{name}.weight": torch.ones(2, 3) for name in "AB"}
     description = {
         "method": "ladd",
         "sigmas": [1.0, 0.5],
@@ -114,6 +145,28 @@ def test_a_lora_of_others_is_refused(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "s.safetensors", {"modelspec.title": "another"})
     with pytest.raises(ValueError, match="no turbo_distill metadata"):
         read_lora(tmp_path / "s.safetensors")
+
+
+class ShowsStandIns(torch.nn.Linear):
+    """A layer as ComfyUI-GGUF's: its state has empty tensors on the meta device, and one that is no weight."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        for name in ("weight", "bias"):
+            destination[prefix + name] = getattr(self, name).detach().to("meta")
+        destination[prefix + "temp.weight"] = torch.empty(1000, device="meta")
+
+
+@pytest.mark.case("memory 5.2", "a network whose state shows stand-ins without data (GGUF) is known by its parameters")
+def test_weights_that_their_state_does_not_show_are_known_by_the_parameters():
+    def network(kind, shift: float = 0.0):
+        torch.manual_seed(0)
+        layer = kind(3, 2)
+        with torch.no_grad():
+            layer.weight.add_(shift)
+        return torch.nn.Sequential(layer, torch.nn.BatchNorm1d(2))
+
+    plain = fingerprint(network(torch.nn.Linear))
+    assert fingerprint(network(ShowsStandIns)) == plain != fingerprint(network(ShowsStandIns, 0.5))
 
 
 def test_the_fingerprint_tells_models_apart(make_network):
@@ -147,3 +200,89 @@ def test_a_files_digest_tells_sizes_and_contents_apart(tmp_path, size):
     for changed in {0, size // 2 if size <= SAMPLE_BYTES else size - 1} if size else ():
         path.write_bytes(bytes(changed) + b"x" + bytes(size - changed - 1))
         assert file_digest(path) != digest
+
+
+def hold(folder: Path, ready, end) -> None:
+    with alone_in(folder, "training"):
+        ready.set()
+        end.wait(60)
+
+
+@pytest.mark.case("training D14", "a second process in a run's folder is refused; a dead one's lock is free")
+@pytest.mark.case("attack 14", "two runs in one folder: the second is refused")
+@pytest.mark.parametrize("killed", [False, True])
+def test_one_process_works_in_a_folder_and_a_dead_one_holds_nothing(tmp_path, killed):
+    context = multiprocessing.get_context("spawn")
+    ready, end = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "run", ready, end))
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(ValueError, match=rf"another process \(number {process.pid} on .+\) is training in .+run: wait"):
+        with alone_in(tmp_path / "run", "training"):
+            raise AssertionError("two in one folder")
+    process.kill() if killed else end.set()
+    process.join()
+    with alone_in(tmp_path / "run", "training"):
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_folder_is_free_again_after_an_error_in_this_process(tmp_path):
+    with pytest.raises(KeyError):
+        with alone_in(tmp_path, "caching"):
+            with pytest.raises(ValueError, match="is caching in"):
+                with alone_in(tmp_path, "caching"):
+                    pass
+            raise KeyError
+    with alone_in(tmp_path, "caching"):
+        pass
+
+
+@pytest.mark.case("training D11", "text is UTF-8 with or without a byte order mark, whatever the locale")
+def test_text_is_utf8_with_or_without_a_mark_and_any_line_ends(tmp_path):
+    for mark in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "p.txt").write_bytes(mark + "ein Fuchs, grün\r\n狐\r".encode())
+        assert read_text(tmp_path / "p.txt") == "ein Fuchs, grün\n狐\n"
+
+
+@pytest.mark.case("training D11", "a file in another encoding is named with its line and what to do")
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("a\nb\ngrün".encode("latin-1"), r"p.txt is not UTF-8 text \(byte 0xfc in line 3\); save it as UTF-8"),
+        ("fox".encode("utf-16"), r"p.txt is not UTF-8 text \(UTF-16\); save it as UTF-8"),
+    ],
+)
+def test_another_encoding_is_named(tmp_path, raw, message):
+    (tmp_path / "p.txt").write_bytes(raw)
+    with pytest.raises(ValueError, match=message):
+        read_text(tmp_path / "p.txt")
+
+
+@pytest.mark.case("attack 5", "what cannot be read is told as that, not as truncated")
+@pytest.mark.parametrize("read", [read_text, load_tensors])
+def test_a_file_that_may_not_be_read_is_told_as_that(tmp_path, read, monkeypatch):
+    with pytest.raises(ValueError, match="there is no file .*gone"):
+        read(tmp_path / "gone")
+    with pytest.raises(ValueError, match="is a folder where a file is wanted"):
+        read(tmp_path)
+
+    def forbidden(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "mine").write_bytes(b"")
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr("distill_core.files.safe_open", forbidden)
+    with pytest.raises(ValueError, match=r"mine may not be read by this user \(permission denied\)"):
+        read(tmp_path / "mine")
+
+
+@pytest.mark.case("attack 5", "a file that is written has the mode that the umask gives, not the owner's only")
+def test_files_have_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)})
+        save_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}

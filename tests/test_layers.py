@@ -10,7 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    *("settings", "files", "diffusion", "models", "data", "presets", "perceptual", "discriminators", "methods"),
+    *(
+        "settings",
+        "changes",
+        "errors",
+        "files",
+        "diffusion",
+        "models",
+        "data",
+        "presets",
+        "perceptual",
+        "discriminators",
+        "methods",
+    ),
     *("training", "evaluation", "experiments", "cli", "__main__"),
 ]
 HOST = {"comfy", "comfy_extras", "folder_paths", "latent_preview", "execution", "server", "nodes"}

@@ -34,7 +34,7 @@ FIELDS = [
 
 
 def test_the_walk_finds_the_sections():
-    assert {TrainConfig, ModelConfig, LADDConfig, ADDConfig, StudentConfig} <= set(EVERY) and len(EVERY) == 13
+    assert {TrainConfig, ModelConfig, LADDConfig, ADDConfig, StudentConfig} <= set(EVERY) and len(EVERY) == 19
 
 
 @pytest.mark.parametrize("cls, name", FIELDS)
@@ -52,8 +52,8 @@ def test_words_and_defaults_come_with_the_field():
 
 
 def test_a_subclass_with_another_default_keeps_the_words():
-    assert help_of(LADDConfig, "probabilities") == help_of(MethodConfig, "probabilities")
-    assert LADDConfig().probabilities != MethodConfig().probabilities
+    assert help_of(LADDConfig, "warmup_steps") == help_of(MethodConfig, "warmup_steps")
+    assert LADDConfig().warmup_steps != MethodConfig().warmup_steps
 
 
 def test_a_dict_is_not_shared_between_configs():
@@ -92,10 +92,23 @@ def test_a_subclass_with_another_default_decides_as_much():
 @pytest.mark.parametrize(
     "cls, loose",
     [
-        (TrainConfig, {"steps", "checkpoint_every"}),
-        (ModelConfig, {"path", "gradient_checkpointing", "perceptual"}),
+        (
+            TrainConfig,
+            {"steps", "checkpoint_every", "snapshot_every", "log_every", "validation_every", "trackers"}
+            | {"preflight", "stop_when_lost", "sample_every", "retention_every", "keep_at_least"}
+            | {"offload", "offload_activations", "ema_in_ram"},
+        ),
+        (ModelConfig, {"path", "gradient_checkpointing", "perceptual", "loras", "preset", "preset_steps"}),
         (LADDConfig, set()),
     ],
 )
 def test_which_settings_decide_a_run(cls, loose):
-    assert asdict(cls()).keys() - decisive(cls()).keys() == loose
+    assert {s.name for s in settings_of(cls) if not s.decides} == loose
+    assert asdict(cls()).keys() - decisive(cls()).keys() == loose | {s.name for s in settings_of(cls) if s.added}
+
+
+def test_a_setting_that_was_added_later_is_told_where_it_differs_from_before():
+    """So a run of version 0.2 is the same run today, and one with the new setting is another."""
+    assert decisive(TrainConfig()) == decisive(TrainConfig(optimizer="adamw", lr_schedule="linear"))
+    assert "optimizer" not in decisive(TrainConfig())
+    assert decisive(TrainConfig(optimizer="adafactor"))["optimizer"] == "adafactor"

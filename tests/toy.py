@@ -26,7 +26,7 @@ from distill_core.methods.config import MethodConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.registry import new_method
-from distill_core.models.denoiser import Cond, Denoiser, Guided
+from distill_core.models.denoiser import Cond, Denoiser, Guided, Limits
 from distill_core.models.features import collect_taps, hidden_states_of, tokens_to_map
 from distill_core.models.lora import Lora, LoraSwitch
 from distill_core.training.loop import Run, TrainConfig, train
@@ -103,6 +103,9 @@ class ToyBackend:
 
     def multi_scale_taps(self) -> tuple[list[str], list[str]]:
         return [f"blocks.{i}" for i in range(3)], ["blocks.1", "blocks.2"]
+
+    def limits(self) -> Limits:
+        return Limits(CHANNELS, CONTEXT, POOLED)
 
     def new_lora(self, rank: int, targets=None) -> Lora:
         targets = [f"blocks.{i}.{name}" for i in range(3) for name in ("inlet", "outlet")]

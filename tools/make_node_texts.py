@@ -1,5 +1,8 @@
-"""Write what the nodes say of themselves to where the frontend reads it: locales/en/nodeDefs.json, and the tables of
+"""Write what the nodes say of themselves to where the frontend reads it: locales/*/nodeDefs.json, and the tables of
 inputs and outputs in web/docs/*.md.
+
+The English words are the nodes' own. locales/zh.json and ja.json are tables from them to another language, written by
+hand: "names" of inputs and outputs, and "texts".
 
 Run it with ComfyUI's Python after any change of a node's inputs or tooltips (no server, no browser; a few seconds):
 
@@ -16,7 +19,8 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-LOCALE = REPO / "locales" / "en" / "nodeDefs.json"
+LOCALES = REPO / "locales"
+LANGUAGES = ("zh", "ja")
 DOCS = REPO / "web" / "docs"
 COMMAND = "run tools/make_node_texts.py with ComfyUI's Python"
 BEGIN = "<!-- tables: written by tools/make_node_texts.py from the node's tooltips -->"
@@ -48,6 +52,59 @@ def locale(object_info: dict) -> dict:
         for name, node in object_info.items()
         if name.startswith("TurboDistill")
     }
+
+
+def table_of(language: str) -> dict[str, dict[str, str]]:
+    """The hand-written table of a language: "names" and "texts", from English."""
+    return json.loads((LOCALES / f"{language}.json").read_text(encoding="utf-8"))
+
+
+def words_of(english: dict) -> dict[str, set[str]]:
+    """What a table must have for such a locale: the names of inputs and outputs, and all other texts."""
+    parts = [part for node in english.values() for kind in ("inputs", "outputs") for part in node[kind].values()]
+    texts = {node[key] for node in english.values() for key in ("display_name", "description")}
+    return {
+        "names": {part["name"] for part in parts},
+        "texts": texts | {part["tooltip"] for part in parts if "tooltip" in part},
+    }
+
+
+def translated(english: dict, table: dict[str, dict[str, str]]) -> dict:
+    """A locale in another language; what the table lacks stays English.
+
+    An input's tooltip ends with its English name, by which messages and help pages call it.
+    """
+    names, texts = table["names"], table["texts"]
+
+    def part(kind: str, given: dict) -> dict:
+        name, tip = names.get(given["name"], given["name"]), given.get("tooltip", "")
+        tip = texts.get(tip, tip)
+        if kind == "inputs" and name != given["name"]:
+            tip += f" [{given['name']}]"
+        return {"name": name} | ({"tooltip": tip} if tip else {})
+
+    return {
+        key: {
+            "display_name": texts.get(node["display_name"], node["display_name"]),
+            "description": texts.get(node["description"], node["description"]),
+            **{kind: {i: part(kind, given) for i, given in node[kind].items()} for kind in ("inputs", "outputs")},
+        }
+        for key, node in english.items()
+    }
+
+
+def locales(object_info: dict) -> dict[str, dict]:
+    """The locale of every language."""
+    english = locale(object_info)
+    return {"en": english} | {language: translated(english, table_of(language)) for language in LANGUAGES}
+
+
+def as_text(entries: dict) -> str:
+    return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+
+
+def locale_file(language: str) -> Path:
+    return LOCALES / language / "nodeDefs.json"
 
 
 def tables(node: dict) -> str:
@@ -92,7 +149,9 @@ def main() -> None:
 
     enter_host("pack")
     object_info = {node["name"]: node for node in (cls.GET_NODE_INFO_V1() for cls in sys.modules["pack.nodes"].NODES)}
-    LOCALE.write_text(json.dumps(locale(object_info), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for language, entries in locales(object_info).items():
+        locale_file(language).parent.mkdir(exist_ok=True)
+        locale_file(language).write_text(as_text(entries), encoding="utf-8")
     for name, node in object_info.items():
         path = DOCS / f"{name}.md"
         path.write_text(with_tables(path.read_text(encoding="utf-8"), node), encoding="utf-8")

@@ -34,6 +34,18 @@ def perceptual(weights: str, draws: int = 1) -> dict:
     return node("TurboDistillLoadPerceptual", weights=weights, transforms="bg", draws=draws, l1=0.0)
 
 
+def turbo_sampler(model: list, positive: list, latent: list, **inputs) -> dict:
+    """Turbo Sampler with its defaults."""
+    values = dict(preset="auto", steps=0, denoise=1.0, denoise_mode="snap", seed=7, sampler="of the preset", cfg=0.0)
+    return node("TurboDistillSampler", model=model, positive=positive, latent_image=latent, **(values | inputs))
+
+
+def picture_of(name: str, latent: list, vae: list) -> dict:
+    """Decoding and saving."""
+    decode = node("VAEDecode", samples=latent, vae=vae)
+    return {"decode": decode, "save": node("SaveImage", images=link("decode"), filename_prefix=name)}
+
+
 FLUX_CLIP = node(
     "DualCLIPLoader", clip_name1="t5xxl_fp8_e4m3fn.safetensors", clip_name2="clip_l.safetensors", type="flux"
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..diffusion.noise import ItemNoise
-from ..files import git_commit, load_tensors, save_json, save_tensors
+from ..files import check_finite, git_commit, load_tensors, read_json, save_json, save_tensors
 from ..methods.losses import squared_error
 from ..perceptual.autoencoders import Autoencoder, open_autoencoder
 from ..perceptual.calibration import CalibrationConfig, Learner, spearman, train_metric
@@ -117,8 +117,8 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def _same_as_before(file: Path, made_from: dict) -> None:
-    if file.is_file() and json.loads(file.read_text()) != made_from:
-        raise ValueError(f"{file.parent} holds pairs of another run ({file.read_text()}); give another --out")
+    if file.is_file() and read_json(file) != made_from:
+        raise ValueError(f"{file.parent} holds pairs of another run ; give another --out")
     save_json(file, made_from)
 
 
@@ -172,6 +172,9 @@ def read_latents(path: Path) -> Tensor:
     tensors, _ = load_tensors(path)
     for name in ("latents", "latent_tensor"):
         if name in tensors:
+            check_finite({name: tensors[name]}, path, "encode the pictures again")
+            if tensors[name].ndim != 4 or not tensors[name].numel():
+                raise ValueError(f"{path}: {name} must be [N, C, H, W], and is {list(tensors[name].shape)}")
             return tensors[name].float()
     raise ValueError(f"{path} has no tensor named latents or latent_tensor; it has {sorted(tensors)}")
 
@@ -179,6 +182,9 @@ def read_latents(path: Path) -> Tensor:
 def run_compare(args: argparse.Namespace) -> None:
     metric = load_metric(args.weights, preset=args.preset, draws=args.draws)
     prediction, target = read_latents(args.prediction), read_latents(args.target)
+    if prediction.shape != target.shape or prediction.shape[1] != metric.channels:
+        shapes = f"{list(prediction.shape)} and {list(target.shape)}"
+        raise ValueError(f"both files must have equally many latents of {metric.channels} channels, not {shapes}")
     if args.raw:
         prediction, target = metric.from_autoencoder(prediction), metric.from_autoencoder(target)
     random = lambda: ItemNoise(args.seed, range(len(prediction)))  # noqa: E731

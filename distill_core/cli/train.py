@@ -1,72 +1,197 @@
-"""The commands that train: ``cache`` and ``train``."""
+"""The command ``train``."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import signal
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from ..data.cache import cache_latents
 from ..data.dataset import LatentDataset
+from ..data.mix import new_mix, open_data
 from ..evaluation import live_plots
+from ..evaluation.retention_watch import retention_listeners
+from ..evaluation.run_page import RunPage, note
+from ..evaluation.student_pictures import StudentPictures, of_dataset
 from ..files import fingerprint
 from ..methods.components import Components
-from ..models.denoiser import Denoiser, Guided
-from ..models.pipelines import open_source, read_prompts
+from ..methods.config import MethodConfig
+from ..methods.tune import TuneConfig
+from ..models.backends.diffusers import DiffusersBackend
+from ..models.offload import NONE
+from ..models.pipelines import MiniSource, PipelineSource, open_source
+from ..models.precision import halves_to_bfloat16
 from ..perceptual import ELatentLPIPS, load_metric
-from ..training.config import Config, load_config
-from ..training.loop import Event
+from ..presets.recipe import Recipe
+from ..training.changes import OtherSettings
+from ..training.config import SECTIONS, Config, load_config
+from ..training.loop import Event, Run
 from ..training.monitor import Condition
 from ..training.preflight import preflight
-from ..training.run import RunConfig, RunFolder, StudentConfig, new_run, train_to_end
-
-SHOWN = ("discriminator", "accuracy", "logit_gap")  # beside the terms of the student's loss
-
-
-def run_cache(args: argparse.Namespace) -> None:
-    config = load_config(args.config)
-    source = open_source(config.model)
-    prompts = read_prompts(config.prompts.prompts, source)
-    conds, uncond = source.encode(prompts, config.prompts.negative)
-    teacher = Guided(Denoiser(source.backend), uncond, config.cache.guidance)
-    text = "\n".join([*prompts, config.prompts.negative])
-    made_from = {"base": fingerprint(source.backend.network), "prompts": hashlib.sha256(text.encode()).hexdigest()}
-    with tqdm(total=config.cache.count, desc="cache: teacher latents") as bar:
-        for done, _, _ in cache_latents(teacher, conds, source.channels, config.cache, args.out, made_from):
-            bar.update(done - bar.n)
+from ..training.progress import SHOWN, StatusLine
+from ..training.run import RunConfig, RunFolder, StudentConfig, Watcher, longer, new_run, pairs_notes, train_to_end
+from .plan import check_memory
+from .turbo import find_turbo, tuned, with_kept
 
 
 def run_train(args: argparse.Namespace) -> None:
-    config, accelerator = load_config(args.config), several_processes()
-    source = open_source(config.model)
-    if accelerator:
+    config = training_config(args)
+    accelerator = several_processes()
+    for question in config.train.questions():
+        print(f"note: {question}")
+    dataset = open_dataset(args, config)
+    if config.train.preflight and not RunFolder(args.out).report.exists():
+        check_memory(config, dataset)
+    stays = config.train.offload == NONE
+    source = open_source(config.model, config.cache.embedded_guidance, on_device=stays)
+    if not stays:
+        keep_away(source.backend, config, accelerator.device if accelerator else source.device, args.out)
+    elif accelerator:
         source.backend.network.to(accelerator.device)
-    folder, student_file, dataset = RunFolder(args.out), args.out / "student.safetensors", LatentDataset(args.data)
-    components = Components(source.backend, source.decode_with_gradient, source.encoder)
+    if config.method == TuneConfig.name:
+        turbo = find_turbo(config, source, dataset.shapes[0])
+        dataset = with_kept(config, source, turbo, dataset, args.out / "kept", accelerator)
+        train_student(tuned(config, turbo), source, dataset, args.out / "student.safetensors", turbo, accelerator)
+    else:
+        train_student(config, source, dataset, args.out / "student.safetensors", accelerator=accelerator)
+
+
+def training_config(args: argparse.Namespace) -> Config:
+    """CONFIG, without pre-flight where --no-preflight says so."""
+    config = load_config(args.config)
+    return replace(config, train=replace(config.train, preflight=config.train.preflight and not args.no_preflight))
+
+
+def train_student(
+    config: Config,
+    source: MiniSource | PipelineSource,
+    dataset: LatentDataset,
+    student_file: Path,
+    turbo: Recipe | None = None,
+    accelerator: Any = None,
+    method: MethodConfig | None = None,
+) -> None:
+    """Train the student of ``config`` in the folder of its file, or go on, or say that it is done.
+
+    turbo: how it is sampled, where it is a turbo that is trained; None for a new student of [model] sampler.
+    method: where it is none that ``config`` can choose.
+    """
+    folder = RunFolder(student_file.parent)
+    components = Components(
+        source.backend, source.decode_with_gradient, source.encoder, lambda prompt: source.encode([prompt])[0]
+    )
     distance = perceptual_distance(config.model.perceptual, source.channels, components.device)
-    run_config = describe(config, components, dataset, distance)
-    if folder.finished(run_config.request()) and student_file.exists():
+    run_config = describe(config, components, dataset, distance, turbo, method)
+    finished = folder.finished(run_config.request())
+    if finished and student_file.exists():
         print(f"this run has ended: its student is {student_file}")
+        if "said" in finished:
+            print(f"note: {finished['said']}", file=sys.stderr)
         return
     run = new_run(run_config, components, dataset, folder.path, distance=distance, accelerator=accelerator)
-    if not args.no_preflight:
+    if config.train.preflight:
         preflight(run)
-    with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step() as stop:
-        train_to_end(run, run_config, folder, student_file, [Progress(bar, run_config.method.terms), stop])
+    for sentence in pairs_notes(run_config.method, dataset, source.backend.process):
+        print(f"note: {sentence}; `cache` with state_sigmas at these levels gives them pairs, too", file=sys.stderr)
+    try:
+        with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step() as stop:
+            line = StatusLine(config.train.log_every, tuple(run_config.method.terms), bar.write)
+            watchers: list[Watcher] = [Progress(bar, run_config.method.terms), line] if run.is_main else []
+            with run_page(run, run_config, folder, source.decode, bar.write) as page:
+                watchers += [page] if run.is_main else []
+                measures = retention_listeners(run, run_config)
+                said = train_to_end(run, run_config, folder, student_file, [*watchers, stop], measures)
+                if said and run.is_main:
+                    print(f"note: {said}", file=sys.stderr)
+                    note(folder, said)
+                    page.write()
+        if accelerator:  # a process that leaves while gloo still lets go of the last collective is aborted
+            accelerator.wait_for_everyone()
+    except OtherSettings as error:
+        raise ValueError(error.said(key_of)) from None
+    if run.step > config.train.steps:
+        print(f"note: {longer(run.step, config.train.steps)}", file=sys.stderr)
     if run.is_main:
-        title = config.method_config.title_with_terms()
-        live_plots.curves(folder.logs(), title=title).save(args.out / "curves.png")
+        title = run_config.method.title_with_terms()
+        live_plots.curves(folder.logs(), title=title).save(folder.path / "curves.png")
+
+
+def keep_away(backend: DiffusersBackend, config: Config, device: torch.device | str, folder: Path) -> None:
+    """Offload the backbone as [train] offload says, in the number format that it is trained in."""
+    if not config.model.gradient_checkpointing:
+        raise ValueError("[train] offload needs [model] gradient_checkpointing = true: without it, it saves nothing")
+    if config.train.mixed(torch.device(device)):
+        halves_to_bfloat16(backend.network)
+    backend.offload(device, config.train.offload, folder)
+
+
+def run_page(
+    run: Run, config: RunConfig, folder: RunFolder, decode: Callable[[Tensor], Tensor], say: Callable[[str], None]
+) -> RunPage:
+    """The run's page, with pictures of what the dataset's first prompts become."""
+    images = lambda latents: (torch.cat([decode(x) for x in latents]).movedim(1, -1) + 1) / 2  # noqa: E731
+    pictures = StudentPictures(run, config.student, of_dataset(run), images)
+    train = config.train
+    return RunPage(
+        folder, config.request(), pictures, every=train.sample_every, write_every=train.checkpoint_every, say=say
+    )
+
+
+KEYS = {
+    "method": "method",
+    "student.rank": "[model] lora_rank",
+    "student.targets": "[model] lora_targets",
+    "student.sampler": "[model] sampler",
+    "student.lora.alpha": "[lora] alpha",
+    "student.lora.dropout": "[lora] dropout",
+    "start_from": "[lora] start_from",
+    "adapter": "[lora] adapter",
+    "below": "[model] loras",
+    "adapter.student_sigmas": "[model] preset",
+    "taps": "[model] taps",
+    "dtype": "[model] dtype",
+    "base": "[model] path",
+    "perceptual": "[model] perceptual",
+    "dataset": "--data (or [data] mix)",
+}
+
+
+def open_dataset(args: argparse.Namespace, config: Config) -> LatentDataset:
+    """The dataset of --data, or those of [data] mix. Raises ValueError unless it is one of the two."""
+    mix = config.data.mix
+    if bool(args.data) == bool(mix):
+        raise ValueError(
+            "both --data and [data] mix say what to learn from: give one of them"
+            if mix
+            else "give --data FOLDER, or several folders with weights in [data] mix"
+        )
+    return open_data(new_mix({Path(folder): weight for folder, weight in mix.items()}) if mix else args.data)
+
+
+def key_of(name: str) -> str:
+    """The key in the TOML file of a setting's dotted name."""
+    section, _, rest = name.partition(".")
+    if section in SECTIONS:
+        return f"[{section}] {rest}" if rest else "method"
+    return KEYS.get(name, f"[train] {name}")
 
 
 def describe(
-    config: Config, components: Components, dataset: LatentDataset, distance: ELatentLPIPS | None
+    config: Config,
+    components: Components,
+    dataset: LatentDataset,
+    distance: ELatentLPIPS | None,
+    turbo: Recipe | None = None,
+    method: MethodConfig | None = None,
 ) -> RunConfig:
     """What decides the run, known before anything is made for it."""
     model = config.model
@@ -77,9 +202,19 @@ def describe(
     }
     if distance is not None:
         identities["perceptual"] = distance.identity()
-    student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler)
+    if components.backend.below:
+        identities["below"] = [lora.below() for lora in components.backend.below]
+    student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler, lora=config.lora)
+    if turbo is not None:
+        student = replace(student, sampler=turbo.sampler, sampler_options=turbo.sampler_options, cfg=turbo.cfg)
     return RunConfig(
-        config.method_config, config.train, student, identities, config.discriminator, config.vision, model.taps
+        method or config.method_config,
+        config.train,
+        student,
+        identities,
+        config.discriminator,
+        config.vision,
+        model.taps,
     )
 
 
@@ -98,10 +233,12 @@ class Progress:
 
     def __init__(self, bar: tqdm, terms: Iterable[str]) -> None:
         self.bar, self.shown = bar, (*terms, *SHOWN)
+        self.latest: dict[str, float] = {}
 
     def __call__(self, event: Event, condition: Condition) -> None:
         self.bar.update(event.step - self.bar.n)
-        figures = {name: f"{event.logs[name]:.3f}" for name in self.shown if name in event.logs}
+        self.latest |= event.logs
+        figures = {name: f"{self.latest[name]:.3f}" for name in self.shown if name in self.latest}
         self.bar.set_postfix({**figures, "health": condition.word})
 
 

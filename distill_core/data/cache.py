@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,50 +16,71 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.process import NoiseProcess
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import grid_sigmas, same_level, with_levels
-from ..files import DTYPES, load_tensors, save_json, save_tensors
+from ..files import DTYPES, alone_in
 from ..models.denoiser import Cond, Guided
-from ..settings import setting
+from ..settings import SEED_MAX, Checked, setting
 from .dataset import LatentDataset
+from .manifest import begin, plain
+from .shards import Make, Progress, Shard, fill, held_items
+
+EMBEDDED_GUIDANCE = 3.5  # what FLUX.1 dev's publisher, diffusers and ComfyUI give
 
 
 @dataclass(frozen=True)
-class CacheConfig:
+class CacheConfig(Checked):
     """How the teacher's latents are made."""
 
-    count: int = setting(4096, "Number of latents to make; they take the prompts in turn.")
-    steps: int = setting(25, "Steps the teacher takes for each latent, with the Euler sampler.")
-    guidance: float = setting(5.0, "Classifier-free guidance scale of the teacher, the same at every step; 1 for none.")
+    count: int = setting(4096, "Number of latents to make; they take the prompts in turn.", low=1, high=10**8)
+    steps: int = setting(25, "Steps the teacher takes for each latent, with the Euler sampler.", low=1, high=1000)
+    guidance: float = setting(
+        5.0,
+        "Classifier-free guidance scale of the teacher, the same at every step; 1 for none. Where this key is left "
+        "out, a network with embedded guidance (FLUX.1 dev) takes 1.",
+        low=0,
+        high=100,
+    )
+    embedded_guidance: float = setting(
+        EMBEDDED_GUIDANCE,
+        "Guidance scale that a guidance-distilled network (FLUX.1 dev) is told as an input. It is stored with the "
+        "latents, so the student learns at it and its file says it. Other networks have no such input.",
+        low=0,
+        high=100,
+    )
     sizes: tuple[tuple[int, int], ...] = setting(
         ((64, 64),),
         "Sizes [height, width] of the latents, an eighth of the picture's in pixels; the files of the dataset take "
         "them in turn.",
+        low=1,
+        high=4096,
     )
     state_sigmas: tuple[float, ...] = setting(
         (),
         "Noise levels at which the teacher's path is stored as well, highest first; the pairs term needs them. The "
         "model's highest level (1 for flow models, 14.6146 for SD 1.5 and SDXL) stores the noise each latent began as.",
+        above=0,
+        high=1e6,
     )
-    shard_size: int = setting(256, "Latents in one file of the dataset.")
-    batch_size: int = setting(64, "Latents that are made at once; lower it when memory runs out.")
-    seed: int = setting(0, "Seed of the noise that the latents begin as.")
-    dtype: str = setting("float32", 'Number format of the files: "float32", "float16" or "bfloat16".')
+    shard_size: int = setting(
+        256, "Latents in one file of the dataset; one that is there keeps its own.", low=1, high=2**20
+    )
+    batch_size: int = setting(64, "Latents that are made at once; lower it when memory runs out.", low=1, high=4096)
+    seed: int = setting(0, "Seed of the noise that the latents begin as.", low=0, high=SEED_MAX)
+    dtype: str = setting("float32", 'Number format of the files: "float32", "float16" or "bfloat16".', choices=DTYPES)
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.shard_size < 1 or self.batch_size < 1 or self.steps < 1:
-            raise ValueError("count, steps, shard_size and batch_size must be at least 1")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {list(DTYPES)}, not {self.dtype!r}")
+        super().__post_init__()
         if not self.sizes:
             raise ValueError("sizes must list at least one latent size [H, W]")
-
-
-# Items done, items in all, and the latents of the batch that is finished (None where they were already there).
-Progress = tuple[int, int, Tensor | None]
+        if any(a <= b for a, b in pairwise(self.state_sigmas)):  # states are stored in the order of the path
+            raise ValueError(f"state_sigmas must fall, the highest first, not {list(self.state_sigmas)}")
 
 
 def teacher_grid(process: NoiseProcess, config: CacheConfig) -> Tensor:
     """The teacher's sigmas with every level in ``state_sigmas`` among them."""
-    return with_levels(grid_sigmas(process, config.steps), config.state_sigmas)
+    grid, highest = grid_sigmas(process, config.steps), max(config.state_sigmas, default=0.0)
+    if highest > grid[0] and not same_level(highest, grid[0]):
+        raise ValueError(f"state_sigmas has {highest:g}, and the model's highest level is {grid[0].item():.6g}")
+    return with_levels(grid, config.state_sigmas)
 
 
 def cache_latents(
@@ -71,12 +93,12 @@ def cache_latents(
 ) -> Iterator[Progress]:
     """Sample the teacher and write the shards.
 
-    Item i takes row i mod len(conds) and noise seeded by (seed, i). Shards that are already there are kept, so a
-    stopped run goes on where it was. description: anything JSON that must agree then, e.g. the base and the prompts.
-    Raises ValueError when the folder holds another dataset or a latent is not finite.
+    Item i takes row i mod len(conds) and noise seeded by (seed, i). What is already there is kept, so a stopped run
+    goes on where it was, and a larger count adds items. description: anything JSON that must agree then, e.g. the base
+    and the prompts. Raises ValueError when the folder holds another dataset or a latent is not finite.
     """
 
-    def make(items: range, shard: int) -> dict[str, Tensor]:
+    def make(items: Sequence[int], shard: int) -> dict[str, Tensor]:
         shape = (channels, *config.sizes[shard % len(config.sizes)])
         return _sample_batch(teacher, conds[[i % len(conds) for i in items]], shape, config, items)
 
@@ -84,42 +106,46 @@ def cache_latents(
 
 
 def write_shards(
-    make: Callable[[range, int], dict[str, Tensor]],
-    uncond: Cond,
-    guidance: float,
-    config: CacheConfig,
-    folder: str | Path,
-    description: dict | None = None,
+    make: Make, uncond: Cond, guidance: float, config: CacheConfig, folder: str | Path, description: dict | None = None
 ) -> Iterator[Progress]:
     """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors
     (latents, those of their Cond, states).
 
     All items of a shard must have the same shapes. Errors as for `cache_latents`.
     """
-    folder = Path(folder)
-    manifest = {"config": _plain(asdict(config)), "guidance": guidance, "state_sigmas": list(config.state_sigmas)}
-    write_manifest(folder, manifest | _plain(description or {}))
-    save_tensors(folder / "uncond.safetensors", uncond.tensors())
-    for shard, start in enumerate(range(0, config.count, config.shard_size)):
-        path = folder / f"shard-{shard:05d}.safetensors"
-        items = range(start, min(start + config.shard_size, config.count))
-        if path.exists():
-            load_tensors(path)  # a damaged shard is named now, not in the middle of a training run
-            yield items.stop, config.count, None
-            continue
-        parts = []
-        for first in range(0, len(items), config.batch_size):
-            batch = items[first : first + config.batch_size]
-            part = make(batch, shard)
-            if not torch.isfinite(part["latents"]).all():
-                raise ValueError(f"the teacher gave non-finite latents for items {batch.start}-{batch.stop - 1}")
-            parts.append(part)
-            yield batch.stop, config.count, part["latents"]
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        dtype = DTYPES[config.dtype]
-        save_tensors(
-            path, {k: v.to(dtype) for k, v in tensors.items()}, {"state_sigmas": json.dumps(config.state_sigmas)}
-        )
+    with alone_in(folder, "caching"):
+        yield from _write_shards(make, uncond, guidance, config, Path(folder), description or {})
+
+
+def _write_shards(
+    make: Make, uncond: Cond, guidance: float, config: CacheConfig, folder: Path, description: dict
+) -> Iterator[Progress]:
+    # What the network was told as guidance is said by who stores it with the items.
+    settings = {name: value for name, value in asdict(config).items() if name != "embedded_guidance"}
+    manifest = {"config": plain(settings), "guidance": guidance, "state_sigmas": list(config.state_sigmas)}
+
+    def grow(there: dict) -> None:
+        before = there["config"].get("count", 0)  # more than that is not of this dataset
+        held = min(held_items(folder, shard_size_of(there, config)), max(config.count, before))
+        there["config"]["count"] = max(config.count, held)
+        if held > config.count:
+            logging.warning("%s already holds %d latents, and count is %d: all are kept", folder, held, config.count)
+
+    there = begin(folder, {**manifest, **description}, uncond, grown=grow)
+    size, count = shard_size_of(there, config), there["config"]["count"]
+    plan = [
+        Shard(range(start, min(start + size, count)), config.sizes[number % len(config.sizes)])
+        for number, start in enumerate(range(0, count, size))
+    ]
+    needs = ("latents", "context", *(["states"] if config.state_sigmas else []))
+    metadata = {"state_sigmas": json.dumps(config.state_sigmas)}
+    yield from fill(folder, plan, make, config.batch_size, config.dtype, metadata, needs)
+
+
+def shard_size_of(manifest: dict, config: CacheConfig) -> int:
+    """Items of a shard: those of the dataset that is there, which decide the size and prompts of an item."""
+    size = manifest["config"].get("shard_size")
+    return size if isinstance(size, int) and size > 0 else config.shard_size
 
 
 @torch.no_grad()
@@ -142,21 +168,6 @@ def _sample_batch(
     if states:
         stored["states"] = torch.stack(states, dim=1)
     return stored
-
-
-def _plain(value: Any) -> Any:
-    """Through JSON, so that tuples compare equal to what a file gives back."""
-    return json.loads(json.dumps(value))
-
-
-def write_manifest(folder: Path, manifest: dict) -> None:
-    """Say in the folder what dataset it holds. Raises ValueError when it already holds another one."""
-    path = folder / "dataset.json"
-    if path.exists() and json.loads(path.read_text()) != manifest:
-        raise ValueError(
-            f"{folder} holds a dataset made with other settings, prompts or model; delete it or choose another folder"
-        )
-    save_json(path, manifest)
 
 
 def groups_by_length(conds: Sequence[Cond]) -> list[list[int]]:
@@ -182,7 +193,7 @@ def stored_grid(dataset: LatentDataset, process: NoiseProcess) -> Tensor:
     if "sigmas" in manifest:
         return torch.tensor(manifest["sigmas"])
     known = {k: v for k, v in manifest.get("config", {}).items() if k in CacheConfig.__annotations__}
-    return teacher_grid(process, replace(CacheConfig(**known), state_sigmas=dataset.state_sigmas))
+    return teacher_grid(process, CacheConfig(**{**known, "state_sigmas": dataset.state_sigmas}))
 
 
 @torch.no_grad()
@@ -194,6 +205,12 @@ def check_pairs(dataset: LatentDataset, teacher: Guided, tolerance: float = 0.05
     """
     grid = stored_grid(dataset, teacher.process)
     top = grid[0].item()
+    if not dataset.state_sigmas and "content" in dataset.manifest():
+        raise ValueError(
+            f"{dataset.folder} holds pictures, and pictures have no pairs: this method needs them in every batch. "
+            "Train on the teacher's samples (`cache` with [cache] state_sigmas, or Teacher Latents), or choose LADD or "
+            "ADD"
+        )
     if not dataset.state_sigmas or not same_level(max(dataset.state_sigmas), top):
         raise ValueError(
             f"the dataset in {dataset.folder} does not store the noise its paths began in: pairs need state_sigmas "

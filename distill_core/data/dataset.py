@@ -8,34 +8,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..diffusion.noise import item_generator
-from ..files import file_digest, load_tensors
+from ..files import check_finite, file_digest, load_tensors, read_json
 from ..models.denoiser import Cond
-
-Item = tuple[int, int]  # a latent with what belongs to it: (shard, row in the shard)
+from .epochs import Epochs, Item
+from .shards import shard_files
 
 
 @dataclass(frozen=True)
 class Batch:
-    """latents [B, C, H, W], cond of B rows, and states [B, K, C, H, W] of the teacher's path at K ``state_sigmas``."""
+    """latents [B, C, H, W], cond of B rows, and states [B, K, C, H, W] of the teacher's path at K ``state_sigmas``.
+
+    repeated: rows whose latent stands in an earlier row, too: a bucket smaller than a batch is repeated to fill one.
+    """
 
     latents: Tensor
     cond: Cond
     states: Tensor | None = None
     state_sigmas: tuple[float, ...] = ()
+    repeated: tuple[int, ...] = ()
+
+    @property
+    def distinct(self) -> list[int]:
+        """The rows that may enter a statistic: each latent once."""
+        return [row for row in range(len(self.latents)) if row not in self.repeated]
 
     def to(self, device: torch.device | str) -> Batch:
         states = None if self.states is None else self.states.to(device)
-        return Batch(self.latents.to(device), self.cond.to(device), states, self.state_sigmas)
+        return replace(self, latents=self.latents.to(device), cond=self.cond.to(device), states=states)
 
 
 class LatentDataset:
@@ -46,33 +56,50 @@ class LatentDataset:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.paths = sorted(self.folder.glob("shard-*.safetensors"))
+        self.paths = shard_files(self.folder)
         if not self.paths:
             raise ValueError(f"no shards in {self.folder}; make them with the `cache` command")
         self.files = [_open_shard(path) for path in self.paths]
-        self._shuffled: tuple[tuple[int, int, int], list[list[Item]]] | None = None  # (epoch, size, seed) and batches
-        self.state_sigmas = tuple(json.loads((self.files[0].metadata() or {}).get("state_sigmas", "[]")))
+        self.members: list[LatentDataset] = [self]  # several where datasets are mixed
+        self.state_sigmas = _state_sigmas(self.paths[0], self.files[0])
         # By C, H, W, number of text tokens, and which tensors there are: what can be stacked into one batch.
         self.buckets: dict[tuple, list[Item]] = defaultdict(list)
         for index, file in enumerate(self.files):
             count, *shape = file.get_slice("latents").get_shape()
             tokens = file.get_slice("context").get_shape()[1]
             self.buckets[(*shape, tokens, *sorted(file.keys()))] += [(index, row) for row in range(count)]
+        self.epochs = Epochs(self.buckets)
+
+    def part(self, keep: Callable[[Item], bool]) -> LatentDataset:
+        """The same dataset with some of its items only."""
+        part = copy(self)
+        part.buckets = defaultdict(list)
+        for key, bucket in self.buckets.items():
+            if kept := [item for item in bucket if keep(item)]:
+                part.buckets[key] = kept
+        part.epochs = Epochs(part.buckets)
+        return part
 
     def __len__(self) -> int:
         return sum(map(len, self.buckets.values()))
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Latent shapes [C, H, W] of the buckets."""
-        return list(dict.fromkeys(bucket[:3] for bucket in self.buckets))
+        """Latent shapes [C, H, W] of the buckets, that of the most items first."""
+        counts: Counter[tuple[int, ...]] = Counter()
+        for bucket, items in self.buckets.items():
+            counts[bucket[:3]] += len(items)
+        return [shape for shape, _ in counts.most_common()]
 
     def manifest(self) -> dict:
         """How the latents were made (``dataset.json``)."""
         path = self.folder / "dataset.json"
         if not path.is_file():
             raise ValueError(f"{path} is missing: it says how the latents were made; cache the dataset again")
-        return json.loads(path.read_text())
+        manifest = read_json(path, "cache the dataset again in a new folder")
+        if not isinstance(manifest.get("guidance"), int | float) or not math.isfinite(manifest["guidance"]):
+            raise ValueError(f"{path} is damaged: guidance is no number; cache the dataset again in a new folder")
+        return manifest
 
     def digest(self) -> str:
         """A hash of how the latents were made and of samples of every file, to recognise the dataset."""
@@ -82,7 +109,13 @@ class LatentDataset:
 
     def uncond(self) -> Cond:
         """The empty conditioning (one row) that the teacher was guided away from."""
-        return Cond.from_tensors(load_tensors(self.folder / "uncond.safetensors")[0])
+        path = self.folder / "uncond.safetensors"
+        tensors, _ = load_tensors(path)
+        check_finite(tensors, path, "delete it and cache the dataset again")
+        try:
+            return Cond.from_tensors(tensors)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; delete it and cache the dataset again") from error
 
     def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
         """Batch ``number`` of an endless shuffled stream; a batch has one latent size and one number of text tokens.
@@ -90,8 +123,11 @@ class LatentDataset:
         Only (seed, number, size) decide what is in it. ``rows`` picks the part of one process.
         Raises ValueError for latents that are not finite.
         """
-        epoch, position = divmod(number, self._batches_per_epoch(size))
-        return self.read(self._epoch(epoch, size, seed)[position][rows])
+        return self.read(self.items_of(number, size, seed)[rows])
+
+    def items_of(self, number: int, size: int, seed: int) -> list[Item]:
+        """The items of batch ``number``."""
+        return self.epochs.batch(number, size, seed)
 
     def read(self, items: Sequence[Item]) -> Batch:
         """The items, in that order."""
@@ -100,34 +136,38 @@ class LatentDataset:
         for name in names:
             slices = [self.files[shard].get_slice(name)[row : row + 1] for shard, row in items]
             tensors[name] = torch.cat(slices).float()
+        for name, values in tensors.items():
+            if not torch.isfinite(values).all():
+                bad = next(item for item, row in zip(items, values, strict=True) if not torch.isfinite(row).all())
+                raise ValueError(
+                    f"{self.paths[bad[0]]} has non-finite {name} in row {bad[1]}; delete the shard and cache again"
+                )
         latents, states = tensors.pop("latents"), tensors.pop("states", None)
-        if not torch.isfinite(latents).all():
-            bad = next(item for item, row in zip(items, latents, strict=True) if not torch.isfinite(row).all())
-            raise ValueError(
-                f"{self.paths[bad[0]]} has a non-finite latent in row {bad[1]}; delete the shard and cache again"
-            )
-        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas)
+        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas, repeated_rows(latents))
 
-    def _batches_per_epoch(self, size: int) -> int:
-        return sum(max(1, len(items) // size) for items in self.buckets.values())
 
-    def _epoch(self, epoch: int, size: int, seed: int) -> list[list[Item]]:
-        """`_shuffle`, remembered: the batches of an epoch are asked for one after the other."""
-        if self._shuffled is None or self._shuffled[0] != (epoch, size, seed):
-            self._shuffled = (epoch, size, seed), self._shuffle(epoch, size, seed)
-        return self._shuffled[1]
+def repeated_rows(latents: Tensor) -> tuple[int, ...]:
+    """Rows of a batch on the CPU that equal an earlier one: the same item, or the same picture twice in a dataset."""
+    digests = [hashlib.sha256(latent.numpy().tobytes()).digest() for latent in latents]
+    return tuple(row for row, digest in enumerate(digests) if digest in digests[:row])
 
-    def _shuffle(self, epoch: int, size: int, seed: int) -> list[list[Item]]:
-        """Full batches of each bucket in random order; a bucket smaller than a batch is repeated to fill one."""
-        generator = item_generator(seed, epoch)  # drawn from bucket by bucket, then for the order of the batches
-        batches = []
-        for items in self.buckets.values():
-            order = torch.randperm(len(items), generator=generator).tolist()
-            order *= max(1, -(-size // len(order)))  # 3 items for batches of 8: 0 2 1, 0 2 1, 0 2 1
-            # What is left over at the end, less than a batch, waits for another epoch's order.
-            starts = range(0, max(1, len(items) // size) * size, size)
-            batches += [[items[i] for i in order[start : start + size]] for start in starts]
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+def _state_sigmas(path: Path, file) -> tuple[float, ...]:
+    """The levels of a shard's states, as its metadata say; states are in the order of the path, the highest first."""
+    said = (file.metadata() or {}).get("state_sigmas", "[]")
+    try:
+        sigmas = tuple(sorted(map(float, json.loads(said)), reverse=True))
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(
+            f"{path} is damaged: state_sigmas is {said!r:.40}, not a list of numbers; delete it and run `cache` again"
+        ) from None
+    kept = file.get_slice("states").get_shape()[1:2] if "states" in file.keys() else [0]
+    if kept != [len(sigmas)]:
+        raise ValueError(
+            f"{path} is damaged: it names {len(sigmas)} noise levels and holds states of {kept[0] if kept else 0}; "
+            "delete it and run `cache` again"
+        )
+    return sigmas
 
 
 def _open_shard(path: Path):
@@ -141,7 +181,13 @@ def _open_shard(path: Path):
         raise ValueError(f"{path} is not a shard of this project: it needs tensors named latents and context")
     if len(shapes["latents"]) != 4:
         raise ValueError(f"{path}: latents must be [N, C, H, W] (images), got {shapes['latents']}")
-    counts = {name: shape[0] for name, shape in shapes.items()}
+    if len(shapes["context"]) != 3:
+        raise ValueError(
+            f"{path}: context must be [N, tokens, width], got {shapes['context']}; cache the dataset again"
+        )
+    counts = {name: shape[0] if shape else 0 for name, shape in shapes.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"{path}: latents and conditioning differ in count: {counts}; cache the dataset again")
+    if not counts["latents"]:
+        raise ValueError(f"{path} is a shard without items; delete it and run `cache` again")
     return file

@@ -1,20 +1,26 @@
-"""A dataset from latents and conditionings that are already there: real images instead of the teacher's."""
+"""A dataset of real images instead of the teacher's: from latents that are already there, or from picture files."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..files import DTYPES, save_tensors
+from ..files import alone_in
 from ..models.denoiser import Cond, cat_conds
-from .cache import write_manifest
+from .buckets import differences, report, save
+from .manifest import OtherDataset, begin
+from .pictures import Picture, PictureConfig, by_bucket, read_into
+from .shards import Progress, Shard, fill
 
 SHARD_SIZE = 256
+OF_LATENTS = ("size", "step", "ratio", "background")  # settings that decide what a picture becomes
+OF_A_MODEL = ("base",)  # said by datasets of before version 0.3; pictures are of a latent space, not of a model
 
 
 def save_latents(
@@ -40,16 +46,65 @@ def save_latents(
             digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     folder = Path(folder)
     manifest = {"guidance": 1.0, "state_sigmas": [], "content": digest.hexdigest(), "dtype": dtype}
-    write_manifest(folder, manifest | (description or {}))
-    save_tensors(folder / "uncond.safetensors", uncond.tensors())
     parts = [group[a : a + SHARD_SIZE] for group in groups.values() for a in range(0, len(group), SHARD_SIZE)]
-    for number, part in enumerate(parts):
-        path = folder / f"shard-{number:05d}.safetensors"
-        if not path.exists():
-            joined = cat_conds([conds[i] for i in part]).tensors()
-            tensors = {"latents": torch.stack([latents[i] for i in part]), **joined}
-            save_tensors(path, {k: v.to(DTYPES[dtype]) for k, v in tensors.items()}, {"state_sigmas": "[]"})
+    plan = [Shard(part, (latents[part[0]].shape[1], latents[part[0]].shape[2])) for part in parts]
+
+    def make(items: Sequence[int], shard: int) -> dict[str, Tensor]:
+        return {"latents": torch.stack([latents[i] for i in items]), **cat_conds([conds[i] for i in items]).tensors()}
+
+    with alone_in(folder, "writing a dataset"):
+        begin(folder, manifest | (description or {}), uncond, OF_A_MODEL)
+        for _ in fill(folder, plan, make, SHARD_SIZE, dtype, {"state_sigmas": "[]"}):
+            pass
     return len(latents)
+
+
+def cache_pictures(
+    pictures: list[Picture],
+    left_out: dict[str, str],
+    encode: Callable[[Tensor], Tensor],
+    conds_of: Callable[[Sequence[int]], Cond],
+    uncond: Cond,
+    folder: str | Path,
+    config: PictureConfig,
+    description: dict,
+    scale: int = 8,
+    lengths: Sequence[int] | None = None,
+) -> Iterator[Progress]:
+    """Encode picture files as a dataset, with the report of their sizes beside it; goes on where it was stopped.
+
+    encode: images [B, 3, H, W] in [-1, 1] -> latents of the model.  conds_of: numbers of pictures -> their rows.
+    description: anything JSON that must agree when it goes on, the autoencoder above all.  scale: pixels of one
+    position of a latent.  lengths: tokens of each caption where they differ.
+    Raises OtherDataset, which names the pictures that are other ones now.
+    """
+    folder, said = Path(folder), report(pictures, left_out, config)
+    content = hashlib.sha256(json.dumps(said["files"], sort_keys=True).encode()).hexdigest()
+    settings = {name: getattr(config, name) for name in OF_LATENTS}
+    manifest = {"guidance": 1.0, "state_sigmas": [], "content": content, "pictures": settings, "dtype": config.dtype}
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for bucket, numbers in by_bucket(pictures, config).items():
+        for number in numbers:
+            groups[(bucket, lengths[number] if lengths else 0)].append(number)
+    parts = [
+        (bucket, group[a : a + SHARD_SIZE])
+        for (bucket, _), group in groups.items()
+        for a in range(0, len(group), SHARD_SIZE)
+    ]
+
+    def make(items: Sequence[int], shard: int) -> dict[str, Tensor]:
+        images = torch.stack([read_into(pictures[i], parts[shard][0], config.background) for i in items])
+        return {"latents": encode(images).float().cpu(), **conds_of(items).to("cpu").tensors()}
+
+    with alone_in(folder, "caching"):
+        try:
+            begin(folder, manifest | description, uncond)
+        except OtherDataset as error:
+            told = differences(folder, said) if "content" in error.changes else ""
+            raise OtherDataset(folder, error.changes, error.stored, {"content": told} if told else {}) from None
+        save(folder, said)
+        plan = [Shard(group, (height // scale, width // scale)) for (width, height), group in parts]
+        yield from fill(folder, plan, make, config.batch_size, config.dtype, {"state_sigmas": "[]"}, maker="the VAE")
 
 
 def check_items(latents: Sequence[Tensor], conds: Sequence[Cond]) -> None:

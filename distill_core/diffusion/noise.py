@@ -16,7 +16,11 @@ from torch import Tensor
 
 
 def item_generator(seed: int, *index: int) -> torch.Generator:
-    """A CPU generator for one item; different (seed, index...) give independent streams (numpy's SeedSequence)."""
+    """A CPU generator for one item, seeded by numpy's SeedSequence of (seed, index...).
+
+    torch's CPU generator takes 32 bits of a seed, so two items share a stream in about 1 of 4e9 pairs: some pair among
+    100,000 items is likely to, and any given two are not.
+    """
     state = SeedSequence([seed, *index]).generate_state(2, "uint32")
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
@@ -44,7 +48,10 @@ class ItemNoise:
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal [len(items), *shape]."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+        out = torch.empty(len(self.generators), *shape)
+        for row, generator in zip(out, self.generators, strict=True):
+            row.normal_(generator=generator)
+        return out
 
     def uniform(self) -> Tensor:
         """Uniform in [0, 1), [len(items)]."""

@@ -86,6 +86,10 @@ class FlowProcess:
     def timestep(self, sigma: Tensor) -> Tensor:
         return sigma * self.timestep_multiplier
 
+    def sigma(self, timestep: Tensor) -> Tensor:
+        """The inverse of ``timestep``."""
+        return timestep / self.timestep_multiplier
+
     def flow_time(self, sigma: Tensor) -> Tensor:
         return sigma
 

@@ -40,6 +40,15 @@ def item_noise_sampler(x: Tensor, seed: int = 0) -> NoiseSampler:
     return lambda sigma, sigma_next: noise.normal_like(x)
 
 
+def _scaled(noise_sampler: NoiseSampler, process: NoiseProcess) -> NoiseSampler:
+    """Fresh noise as strong as the process wants it: HiDream-O1's host process has a ``noise_scale`` of 8.
+
+    For samplers that add it themselves; ``noise_scaling`` already does.
+    """
+    scale = getattr(process, "noise_scale", 1.0)
+    return noise_sampler if scale == 1 else lambda sigma, sigma_next: scale * noise_sampler(sigma, sigma_next)
+
+
 def _run(
     step: Step,
     model: Model,
@@ -114,7 +123,7 @@ def sample_ancestral(
     scales the added noise; 0 is Euler. Flow models use the rectified-flow form, which keeps x = (1 - sigma) x0 +
     sigma noise. SD-Turbo's and SDXL-Turbo's sampler."""
     process = process or model.process
-    noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
+    noise_sampler = _scaled(noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0)), process)
     step_fn = _ancestral_flow if isinstance(process, FlowProcess) else _ancestral
 
     def step(x: Tensor, sigma: float, sigma_next: float, denoised: Tensor) -> Tensor:
@@ -161,7 +170,7 @@ def sample_tcd(
     Euler, 1 re-noises from the cleanest level. On flow models the timestep is sigma itself.
     """
     process = process or model.process
-    noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
+    noise_sampler = _scaled(noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0)), process)
     is_flow, table = isinstance(process, FlowProcess), cast(TimestepProcess, process)
 
     def step(x: Tensor, sigma: float, sigma_next: float, denoised: Tensor) -> Tensor:
@@ -198,7 +207,7 @@ def sample_scm(
     and predicted by the rest: 1 is sCM's full re-noising, 0 the deterministic step of the flow ODE.
     """
     process = process or model.process
-    noise_sampler = noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0))
+    noise_sampler = _scaled(noise_sampler or item_noise_sampler(x, (extra_args or {}).get("seed", 0)), process)
     is_flow = isinstance(process, FlowProcess)
 
     def step(x: Tensor, sigma: float, sigma_next: float, denoised: Tensor) -> Tensor:
@@ -230,14 +239,16 @@ def sample(
     seed: int,
     items: Sequence[int],
     sampler: str = "renoise",
+    purpose: str = "",
     disable: bool = True,
     **options,
 ) -> Tensor:
     """Latents [len(items), *shape] from pure noise: row i's noise, initial and injected, is from (seed, items[i]).
 
-    cond: of that many rows, with a ``device``: `models.denoiser.Cond`.  options: of the sampler, e.g. ``eta``.
+    cond: of that many rows, with a ``device``: `models.denoiser.Cond`.  purpose: names the stream of that noise
+    (`ItemNoise`).  options: of the sampler, e.g. ``eta``.
     """
-    noise = ItemNoise(seed, items)
+    noise = ItemNoise(seed, items, purpose)
     x = noise.normal(*shape).to(cond.device)
     sigma = x.new_full((len(x),), sigmas[0].item())
     x = process.noise_scaling(sigma, x, torch.zeros_like(x), max_denoise=True)

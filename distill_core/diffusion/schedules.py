@@ -115,6 +115,17 @@ def logit_normal(random: ItemNoise, mean: float, std: float) -> Tensor:
     return torch.sigmoid(mean + std * random.normal())
 
 
+def draw_whole_schedule(random: ItemNoise, process: NoiseProcess) -> Tensor:
+    """A noise level per item from all that a process has, [B].
+
+    Uniform in the timesteps of a table; for flow models logit-normal(0, 1) in flow time (SD3, section 3.1), shifted
+    like the process' own grid.
+    """
+    if isinstance(process, DiscreteProcess):
+        return process.sigma((random.uniform() * len(process.sigmas)).floor())
+    return shift_sigmas(logit_normal(random, 0.0, 1.0), shift_alpha=getattr(process, "shift_alpha", 1.0))
+
+
 def draw_from_grid(random: ItemNoise, levels: Tensor, probabilities: Sequence[float]) -> Tensor:
     """One of ``levels`` [K] per item with the given probabilities [K] -> [B].
 
@@ -128,19 +139,28 @@ def draw_from_grid(random: ItemNoise, levels: Tensor, probabilities: Sequence[fl
     return levels[torch.searchsorted(edges, random.uniform().double(), right=True)]
 
 
-def check_sigmas(sigmas: Tensor) -> Tensor:
+def check_sigmas(sigmas: Tensor, closed: bool = True) -> Tensor:
     """The list as it came, if a sampler can walk it: 1-D, finite, falling, at least one level above a last 0.
 
+    closed: whether the last level must be 0; the first of two samplers ends above it.
     Raises ValueError saying what is wrong with it.
     """
-    if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ValueError(f"SIGMAS holds {sigmas.numel()} levels; it needs at least one level and a closing 0")
+    if sigmas.ndim != 1:
+        raise ValueError(f"SIGMAS must be one list of levels, not of shape {tuple(sigmas.shape)}")
+    if len(sigmas) < 2:
+        raise ValueError(
+            f"SIGMAS holds {len(sigmas)} level{'s' * (len(sigmas) != 1)}; it needs at least one level and a closing 0"
+        )
     levels = sigmas.tolist()
-    if not all(map(math.isfinite, levels)):
-        raise ValueError(f"SIGMAS must be finite: {levels}")
-    if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
-        raise ValueError(f"SIGMAS must fall from each level to the next: {levels}")
-    if levels[-1] != 0:
+    for i, level in enumerate(levels):
+        place = f"level {i + 1} of {len(levels)} is {level:.6g}"
+        if not math.isfinite(level):
+            raise ValueError(f"SIGMAS must be finite; {place}")
+        if level < 0:
+            raise ValueError(f"SIGMAS cannot be below 0; {place}")
+        if i and level >= levels[i - 1]:
+            raise ValueError(f"SIGMAS must fall from each level to the next; {place}, after {levels[i - 1]:.6g}")
+    if closed and levels[-1] != 0:
         raise ValueError(f"SIGMAS must end in 0, not in {levels[-1]:g}; it would leave noise in the picture")
     return sigmas
 
@@ -165,7 +185,7 @@ def snap_denoise(sigmas: Tensor, denoise: float, table: Tensor | None = None) ->
     # How many trained levels stay: those at least half an interval below the start, which the level 2 intervals before
     # the end is not at 2.4. 1e-6 makes up for the rounding of `left`.
     trained = max(0, math.floor(left - 0.5 + 1e-6))
-    return torch.cat([_levels_at(sigmas, [left], table), sigmas[len(sigmas) - 1 - trained :]])
+    return torch.cat([levels_at(sigmas, [left], table), sigmas[len(sigmas) - 1 - trained :]])
 
 
 def respace_denoise(sigmas: Tensor, denoise: float, table: Tensor | None = None) -> Tensor:
@@ -176,15 +196,35 @@ def respace_denoise(sigmas: Tensor, denoise: float, table: Tensor | None = None)
     check_sigmas(sigmas)
     check_denoise(denoise)
     left = [denoise * intervals for intervals in range(len(sigmas) - 1, 0, -1)]
-    return torch.cat([_levels_at(sigmas, left, table), sigmas[-1:]])
+    return torch.cat([levels_at(sigmas, left, table), sigmas[-1:]])
 
 
-DENOISE_MODES = {"snap": snap_denoise, "respace": respace_denoise}
+def level_denoise(sigmas: Tensor, denoise: float, table: Tensor | None = None) -> Tensor:
+    """The part of a trained grid that starts where noise is the share ``denoise`` of the latent: at that flow time.
+
+    So 1 - denoise is how much of the picture is kept, whatever the model and its grid: sigma on flow models, the sigma
+    of the same signal-to-noise ratio on others. After the start come the trained levels that `snap_denoise` would keep.
+    Above the grid's first level, the whole grid. Arguments and errors as there.
+    """
+    check_sigmas(sigmas)
+    check_denoise(denoise)
+    start = sigmas.new_tensor(denoise if table is None else denoise / max(1e-9, 1 - denoise))
+    if start >= sigmas[0]:
+        return sigmas
+    scale, _ = (lambda s: s, lambda s: s) if table is None else timestep_scale(table)
+    members, position = scale(sigmas.double()), scale(start.double())
+    below = int((members > position).sum())  # index of the first member at or under the start
+    part = (position - members[below]) / (members[below - 1] - members[below])
+    trained = max(0, math.floor(len(sigmas) - 1 - below + part.item() - 0.5 + 1e-6))
+    return torch.cat([start[None], sigmas[len(sigmas) - 1 - trained :]])
 
 
-def _levels_at(sigmas: Tensor, left: Sequence[float], table: Tensor | None) -> Tensor:
+DENOISE_MODES = {"snap": snap_denoise, "respace": respace_denoise, "noise_level": level_denoise}
+
+
+def levels_at(sigmas: Tensor, left: Sequence[float], table: Tensor | None) -> Tensor:
     """The levels with ``left`` intervals to go (fractional), linear between members in flow time or in timesteps."""
-    scale, unscale = (lambda s: s, lambda s: s) if table is None else _timestep_scale(table)
+    scale, unscale = (lambda s: s, lambda s: s) if table is None else timestep_scale(table)
     members = scale(sigmas.double())  # [N + 1] on the scale that is interpolated; float64, as 1e-6 is compared below
     levels = []
     for intervals in left:
@@ -198,7 +238,16 @@ def _levels_at(sigmas: Tensor, left: Sequence[float], table: Tensor | None) -> T
     return torch.stack(levels).to(sigmas.dtype)
 
 
-def _timestep_scale(table: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def intervals_left(sigmas: Tensor, level: float, table: Tensor | None = None) -> float:
+    """How many intervals of a grid [N + 1] lie below ``level``, fractional: the inverse of `levels_at`."""
+    scale = (lambda s: s) if table is None else timestep_scale(table)[0]
+    members, wanted = scale(sigmas.double()), scale(torch.tensor([level], dtype=torch.float64))[0]
+    above = int((members >= wanted).sum().clamp(1, len(sigmas) - 1)) - 1  # index of the next higher level
+    share = ((wanted - members[above + 1]) / (members[above] - members[above + 1])).clamp(0, 1).item()
+    return len(sigmas) - 2 - above + share
+
+
+def timestep_scale(table: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Sigma -> fractional timestep + 1 and back: linear in log sigma in the table, linear in sigma below its first."""
     knots = torch.arange(1, len(table) + 1, dtype=torch.float64)
     table = table.double().cpu()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
 from ..models.denoiser import Denoiser
+from ..models.precision import on_device
 
 
 def time_embedding(flow_time: Tensor, dim: int = 64) -> Tensor:
@@ -119,7 +120,8 @@ class LatentDiscriminator(nn.Module):
         noised = teacher.process.noise_scaling(sigma, noise, batch.latents)
         maps = teacher.features(noised, sigma, batch.cond, taps)
         pooled_dim = 0 if batch.cond.pooled is None else batch.cond.pooled.shape[1]
-        discriminator = cls([m.shape[1] for m in maps], pooled_dim, **size).to(noised.device)
+        discriminator = cls([m.shape[1] for m in maps], pooled_dim, **size)
+        on_device(discriminator, noised.device)
         discriminator.calibrate(maps)
         return discriminator
 
@@ -131,6 +133,10 @@ class LatentDiscriminator(nn.Module):
     def forward(self, maps: Sequence[Tensor], flow_time: Tensor, pooled: Tensor | None) -> Tensor:
         if len(maps) != len(self.heads):
             raise ValueError(f"{len(self.heads)} heads were given {len(maps)} feature maps")
+        with torch.autocast(flow_time.device.type, enabled=False):  # logits that differ little must still differ
+            return self._logits(maps, flow_time, pooled)
+
+    def _logits(self, maps: Sequence[Tensor], flow_time: Tensor, pooled: Tensor | None) -> Tensor:
         dtype = self.time.weight.dtype
         cond = self.time(time_embedding(flow_time).to(dtype))
         if self.pooled is not None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..data.dataset import Batch
 from ..models.denoiser import Cond, Denoiser
+from ..models.precision import on_device
 from .latent import LatentDiscriminator
 
 
@@ -108,7 +109,8 @@ class NetworkDiscriminator(nn.Module):
             with_noise=with_noise,
             flow_time=flow_time,
             **size,
-        ).to(latents.device)
+        )
+        on_device(made, latents.device)
         made.heads.calibrate(made.pooled(maps))
         return made
 

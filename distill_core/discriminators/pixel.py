@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..models.denoiser import Cond
+from ..models.precision import on_device
 from ..models.vision import VisionNetwork, image_embedding
+
+NEIGHBOURS = 9  # tokens that a head's second block sees at once, in a circle
 
 
 def spectral_conv1d(channels: int, out: int, kernel: int) -> nn.Module:
@@ -48,7 +51,7 @@ class TokenHead(nn.Module):
         channels = len(mean)
         self.register_buffer("mean", mean.view(1, -1, 1).clone())
         self.register_buffer("std", std.view(1, -1, 1).clone())
-        self.single, self.neighbours = TokenBlock(channels, 1), TokenBlock(channels, 9)
+        self.single, self.neighbours = TokenBlock(channels, 1), TokenBlock(channels, NEIGHBOURS)
         self.logit = spectral_conv1d(channels, width, 1)
         self.projection = nn.Linear(cond_dim, width)
 
@@ -89,13 +92,29 @@ class PixelDiscriminator(nn.Module):
     def for_images(
         cls, vision: VisionNetwork, images: Tensor, cond: Cond, *, with_text: bool = True, with_image: bool = True
     ) -> PixelDiscriminator:
-        """Heads that fit the vision network's taps on ``images`` [B, 3, h, w], real ones with their conditioning."""
+        """Heads that fit the vision network's taps on ``images`` [B, 3, h, w], real ones with their conditioning.
+
+        Raises ValueError for images so small that a map has too few tokens.
+        """
         tokens = vision(images)
+        least = min(part.shape[2] for part in tokens)
+        if least < NEIGHBOURS // 2:
+            height, width = vision.prepare(images).shape[2:]
+            raise ValueError(
+                f"the vision network sees images of {width} x {height} px as {least} tokens, and its heads need at "
+                f"least {NEIGHBOURS // 2}: set [vision] size to 32 or more"
+            )
         text = text_embedding(cond).shape[1] if with_text else 0
         image = image_embedding(tokens).shape[1] if with_image else 0
-        return cls(tokens, text, image).to(images.device)
+        made = cls(tokens, text, image)
+        on_device(made, images.device)
+        return made
 
     def forward(self, tokens: Sequence[Tensor], text: Tensor, image: Tensor) -> Tensor:
+        with torch.autocast(text.device.type, enabled=False):  # logits that differ little must still differ
+            return self._logits(tokens, text, image)
+
+    def _logits(self, tokens: Sequence[Tensor], text: Tensor, image: Tensor) -> Tensor:
         dtype = next(self.heads.parameters()).dtype
         parts = [part.to(dtype) for part, dim in ((text, self.text_dim), (image, self.image_dim)) if dim]
         cond = torch.cat(parts, dim=1) if parts else text.new_ones(len(text), 1).to(dtype)

@@ -12,7 +12,7 @@ from itertools import cycle
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .plots import panels, smooth
+from .plots import line, panels
 
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75))
 INK, GREY, PALE = (40, 40, 40), (120, 120, 120), (225, 225, 225)
@@ -28,7 +28,8 @@ def _pale(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def curves(logs: Sequence[dict[str, float]], width: int = 860, height: int = 480, title: str = "") -> Image.Image:
-    """Losses, discriminator accuracy, logit gap and gradient norms over steps: raw values pale, smoothed strong.
+    """Losses, discriminator accuracy, logit gap and gradient norms over steps, those that there are: raw values pale,
+    smoothed strong.
 
     logs: the steps' logs in order, as `training.run.RunFolder.logs` gives them.
     width, height: of the whole picture in pixels.
@@ -37,12 +38,13 @@ def curves(logs: Sequence[dict[str, float]], width: int = 860, height: int = 480
     draw = ImageDraw.Draw(image)
     top = 22 if title else 0
     draw.text((8, 4), title, INK, _font(14))
-    panel_width, panel_height = width // 2, (height - top) // 2
-    for index, (name, keys) in enumerate(panels(logs)):
+    found = {name: {key: line(logs, key) for key in keys} for name, keys in panels(logs)}
+    drawn = {name: {key: lines for key, lines in series.items() if lines[0]} for name, series in found.items()}
+    drawn = {name: series for name, series in drawn.items() if series} or drawn  # without a discriminator: two panels
+    panel_width, panel_height = width // 2, (height - top) // math.ceil(len(drawn) / 2)
+    for index, (name, series) in enumerate(drawn.items()):
         box = (index % 2 * panel_width, top + index // 2 * panel_height, panel_width, panel_height)
-        series = {key: [entry[key] for entry in logs if key in entry] for key in keys}
-        fixed = (0.0, 1.0) if name == "discriminator accuracy" else None
-        _panel(draw, box, name, {key: values for key, values in series.items() if values}, fixed)
+        _panel(draw, box, name, series, (0.0, 1.0) if name == "discriminator accuracy" else None)
     return image
 
 
@@ -50,7 +52,7 @@ def _panel(
     draw: ImageDraw.ImageDraw,
     box: tuple[int, int, int, int],
     title: str,
-    series: dict[str, list[float]],
+    series: dict[str, tuple[list[float], list[float]]],
     fixed: tuple[float, float] | None,
 ) -> None:
     x, y, width, height = box
@@ -59,9 +61,9 @@ def _panel(
     draw.rectangle((left, upper, right, lower), outline=PALE)
     if not series:
         return
-    smoothed = {key: smooth(values) for key, values in series.items()}
-    low, high = fixed or _range([v for values in smoothed.values() for v in values[len(values) // 50 :]])
-    count = max(map(len, series.values()))
+    raw, strong = {key: lines[0] for key, lines in series.items()}, {key: lines[1] for key, lines in series.items()}
+    low, high = fixed or _range([v for values in strong.values() for v in values[len(values) // 50 :]])
+    count = max(map(len, raw.values()))
 
     def points(values: Sequence[float]) -> list[tuple[float, float]]:
         shown = range(0, len(values), max(1, len(values) // (right - left)))
@@ -77,12 +79,12 @@ def _panel(
         draw.text((left - 4, at), f"{level:.3g}", GREY, _font(10), anchor="rm")
     draw.text((right, lower + 3), f"step {count}", GREY, _font(10), anchor="rt")
     label: float = right
-    for lines, width, tint in ((series, 1, _pale), (smoothed, 2, lambda colour: colour)):
+    for lines, width, tint in ((raw, 1, _pale), (strong, 2, lambda colour: colour)):
         for values, colour in zip(lines.values(), cycle(COLOURS), strict=False):
             if len(values) > 1:
                 draw.line(points(values), tint(colour), width)
     for key, colour in zip(series, cycle(COLOURS), strict=False):
-        text = f"{key.replace('_', ' ')} {smoothed[key][-1]:.3g}"
+        text = f"{key.replace('_', ' ')} {strong[key][-1]:.3g}"
         draw.text((label, y + 5), text, colour, _font(11), anchor="rt")
         label -= draw.textlength(text, _font(11)) + 10
 

@@ -1,116 +1,131 @@
-"""Quality of samples in the feature spaces of networks that the student was not trained with (`trained_on` tells)."""
+"""All figures of a set of samples, with their intervals; each figure's own module says what it is."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..methods.components import EFFICIENTNET
 from ..models import mini
-from ..models.vision import image_network
+from .detail import detail_columns, detail_figures
+from .frechet import frechet_figure
+from .intervals import REPEATS, Bootstrap, Figure
+from .neighbours import MOST, neighbour_figures
+from .own import distance_columns, image_columns, own_figures
+from .spaces import Space, mini_space
+
+Figures = dict[str, Figure]
 
 
-def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) between two Gaussians (Heusel et al. 2017, eq. 6).
-
-    Means [D], covariances [D, D]; computed in float64. The root's trace comes from the eigenvalues of the symmetric
-    A^(1/2) B A^(1/2), so it is real even when sampling noise makes A B slightly indefinite.
-    """
-    mean_a, cov_a, mean_b, cov_b = (t.double() for t in (mean_a, cov_a, mean_b, cov_b))
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
-
-
-@torch.no_grad()
-def features_and_accuracy(
-    net: mini.FeatureClassifier, x: Tensor, labels: Tensor, size: int = 250
-) -> tuple[Tensor, float]:
-    """Features [N, D] of an evaluator and how often it names the class that was asked for, in [0, 1]."""
-    features = torch.cat([net.features(x[i : i + size]) for i in range(0, len(x), size)])
-    predicted = net.head(torch.relu(features)).argmax(1)
-    return features, (predicted == labels).float().mean().item()
+def diversity(features: Tensor, labels: Tensor, bootstrap: Bootstrap) -> Figure:
+    """The mean over classes and features [N, D] of the standard deviation within a class, labels [N]."""
+    features, counts, parts = features.double(), bootstrap.counts.double(), []
+    ones = torch.ones(1, len(features), dtype=torch.float64)
+    for label in labels.unique():
+        rows = labels == label
+        x = features[rows] - features[rows].mean(0)
+        weights = torch.cat([ones, counts])[:, rows]
+        size = weights.sum(1, keepdim=True).clamp(min=1)
+        variance = weights @ x.square() / size - (weights @ x / size).square()
+        parts.append((variance * size / (size - 1).clamp(min=1)).clamp(min=0).sqrt().mean(1))
+    values = torch.stack(parts).mean(0)
+    return Figure(values[0].item(), values[1:].float())
 
 
-class MiniEvaluator:
-    """Fréchet distance and class accuracy of mini-model latents, on the latents and on the decoded pixels.
+class Evaluator:
+    """Scores sets of latents in the given spaces and, if ``decode`` is given, the detail of their images.
 
-    The references are the 10,000 real test images. ``__call__(latents [N, 16, 8, 8], labels [N])`` gives fd, accuracy,
-    fd_pixels, accuracy_pixels (unless ``pixels`` is False, since decoding is the slow part) and diversity, the mean
-    within-class standard deviation of the latent features.
+    decode: latents [B, C, H, W] -> images [B, 3, h, w] in [-1, 1].  size: latents in one batch.
+    repeats: resamples for the intervals; 0 for none.
     """
 
-    def __init__(self) -> None:
-        self.evaluators = {space: mini.load_classifier(space) for space in ("latent", "pixel")}
-        self.decoder = mini.load_autoencoder().decoder
+    def __init__(
+        self,
+        spaces: Sequence[Space],
+        decode: Callable[[Tensor], Tensor] | None,
+        size: int = 100,
+        repeats: int = REPEATS,
+    ) -> None:
+        self.spaces, self._decode, self.size, self.repeats = spaces, decode, size, repeats
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, size: int = 100) -> Tensor:
-        """Latents -> images [N, 3, 64, 64] in [-1, 1]."""
-        parts = (latents[i : i + size] for i in range(0, len(latents), size))
-        return torch.cat([self.decoder(p.contiguous(memory_format=torch.channels_last)).clamp(-1, 1) for p in parts])
+    def __call__(self, latents: Tensor, labels: Tensor | None = None, own: Tensor | None = None) -> Figures:
+        """The figures of latents [N, C, H, W], by name.
 
-    def __call__(self, latents: Tensor, labels: Tensor, pixels: bool = True) -> dict[str, float]:
-        result, spaces = {}, [("latent", latents, "")]
-        if pixels:
-            spaces.append(("pixel", self.decode(latents), "_pixels"))
-        for space, x, suffix in spaces:
-            net, reference = self.evaluators[space]
-            features, accuracy = features_and_accuracy(net, mini.classifier_input(space, x), labels)
-            mean, cov = features.double().mean(0), features.double().T.cov()
-            result[f"fd{suffix}"] = frechet_distance(mean, cov, reference["mean"], reference["cov"])
-            result[f"accuracy{suffix}"] = accuracy
-            if space == "latent":
-                spread = [features[labels == c].std(0).mean() for c in labels.unique()]
-                result["diversity"] = torch.stack(spread).mean().item()
-        return {name: round(value, 4) for name, value in result.items()}
+        In each space fd; with ``labels`` [N], the classes asked for in turn, accuracy and diversity; with examples
+        density and coverage. Of the images `detail_figures`. With ``own``, the teacher's own latents from the first
+        noises [M <= N], `own_figures` of those items.
+        """
+        strata = 1 if labels is None else len(labels.unique())
+        columns = self._collect(latents, own)
+        bootstrap = Bootstrap(len(latents), strata, self.repeats)
+        figures: Figures = {}
+        for space in self.spaces:
+            features, name = columns[space.suffix], space.suffix
+            figures[f"fd{name}"] = frechet_figure(features, space.reference, bootstrap)
+            if space.head is not None and labels is not None:
+                right = space.head(features).argmax(1) == labels
+                figures[f"accuracy{name}"] = bootstrap.of_mean(right)
+                figures[f"diversity{name}"] = diversity(features, labels, bootstrap)
+            if space.examples is not None:
+                some = Bootstrap(min(len(latents), MOST), strata, self.repeats)
+                near = neighbour_figures(features[:MOST], space.examples[:MOST], some)
+                figures |= {f"{key}{name}": figure for key, figure in near.items()}
+        if "detail" in columns:
+            figures |= detail_figures(columns["detail"], bootstrap)
+        if own is not None:
+            paired = Bootstrap(len(own), strata, self.repeats)
+            figures |= own_figures(columns["own latents"], columns["own images"], paired)
+        return figures
 
-
-def fd_between(features_a: Tensor, features_b: Tensor) -> float:
-    """Fréchet distance between two sets of features [N, D]."""
-    moments = ((f.double().mean(0), f.double().T.cov()) for f in (features_a, features_b))
-    (mean_a, cov_a), (mean_b, cov_b) = moments
-    return frechet_distance(mean_a, cov_a, mean_b, cov_b)
-
-
-def trained_on(description: dict) -> bool:
-    """Whether the network of `ImageFeatures` was the student's discriminator, by its file's description (`read_lora`).
-
-    Not told: a perceptual distance that was itself fitted to that network's (`perceptual train --pixel efficientnet`).
-    """
-    vision = description.get("config", {}).get("vision")  # only a method that reads this section has it in its file
-    return isinstance(vision, dict) and vision.get("network") == EFFICIENTNET
-
-
-class Source(Protocol):
-    """Who decodes latents [B, C, H, W] to images [B, 3, h, w] in [-1, 1]: the sources of `models.pipelines`."""
-
-    def decode(self, latents: Tensor) -> Tensor: ...
-
-
-class ImageFeatures:
-    """Pooled features [N, 1280] of an ImageNet network (EfficientNet-lite0), with latents that ``source`` decodes.
-
-    ADD can have the same network as its discriminator's eyes; a score of such a student flatters it, see `trained_on`.
-    Raises ValueError when `image_network` does.
-    """
-
-    SIZE = 224
-
-    def __init__(self, source: Source) -> None:
-        self.net = image_network()
-        self.source = source
+    def _collect(self, latents: Tensor, own: Tensor | None) -> dict[str, Tensor]:
+        """What the figures are made of, a row an item; images are dropped batch by batch."""
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+        for start in range(0, len(latents), self.size):
+            x = latents[start : start + self.size]
+            images = self.decode(x) if self._decode else x
+            for space in self.spaces:
+                parts[space.suffix].append(space.features(x, images).cpu())
+            if self._decode:
+                parts["detail"].append(detail_columns(images))
+            other = own[start : start + self.size] if own is not None else x[:0]
+            if len(other):
+                parts["own latents"].append(distance_columns(x[: len(other)], other))
+                parts["own images"].append(image_columns(images[: len(other)], self.decode(other)))
+        return {name: torch.cat(rows) for name, rows in parts.items()}
 
     @torch.no_grad()
-    def __call__(self, latents: Tensor, size: int = 25) -> Tensor:
-        parts = []
-        for part in latents.split(size):
-            images = self.source.decode(part).float().cpu()
-            images = torch.nn.functional.interpolate(
-                images, size=(self.SIZE, self.SIZE), mode="bilinear", antialias=True
-            )
-            parts.append(self.net.extract_features(images).mean((2, 3)))
-        return torch.cat(parts)
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> images [N, 3, h, w] in [-1, 1], on the CPU."""
+        if self._decode is None:
+            raise ValueError("this evaluator was made without a decoder")
+        return torch.cat([self._decode(part).float().cpu() for part in latents.split(self.size)])
+
+
+class MiniEvaluator(Evaluator):
+    """The mini model's figures, in the classifiers on its latents and on its images.
+
+    pixels: False leaves out whatever needs decoding, which is the slow part. examples: latents of a reference, e.g. the
+    teacher's from other noises, for density and coverage on latents.
+    """
+
+    def __init__(self, pixels: bool = True, repeats: int = REPEATS, examples: Tensor | None = None) -> None:
+        decoder = mini.load_autoencoder().decoder
+
+        def decode(latents: Tensor) -> Tensor:
+            return decoder(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
+
+        spaces = [mini_space("latent"), *([mini_space("pixel")] if pixels else [])]
+        if examples is not None:
+            with torch.no_grad():
+                features = torch.cat([spaces[0].features(part, part) for part in examples.split(250)])
+            spaces[0] = replace(spaces[0], examples=features)
+        super().__init__(spaces, decode if pixels else None, repeats=repeats)
+
+
+def mini_scores(latents: Tensor, labels: Tensor, pixels: bool = True) -> dict[str, float]:
+    """The mini model's figures without intervals, where many are asked for quickly; labels in any order."""
+    return {name: round(f.value, 4) for name, f in MiniEvaluator(pixels, repeats=0)(latents, labels).items()}

@@ -43,8 +43,27 @@ def smooth(values: Sequence[float], decay: float = 0.95) -> list[float]:
     return out
 
 
+def line(logs: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """A value at every step, and what to draw strongly: its moving average.
+
+    One that only some steps have (validation) stays as it is until the next, and is not averaged; empty where none has.
+    """
+    known = [entry[name] for entry in logs if name in entry]
+    if len(known) == len(logs) or not known:
+        return known, smooth(known)
+    values, last = [], known[0]
+    for entry in logs:
+        last = entry.get(name, last)
+        values.append(last)
+    return values, values
+
+
 # What a step logs beside losses and gradient norms (`training.loop.Event`, `training.run.LogFile`).
-STATISTICS = {"step", "health", "rate", "diversity", "accuracy", "logit_gap", "logit_spread", "r1", "approximate_r1"}
+OF_IMAGES, OF_VERDICTS = (
+    {"diversity", "spread", "size"},
+    {"accuracy", "logit_gap", "logit_spread", "r1", "approximate_r1"},
+)
+STATISTICS = {"step", "health", "rate"} | OF_IMAGES | OF_VERDICTS
 Panel = tuple[str, list[str]]
 
 
@@ -70,10 +89,10 @@ def training_curves(runs: dict[str, list[dict[str, float]]], path: str | Path) -
     for axis_row, (run, logs) in zip(axes, runs.items(), strict=True):
         for axis, (title, names) in zip(axis_row, panels(logs), strict=True):
             for name in names:
-                values = [entry[name] for entry in logs if name in entry]
+                values, strong = line(logs, name)
                 if values:
-                    (line,) = axis.plot(smooth(values), label=name.replace("_", " "))
-                    axis.plot(values, alpha=0.2, color=line.get_color(), lw=0.7)
+                    (drawn,) = axis.plot(strong, label=name.replace("_", " "))
+                    axis.plot(values, alpha=0.2, color=drawn.get_color(), lw=0.7)
             axis.set_title(f"{run}: {title}", fontsize=9)
             axis.set_xlabel("step", fontsize=8)
             if axis.lines:

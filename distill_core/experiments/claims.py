@@ -1,10 +1,15 @@
-"""What the comparison says of the papers' claims: each claim is a list of orderings between entries."""
+"""What the comparison says of the papers' claims: each claim is a list of orderings between entries.
+
+An ordering is decided by the interval of the difference of the two, item by item on the same noises, in every seed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+
+from ..evaluation.intervals import Figure
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 SEEDS = 3  # fewer decide nothing
@@ -24,27 +29,41 @@ class Order:
     higher: bool = False
     ties_allowed: bool = False
 
-    def values(self, results: dict[str, list[dict]]) -> list[list[float]]:
-        """The scores of both, a value a seed; an entry that was not run has none."""
+    def sides(self, results: dict[str, list[dict]]) -> list[dict[int | None, Figure]]:
+        """The figures of both by seed (None for the teacher, whom no seed changes)."""
         return [
-            [
-                run["scores"][steps][self.metric]
+            {
+                run["seed"]: run["scores"][steps][self.metric]
                 for run in results.get(entry, [])
                 if self.metric in run["scores"].get(steps, {})
-            ]
+            }
             for entry, steps in (self.better, self.worse)
         ]
 
+    def differences(self, results: dict[str, list[dict]]) -> dict[int, Figure]:
+        """``better`` less ``worse`` in each seed that has both."""
+        better, worse = self.sides(results)
+        found = {}
+        for seed in sorted(seed for seed in better | worse if seed is not None):
+            one, other = (side.get(seed, side.get(None)) for side in (better, worse))
+            if one is not None and other is not None and len(one.replicates) and len(other.replicates):
+                found[seed] = one - other
+        return found
+
     def verdict(self, results: dict[str, list[dict]]) -> str:
-        """Decided only where the ranges over the seeds do not touch."""
-        better, worse = self.values(results)
-        if min(len(better), len(worse)) < SEEDS:
+        """Decided where the interval of the difference lies on one side of 0 in every one of at least `SEEDS` seeds.
+
+        With ties allowed it holds, too, where in no seed the interval says that ``better`` is worse.
+        """
+        sign = -1 if self.higher else 1
+        intervals = [sorted(sign * end for end in figure.interval()) for figure in self.differences(results).values()]
+        if len(intervals) < SEEDS:
             return OPEN
-        if self.higher:
-            better, worse = [-v for v in better], [-v for v in worse]
-        if min(better) > max(worse):
+        if min(low for low, _ in intervals) > 0:
             return FAILS
-        return HOLDS if max(better) < min(worse) or self.ties_allowed else OPEN
+        if max(high for _, high in intervals) < 0:
+            return HOLDS
+        return HOLDS if self.ties_allowed and max(low for low, _ in intervals) <= 0 else OPEN
 
 
 @dataclass(frozen=True)
@@ -132,27 +151,33 @@ CLAIMS = [
 ]
 
 
-def median_and_range(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """Median and, of several values, the smallest and largest."""
-    text = form.format(median(values))
-    return text if len(values) == 1 else f"{text} ({form.format(min(values))}-{form.format(max(values))})"
+def cell(figures: Sequence[Figure], form: str = ".2f", scale: float = 1.0) -> str:
+    """The median over seeds, and from the lowest low to the highest high of the seeds' intervals, if they are known."""
+    text = f"{scale * median(f.value for f in figures):{form}}"
+    if any(len(f.replicates) == 0 for f in figures):
+        return text
+    ends = [scale * end for f in figures for end in f.interval()]
+    return f"{text} [{min(ends):{form}}, {max(ends):{form}}]"
 
 
 def describe(order: Order, results: dict[str, list[dict]]) -> str:
-    """The ordering with both sides' numbers, as a cell of the table."""
+    """The ordering with both sides' figures, as a cell of the table."""
     sides = []
-    for (entry, steps), values in zip((order.better, order.worse), order.values(results), strict=True):
+    for (entry, steps), figures in zip((order.better, order.worse), order.sides(results), strict=True):
         plural = "s" * (steps != "1")
-        sides.append(f"{entry}, {steps} step{plural}: {median_and_range(values) if values else 'not run'}")
+        sides.append(f"{entry}, {steps} step{plural}: {cell(list(figures.values())) if figures else 'not run'}")
     sign = (">" if order.higher else "<") + "~" * order.ties_allowed
     return f"{sides[0]} {sign} {sides[1]}"
 
 
 def claims_table(results: dict[str, list[dict]]) -> str:
-    """Markdown: an ordering a row, with the numbers of both sides and the verdict."""
-    lines = ["| # | claim | measure | asked | verdict |", "|---" * 5 + "|"]
+    """Markdown: an ordering a row, with the figures of both sides, the interval of their difference in each seed, and
+    the verdict."""
+    lines = ["| # | claim | measure | asked | difference by seed | verdict |", "|---" * 6 + "|"]
     for claim in CLAIMS:
         for i, order in enumerate(claim.orders):
             head = f"{claim.number} | {claim.text}" if i == 0 else " | "
-            lines.append(f"| {head} | {order.metric} | {describe(order, results)} | {order.verdict(results)} |")
+            by_seed = ", ".join(f"{figure:.2f}" for figure in order.differences(results).values())
+            asked = describe(order, results)
+            lines.append(f"| {head} | {order.metric} | {asked} | {by_seed} | {order.verdict(results)} |")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 Every entry of `entries.ENTRIES` is trained and evaluated for every seed, each run on one thread; a run's result is
 written when it is done, so the command can be stopped and started again, and the results so far are always there:
 ``table.md``, ``claims.md`` and ``compare.png``. Budgets are equal in processor time. Teacher latents and their paths
-are cached before and not counted, for any method.
+are cached before and not counted, for any method. All entries, seeds and the teacher are scored on the same noises.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..data.dataset import LatentDataset
@@ -26,7 +25,8 @@ from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
 from ..data.real import save_latents
 from ..diffusion.noise import item_generator
 from ..evaluation.metrics import MiniEvaluator
-from ..files import fingerprint, git_commit, load_tensors, save_json, save_tensors
+from ..evaluation.samples import EVALUATION, REFERENCE
+from ..files import fingerprint, git_commit, load_tensors, save_tensors
 from ..methods.components import Components
 from ..models import mini
 from ..models.denoiser import Denoiser, Guided
@@ -35,15 +35,17 @@ from ..models.pipelines import MiniSource, ModelConfig
 from ..perceptual import load_metric
 from ..training.loop import Run, copy_into, train
 from ..training.run import RunConfig, StudentConfig, new_run
-from .demo import EVALUATION_SEED, DemoConfig, cache_dataset, draw_samples, machine
+from .demo import DemoConfig, cache_dataset, draw_samples, machine
 from .entries import ENTRIES, VISION, Entry
+from .results import Scores, check_images, result_path, save_result
 from .tables import report
 
-IMAGES = 1000
+IMAGES = 10_000  # decoding 10,000 takes about 80 processor seconds, sampling them 14 a step
+OWN_IMAGES = 2000  # of them are set beside the teacher's own
+REFERENCE_IMAGES = 2000  # of the teacher from other noises, for density and coverage
 RANK = 32
-TEACHER_STEPS = (1, 2, 4, 25)
+TEACHER_STEPS = (1, 2, 4, 25)  # the last are its own pictures that students are set beside
 CACHE = DemoConfig().cache
-DRIFT_IMAGES = 300
 
 
 def start_from_random_weights(run: Run, seed: int) -> None:
@@ -81,12 +83,23 @@ def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None
 
 
 class ForwardCount:
-    """How many items have passed each network; hooks on whole networks, so that early exits count as one."""
+    """Counts, while it is open, how many items pass each network; hooks on whole networks, so that early exits count as
+    one. ``items`` is by the networks' names."""
 
     def __init__(self, **networks: nn.Module) -> None:
         self.items: dict[str, int] = dict.fromkeys(networks, 0)
-        for name, network in networks.items():
+        self.networks = networks
+
+    def __enter__(self) -> ForwardCount:
+        self.hooks = [
             network.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+            for name, network in self.networks.items()
+        ]
+        return self
+
+    def __exit__(self, *error) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
     def _hook(self, name: str):
         def count(module, args, kwargs):
@@ -112,12 +125,12 @@ def counted_networks(method) -> dict[str, nn.Module]:
 def train_entry(entry: Entry, dataset: LatentDataset, seed: int) -> tuple[Run, dict]:
     """Train; returns the run and what it cost: processor and wall seconds, and items through each network."""
     run = prepare(entry, dataset, seed)
-    count = ForwardCount(**counted_networks(run.method))
     wall, cpu, logs = time.monotonic(), time.process_time(), []
-    for event in train(run):
-        logs.append(event.logs)
+    with ForwardCount(**counted_networks(run.method)) as count:
+        for event in train(run):
+            logs.append(event.logs)
     cost = {"cpu_s": round(time.process_time() - cpu, 1), "wall_s": round(time.monotonic() - wall, 1)}
-    return run, {**cost, "steps": run.step, "forwards": count.items, "last": averages(logs[-50:])}
+    return run, {**cost, "steps": run.step, "forwards": dict(count.items), "last": averages(logs[-50:])}
 
 
 def averages(logs: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -126,50 +139,47 @@ def averages(logs: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: round(sum(v) / len(v), 4) for name, v in values.items()}
 
 
-@torch.no_grad()
-def evaluate(model, entry_steps: Sequence[int], sampler: dict, evaluator, seed: int, own: Tensor | None) -> dict:
-    """Scores at each step count; at one step also `against_own_paths`, if ``own`` is given."""
+def evaluate(
+    model, all_steps: Sequence[int], sampler: dict, evaluator: MiniEvaluator, images: int, own: Tensor | None
+) -> Scores:
+    """The figures at each number of steps, on the same noises and classes whatever the model."""
     classes, _ = mini_conditioning()
-    labels, scores = torch.arange(IMAGES) % len(classes), {}
-    for steps in entry_steps:
-        latents = draw_samples(model, steps, seed=seed + EVALUATION_SEED, count=IMAGES, conds=classes, **sampler)
-        scores[str(steps)] = evaluator(latents, labels, pixels=steps == 1)
-        if own is not None and steps == 1:
-            scores["1"] |= against_own_paths(latents[: len(own)], own, evaluator)
+    labels, scores = torch.arange(images) % len(classes), {}
+    for steps in all_steps:
+        latents = draw_samples(model, steps, seed=0, count=images, conds=classes, **sampler)
+        scores[str(steps)] = evaluator(latents, labels, own)
     return scores
 
 
-def against_own_paths(latents: Tensor, own: Tensor, evaluator: MiniEvaluator) -> dict[str, float]:
-    """How a student differs from the ends ``own`` of the teacher's paths from the same noises and classes.
-
-    drift: relative RMS distance of the latents.  detail_error: by how much the decoded images have another amount of
-    fine detail, |log| of the ratio of their energies.
-    """
-    drift = ((latents - own).square().mean() / own.var()).sqrt()
-    ratio = fine_detail(evaluator.decode(latents)) / fine_detail(evaluator.decode(own))
-    return {"drift": round(drift.item(), 4), "detail_error": round(ratio.log().abs().item(), 4)}
-
-
-def fine_detail(images: Tensor) -> Tensor:
-    """Mean energy of what is lost when images [N, C, H, W] are halved and enlarged again."""
-    coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
-    return (images - coarse).square().mean()
-
-
-def teacher_scores(evaluator: MiniEvaluator, seed: int, folder: Path) -> None:
-    """Score the guided teacher (two forwards a step) once a seed, and keep the ends of its paths from the first noises,
-    solved as the cached ones are."""
-    path, ends = folder / f"teacher-{seed}.json", folder / f"teacher-{seed}.safetensors"
-    if path.exists() and ends.exists():
-        return
-    classes, empty = mini_conditioning()
-    teacher = Guided(Denoiser(mini_backend()), empty, mini.GUIDANCE)
-    if not ends.exists():
-        noises = seed + EVALUATION_SEED
-        save_tensors(ends, {"latents": draw_samples(teacher, CACHE.steps, "euler", noises, DRIFT_IMAGES, classes)})
+def teachers_own(folder: Path, images: int) -> dict[str, Tensor]:
+    """Latents of the guided teacher (two forwards a step): "own" from the first noises of the evaluation, "reference"
+    from other ones. Made once a folder."""
+    path = folder / "teachers_own.safetensors"
     if not path.exists():
-        scores = evaluate(teacher, TEACHER_STEPS, {"sampler": "euler"}, evaluator, seed, None)
-        save_json(path, {"entry": "teacher", "seed": seed, "scores": scores})
+        classes, empty = mini_conditioning()
+        teacher = Guided(Denoiser(mini_backend()), empty, mini.GUIDANCE)
+        steps, counts = TEACHER_STEPS[-1], {"own": OWN_IMAGES, "reference": REFERENCE_IMAGES}
+        purposes = {"own": EVALUATION, "reference": REFERENCE}
+        save_tensors(
+            path,
+            {
+                name: draw_samples(teacher, steps, "euler", 0, count, classes, purpose=purposes[name])
+                for name, count in counts.items()
+            },
+        )
+    latents, _ = load_tensors(path)
+    return {"own": latents["own"][:images], "reference": latents["reference"]}
+
+
+def score_teacher(folder: Path, images: int) -> None:
+    """The guided teacher's result, once a folder: neither its weights nor the noises depend on a seed."""
+    path, latents = result_path(folder, "teacher"), teachers_own(folder, images)
+    if not path.exists():
+        _, empty = mini_conditioning()
+        teacher = Guided(Denoiser(mini_backend()), empty, mini.GUIDANCE)
+        evaluator = MiniEvaluator(examples=latents["reference"])
+        scores = evaluate(teacher, TEACHER_STEPS, {"sampler": "euler"}, evaluator, images, latents["own"])
+        save_result(path, scores, entry="teacher", seed=None, images=images, commit=git_commit(), machine=machine())
 
 
 def cache_photographs(data: Path, seed: int, folder: Path) -> None:
@@ -184,38 +194,33 @@ def cache_photographs(data: Path, seed: int, folder: Path) -> None:
     save_latents(list(latents), [classes[c : c + 1] for c in labels[chosen].tolist()], empty, folder)
 
 
-def result_path(folder: Path, name: str, seed: int) -> Path:
-    return folder / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
-
-
-def run_entry(out: Path, seed: int, name: str) -> None:
+def run_entry(out: Path, seed: int, name: str, images: int) -> None:
     """Train and score one entry with one seed, on one thread, and write its result."""
     torch.set_num_threads(1)
     entry = ENTRIES[name]
     run, cost = train_entry(entry, LatentDataset(out / f"{'photographs' if entry.real else 'dataset'}-{seed}"), seed)
-    own = load_tensors(out / f"teacher-{seed}.safetensors")[0]["latents"]
+    latents = teachers_own(out, images)
     with run.ema_weights():
         sampler = {"sampler": "ancestral", "eta": entry.eta}
-        scores = evaluate(run.method.student, entry.steps, sampler, MiniEvaluator(), seed, own)
-    save_json(
-        result_path(out, name, seed),
-        {
-            "entry": name,
-            "seed": seed,
-            "scores": scores,
-            **cost,
-            "settings": asdict(entry),
-            "commit": git_commit(),
-            "machine": machine(),
-        },
-    )
+        evaluator = MiniEvaluator(examples=latents["reference"])
+        scores = evaluate(run.method.student, entry.steps, sampler, evaluator, images, latents["own"])
+    about = {**cost, "settings": asdict(entry), "commit": git_commit(), "machine": machine()}
+    save_result(result_path(out, name, seed), scores, entry=name, seed=seed, images=images, **about)
 
 
-def compare(out: Path, seeds: Sequence[int], names: Sequence[str], workers: int = 1, photographs: Path | None = None):
+def compare(
+    out: Path,
+    seeds: Sequence[int],
+    names: Sequence[str],
+    workers: int = 1,
+    photographs: Path | None = None,
+    images: int = IMAGES,
+) -> None:
     """Run what has no result yet, seed by seed, ``workers`` runs at once; tables and picture are renewed after each.
 
-    photographs: folder of Fashion-MNIST's files, for the entries on real images. Raises ValueError for an unknown entry
-    and for one whose images are missing.
+    photographs: folder of Fashion-MNIST's files, for the entries on real images.  images: that every model is scored
+    on. Raises ValueError for an unknown entry, for one whose images are missing, and when the folder has results of
+    another number of images.
     """
     unknown = sorted(set(names) - ENTRIES.keys())
     if unknown:
@@ -226,19 +231,25 @@ def compare(out: Path, seeds: Sequence[int], names: Sequence[str], workers: int 
             f"{real} need the files of Fashion-MNIST: install Debian's dataset-fashion-mnist, give --photographs DIR, "
             "or leave them out with --entries"
         )
+    if images < 2 * len(mini.CLASS_NAMES):
+        raise ValueError(f"--images must be at least {2 * len(mini.CLASS_NAMES)}, two of each class, not {images}")
+    paths = {(seed, name): result_path(out, name, seed) for seed in seeds for name in names}
+    check_images([result_path(out, "teacher"), *paths.values()], images)
     torch.set_num_threads(1)
-    evaluator = MiniEvaluator()
+    score_teacher(out, images)
     for seed in seeds:
         cache_dataset(mini_backend(), replace(CACHE, seed=seed), out / f"dataset-{seed}")
-        teacher_scores(evaluator, seed, out)
         if real and photographs:
             cache_photographs(photographs, seed, out / f"photographs-{seed}")
-    jobs = [(seed, name) for seed in seeds for name in names if not result_path(out, name, seed).exists()]
+    jobs = [(*job, images) for job, path in paths.items() if not path.exists()]
     for _ in tqdm(run_all(out, jobs, workers), total=len(jobs), desc="runs"):
         report(out)
 
 
-def run_all(out: Path, jobs: Sequence[tuple[int, str]], workers: int) -> Iterator[tuple[int, str]]:
+Job = tuple[int, str, int]  # seed, entry, images
+
+
+def run_all(out: Path, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
     """Yields each job when its run is done."""
     if workers == 1:
         for job in jobs:
@@ -262,11 +273,12 @@ def add_compare_command(commands) -> None:
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sub.add_argument("--entries", nargs="+", default=list(ENTRIES), help=f"of {', '.join(ENTRIES)}")
     sub.add_argument("--workers", type=int, default=1, help="runs at once, each on one thread")
+    sub.add_argument("--images", type=int, default=IMAGES, help="that each model is scored on (default 10000)")
     sub.add_argument("--photographs", type=Path, default=Path(DEBIAN_DATA), help="folder of Fashion-MNIST's .gz files")
     sub.set_defaults(command=run_compare, resumes=True)
 
 
 def run_compare(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    compare(args.out, args.seeds, args.entries, args.workers, args.photographs)
+    compare(args.out, args.seeds, args.entries, args.workers, args.photographs, args.images)
     print(report(args.out))

@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from ..data.cache import CacheConfig, cache_latents
 from ..data.dataset import LatentDataset
-from ..diffusion.samplers import sample_many
 from ..diffusion.schedules import shifted_sigmas
 from ..evaluation import plots
-from ..evaluation.metrics import MiniEvaluator
+from ..evaluation.intervals import in_words
+from ..evaluation.metrics import Figures, MiniEvaluator
+from ..evaluation.samples import evaluation_samples
 from ..files import fingerprint, git_commit, save_json, save_lora
 from ..methods.components import Components, DiscriminatorConfig
 from ..methods.ladd import LADDConfig
@@ -32,13 +33,15 @@ from ..models import mini
 from ..models.backends.diffusers import DiffusersBackend
 from ..models.denoiser import Cond, Denoiser, Guided
 from ..models.mini import mini_backend, mini_conditioning
-from ..training.loop import Run, TrainConfig, train
+from ..presets.table import counted
+from ..training.loop import Run, train
+from ..training.loop_config import TrainConfig
 from ..training.run import RunConfig, StudentConfig, new_run, student_of
 
 STUDENT_STEPS = (1, 2, 4)
 TEACHER_STEPS = (1, 2, 4, 25)
 LEVELS = (1.0, 0.75, 0.5, 0.25)
-EVALUATION_SEED = 1_000_000  # added to the seed, so that no evaluation noise was trained on
+OWN_IMAGES = 250  # are set beside the teacher's own: its decoding is the slow part
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,10 @@ def open_run(dataset: LatentDataset, config: DemoConfig, demo_run: DemoRun) -> t
 
 
 def draw_samples(model, steps: int, sampler: str, seed: int, count: int, conds: Cond, **options) -> Tensor:
-    """``count`` latents from the same noises and classes whatever the model: item i has class i mod 10."""
+    """``count`` latents from the evaluation's noises and classes, the same whatever the model: item i has class
+    i mod 10."""
     sigmas = shifted_sigmas(steps, shift_alpha=1.0)
-    return sample_many(
+    return evaluation_samples(
         model, sigmas, conds, mini.LATENT_SHAPE, seed=seed, count=count, size=250, sampler=sampler, **options
     )
 
@@ -134,24 +138,36 @@ def train_students(folder: Path, config: DemoConfig, runs: Sequence[DemoRun]) ->
         return [job.result() for job in jobs]
 
 
+Scored = tuple[dict[str, Figures], dict[int, Tensor]]  # figures and latents by number of steps
+
+
+def evaluate(
+    model, all_steps: Sequence[int], sampler: dict, evaluator: MiniEvaluator, config: DemoConfig, own: Tensor | None
+) -> Scored:
+    """Figures and latents of a model at each number of steps; ``own``: the teacher's own latents from those noises."""
+    classes, _ = mini_conditioning()
+    labels = torch.arange(config.images) % len(classes)
+    scores, latents = {}, {}
+    for steps in all_steps:
+        latents[steps] = draw_samples(
+            model, steps, seed=config.cache.seed, count=config.images, conds=classes, **sampler
+        )
+        scores[str(steps)] = evaluator(latents[steps], labels, own)
+    return scores, latents
+
+
 def evaluate_student(
-    backend: DiffusersBackend, lora: dict[str, Tensor], evaluator: MiniEvaluator, config: DemoConfig, seed: int
-) -> tuple[dict, dict]:
-    """Scores and latents of a student at each of its step counts.
+    backend: DiffusersBackend, lora: dict[str, Tensor], evaluator: MiniEvaluator, config: DemoConfig, own: Tensor
+) -> Scored:
+    """A student at each of its step counts.
 
     Students are sampled with ancestral steps, eta 1: re-noising in full narrows the samples from step to step, Euler
     (eta 0) widens them.
     """
-    classes, _ = mini_conditioning()
     opened = backend.open_lora(lora)
-    student = Denoiser(backend, opened)
-    labels = torch.arange(config.images) % len(classes)
-    scores, latents = {}, {}
-    for steps in STUDENT_STEPS:
-        latents[steps] = draw_samples(student, steps, "ancestral", seed, config.images, classes)
-        scores[str(steps)] = evaluator(latents[steps], labels)
+    scored = evaluate(Denoiser(backend, opened), STUDENT_STEPS, {"sampler": "ancestral"}, evaluator, config, own)
     opened.remove()
-    return scores, latents
+    return scored
 
 
 def cache_dataset(backend: DiffusersBackend, cache: CacheConfig, folder: Path) -> None:
@@ -164,18 +180,11 @@ def cache_dataset(backend: DiffusersBackend, cache: CacheConfig, folder: Path) -
             bar.update(done - bar.n)
 
 
-def evaluate_teacher(
-    backend: DiffusersBackend, evaluator: MiniEvaluator, config: DemoConfig, seed: int
-) -> tuple[dict, dict]:
-    """Scores and latents of the guided teacher under Euler at each of its step counts (it pays two forwards a step)."""
-    classes, empty = mini_conditioning()
+def evaluate_teacher(backend: DiffusersBackend, evaluator: MiniEvaluator, config: DemoConfig) -> Scored:
+    """The guided teacher under Euler at each of its step counts (it pays two forwards a step)."""
+    _, empty = mini_conditioning()
     teacher = Guided(Denoiser(backend), empty, mini.GUIDANCE)
-    labels = torch.arange(config.images) % len(classes)
-    scores, latents = {}, {}
-    for steps in tqdm(TEACHER_STEPS, desc="evaluate: teacher"):
-        latents[steps] = draw_samples(teacher, steps, "euler", seed, config.images, classes)
-        scores[str(steps)] = evaluator(latents[steps], labels)
-    return scores, latents
+    return evaluate(teacher, TEACHER_STEPS, {"sampler": "euler"}, evaluator, config, None)
 
 
 def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> dict:
@@ -195,11 +204,13 @@ def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> d
     trained = dict(zip(runs, train_students(folder, config, list(runs.values())), strict=True))
     save_lora(out / "student.safetensors", *trained["student"][:2])
 
-    report: dict[str, Any] = {}
-    latents, evaluation_seed = {}, seed + EVALUATION_SEED
+    figures, latents = {}, {}
+    print("evaluating the teacher and both students ...", flush=True)
+    figures["teacher"], latents["teacher"] = evaluate_teacher(backend, evaluator, config)
+    own = latents["teacher"][TEACHER_STEPS[-1]][:OWN_IMAGES]
     for key, (lora, _, _) in trained.items():
-        report[key], latents[key] = evaluate_student(backend, lora, evaluator, config, evaluation_seed)
-    report["teacher"], latents["teacher"] = evaluate_teacher(backend, evaluator, config, evaluation_seed)
+        figures[key], latents[key] = evaluate_student(backend, lora, evaluator, config, own)
+    report = in_numbers(figures)
 
     draw_rows(evaluator, latents, out / "samples.png")
     plots.training_curves(
@@ -218,14 +229,33 @@ def demo(out: str | Path, seed: int = 0, config: DemoConfig = DemoConfig()) -> d
     return report
 
 
+def in_numbers(figures: dict[str, dict[str, Figures]]) -> dict[str, Any]:
+    """For JSON: of every model and number of steps the values; in "intervals" the same with low and high; in
+    "differences" what a student's figures have over the teacher's at its most steps, image by image."""
+
+    def plain(of: dict[str, Figures], less: Figures | None = None) -> dict[str, dict]:
+        return {
+            steps: {n: (f - less[n] if less else f).plain() for n, f in by_name.items() if not less or n in less}
+            for steps, by_name in of.items()
+        }
+
+    intervals = {model: plain(of) for model, of in figures.items()}
+    values = {
+        model: {steps: {n: f["value"] for n, f in by_name.items()} for steps, by_name in of.items()}
+        for model, of in intervals.items()
+    }
+    teacher = figures["teacher"][str(TEACHER_STEPS[-1])]
+    differences = {model: plain(of, teacher) for model, of in figures.items() if model != "teacher"}
+    return {**values, "intervals": intervals, "differences": differences}
+
+
 def draw_rows(evaluator: MiniEvaluator, latents: dict[str, dict[int, Tensor]], path: Path) -> None:
     """One image of each class per row: teacher and student at their step counts, from the same noises."""
     count = len(mini.CLASS_NAMES)
     rows = [
-        (f"teacher, {steps} step{'s' * (steps > 1)}\n({2 * steps} forwards)", latents["teacher"][steps])
-        for steps in TEACHER_STEPS
+        (f"teacher, {counted(steps)}\n({2 * steps} forwards)", latents["teacher"][steps]) for steps in TEACHER_STEPS
     ]
-    rows += [(f"student, {steps} step{'s' * (steps > 1)}", latents["student"][steps]) for steps in STUDENT_STEPS]
+    rows += [(f"student, {counted(steps)}", latents["student"][steps]) for steps in STUDENT_STEPS]
     pictures = [(label, evaluator.decode(x[:count])) for label, x in rows]
     plots.sample_grid(pictures, mini.CLASS_NAMES, path, "same noise and class in every column")
 
@@ -236,14 +266,27 @@ def machine() -> str:
 
 
 def table(report: dict) -> str:
-    """The report as text: Fréchet distance on latents and on pixels, and accuracy, per model and number of steps."""
-    lines = [f"{'':22}{'fd':>8}{'fd px':>8}{'accuracy':>10}{'diversity':>11}"]
-    for model in ("teacher", "student", "ladd_only"):
-        for steps, score in report[model].items():
-            lines.append(
-                f"{model + ' ' + steps:22}{score['fd']:8.2f}{score['fd_pixels']:8.2f}{score['accuracy']:10.1%}"
-                f"{score['diversity']:11.3f}"
-            )
+    """The report as text: Fréchet distance on latents and on pixels, and accuracy, per model and number of steps, with
+    95 % intervals; then what the students have over the teacher at 25 steps."""
+    shown = {"fd": ".2f", "fd_pixels": ".2f", "accuracy": ".3f", "diversity": ".3f"}
+
+    def rows(figures: dict[str, dict]) -> list[str]:
+        return [
+            f"{model + ' ' + steps:14}" + "".join(f"{in_words(of[n], form):>24}" for n, form in shown.items())
+            for model, by_steps in figures.items()
+            for steps, of in by_steps.items()
+        ]
+
+    head = f"{'':14}" + "".join(f"{name.replace('_', ' '):>24}" for name in shown)
     floor = report["floor"]
-    lines.append(f"{'real data (floor)':22}{floor['fd']:8.2f}{floor['fd_pixels']:8.2f}{floor['accuracy']:10.1%}")
-    return "\n".join(lines)
+    count = report["config"]["images"]
+    return "\n".join(
+        [
+            f"{count} images, 95 % intervals",
+            head,
+            *rows(report["intervals"]),
+            f"{'real (floor)':14}" + "".join(f"{floor[name]:>24{form}}" for name, form in shown.items()),
+            f"less the teacher at {TEACHER_STEPS[-1]} steps; not decided where the interval holds 0",
+            *rows(report["differences"]),
+        ]
+    )

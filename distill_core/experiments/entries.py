@@ -12,7 +12,7 @@ from ..methods.components import VisionConfig
 from ..methods.config import MethodConfig
 from ..methods.diffusion2gan import Diffusion2GANConfig
 from ..methods.ladd import LADDConfig
-from ..training.loop import TrainConfig
+from ..training.loop_config import TrainConfig
 
 VISION = VisionConfig("encoder", 32)  # at the images' own 64 px it would cost four times as much
 

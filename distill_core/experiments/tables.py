@@ -1,39 +1,40 @@
-"""The results of `compare` as tables and a picture: medians over seeds with their range, and the papers' claims."""
+"""The results of `compare` as tables and a picture: medians over seeds with their intervals, and the papers' claims."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 
 from ..evaluation import plots
-from .claims import claims_table, median_and_range
+from .claims import cell, claims_table
 from .entries import ENTRIES
+from .results import read_result
+
+COLUMNS = ("fd", "fd_pixels", "accuracy", "diversity", "coverage", "detail_ratio", "coherence", "drift")
 
 
 def read_results(out: Path) -> dict[str, list[dict]]:
     """All results in a folder by entry, the teacher's first."""
     found: dict[str, list[dict]] = {name: [] for name in ("teacher", *ENTRIES)}
     for path in sorted(out.glob("*.json")):
-        result = json.loads(path.read_text())
+        result = read_result(path)
         found.setdefault(result["entry"], []).append(result)
     return {name: results for name, results in found.items() if results}
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Markdown: medians over seeds with the range, an entry and step count a row; forwards are items through networks
-    in training, backbone, copies and vision network together."""
-    lines = ["| entry | steps | seeds | fd | fd pixels | accuracy | diversity | drift | cpu s | wall s | forwards |"]
-    lines.append("|---" * 11 + "|")
+    """Markdown: medians over seeds with their intervals (`claims.cell`), an entry and step count a row; forwards are
+    items through networks in training, backbone, copies and vision network together."""
+    names = [name.replace("_", " ") for name in COLUMNS]
+    lines = [f"| entry | steps | seeds | {' | '.join(names)} | cpu s | wall s | forwards |"]
+    lines.append("|---" * (len(COLUMNS) + 6) + "|")
     for name, runs in results.items():
         for steps in runs[0]["scores"]:
-            scores = [run["scores"][steps] for run in runs]
-            cells = [
-                median_and_range([s[key] for s in scores]) if key in scores[0] else "" for key in ("fd", "fd_pixels")
-            ]
-            cells += [median_and_range([100 * s["accuracy"] for s in scores], "{:.1f}")]
-            cells += [median_and_range([s["diversity"] for s in scores])]
-            cells += [median_and_range([s["drift"] for s in scores]) if "drift" in scores[0] else ""]
+            scores = [run["scores"][steps] for run in runs if steps in run["scores"]]
+            cells = []
+            for key in COLUMNS:
+                form, scale = (".1f", 100.0) if key == "accuracy" else (".2f", 1.0)
+                cells.append(cell([s[key] for s in scores], form, scale) if all(key in s for s in scores) else "")
             first = steps == next(iter(runs[0]["scores"])) and "cpu_s" in runs[0]
             cells += [f"{median(run[key] for run in runs):.0f}" if first else "" for key in ("cpu_s", "wall_s")]
             cells += [str(sum(runs[0]["forwards"].values())) if first else ""]
@@ -47,6 +48,9 @@ def report(out: Path) -> str:
     parts = {"table.md": table(results), "claims.md": claims_table(results)}
     for file, text in parts.items():
         (out / file).write_text(text + "\n")
-    fd = {name: {s: [r["scores"][s]["fd"] for r in runs] for s in runs[0]["scores"]} for name, runs in results.items()}
+    fd = {
+        name: {s: [r["scores"][s]["fd"].value for r in runs] for s in runs[0]["scores"]}
+        for name, runs in results.items()
+    }
     plots.comparison(fd, out / "compare.png")
     return "\n\n".join(parts.values())

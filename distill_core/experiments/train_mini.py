@@ -22,7 +22,7 @@ from tqdm import trange
 
 from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
 from ..diffusion.process import expand_like
-from ..evaluation.metrics import MiniEvaluator
+from ..evaluation.metrics import mini_scores
 from ..models import mini
 
 
@@ -217,7 +217,7 @@ def main() -> None:
 
     if "floor" not in log:
         pick = torch.cat([(train_labels == c).nonzero()[:100, 0] for c in range(10)])
-        record("floor", MiniEvaluator()(train_latents[pick], train_labels[pick]))
+        record("floor", mini_scores(train_latents[pick], train_labels[pick]))
 
     if not (args.out / "transformer.safetensors").exists():
         transformer, conditioning, entry = train_teacher(train_latents, train_labels, args.teacher_steps, args.seed)

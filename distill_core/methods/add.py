@@ -23,9 +23,11 @@ from ..models.denoiser import Cond, Denoiser
 from ..models.vision import VisionNetwork, image_embedding
 from ..settings import help_of, setting
 from . import losses
-from .base import Distance, StudentMethod, StudentStep, Term, discriminator_health
+from .base import Distance, Player, PlayerSettings, StudentMethod, StudentStep, Term
 from .components import Ingredients, open_vision, with_tiny_decoder
 from .config import MethodConfig
+from .players import Loss
+from .statistics import discriminator_health
 
 SPACES = ("pixel", "latent")
 
@@ -41,30 +43,55 @@ class ADDConfig(MethodConfig):
         "exponential",
         'Weight c(t) of the distillation term over noise levels: "exponential", "sds" or "nfsd" (ADD section 3.3). '
         '"nfsd" also replaces the teacher\'s direction.',
+        choices=losses.DISTILLATION_WEIGHTS,
     )
     space: str = setting(
         "pixel",
         'Where the distillation term takes its distance: "pixel" (ADD section 3.1) or "latent", which is cheaper.',
+        choices=SPACES,
     )
     reduction: str = setting(
-        "mean", 'Squared error of an item in the distillation term: "mean" or "sum" over its values.'
+        "mean",
+        'Squared error of an item in the distillation term: "mean" or "sum" over its values.',
+        choices=losses.REDUCTIONS,
     )
     teacher_steps: int = setting(
-        1, "Euler steps the teacher takes from the noised result for the distillation term (ADD: 1; table 1f)."
+        1,
+        "Euler steps the teacher takes from the noised result for the distillation term (ADD: 1; table 1f).",
+        low=1,
+        high=100,
     )
     time_range: tuple[float, float] = setting(
-        (0.02, 0.98), "Lowest and highest flow time (inside 0 to 1) of the noise the teacher removes, drawn evenly."
+        (0.02, 0.98),
+        "Lowest and highest flow time (inside 0 to 1) of the noise the teacher removes, drawn evenly.",
+        above=0,
+        below=1,
     )
     nfsd_scale: float = setting(
-        7.5, 'With weighting = "nfsd": weight of the classifier-free part (Katzir et al. 2023, arXiv 2310.17590).'
+        7.5,
+        'With weighting = "nfsd": weight of the classifier-free part (Katzir et al. 2023, arXiv 2310.17590).',
+        low=0,
+        high=1000,
+    )
+    nfsd_negative: str = setting(
+        "",
+        'With weighting = "nfsd": the prompt of a bad picture, which the high noise levels lead away from (Katzir et '
+        'al.: "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, '
+        'gloomy"). Empty: the prompt of [prompts] negative.',
+        added=True,
     )
     r1: float = setting(
-        1e-5, "Weight of the R1 penalty on the inputs of the discriminator's heads (ADD section 3.2); 0 for none."
+        1e-5,
+        "Weight of the R1 penalty on the inputs of the discriminator's heads (ADD section 3.2); 0 for none.",
+        low=0,
+        high=1e6,
     )
     r1_every: int = setting(
         1,
-        "Of several discriminator updates on one batch, one in so many takes the R1 penalty, and counts it as often. "
-        "1: every update.",
+        "Discriminator updates between two R1 penalties, counted over the whole run; each counts as often as it was "
+        "left out. 1: every update.",
+        low=1,
+        high=100000,
     )
     text_condition: bool = setting(True, "Let the discriminator see the text embedding (ADD table 1b).")
     image_condition: bool = setting(
@@ -77,20 +104,12 @@ class ADDConfig(MethodConfig):
     title: ClassVar[str] = "ADD"
     paper: ClassVar[str] = "Sauer et al. 2023, arXiv 2311.17042"
     sections = ("vision",)
-    known_terms = ("adversarial", "distillation", "pairs", "consistency")
+    known_terms = ("adversarial", "distillation", "pairs", "consistency", "denoising")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (
-            ("weighting", losses.DISTILLATION_WEIGHTS),
-            ("space", SPACES),
-            ("reduction", losses.REDUCTIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {list(known)}, not {getattr(self, name)!r}")
-        low, high = self.time_range
-        if not 0 < low <= high < 1 or min(self.teacher_steps, self.r1_every) < 1:
-            raise ValueError("time_range must lie inside (0, 1), teacher_steps and r1_every be at least 1")
+        if self.time_range[0] > self.time_range[1]:
+            raise ValueError(f"time_range must go from low to high, not {list(self.time_range)}")
 
     def build(self, ingredients: Ingredients) -> ADD:
         components = with_tiny_decoder(ingredients.components, ingredients.vision.decoder)
@@ -103,8 +122,21 @@ class ADDConfig(MethodConfig):
             shown = {"with_text": self.text_condition, "with_image": self.image_condition}
             discriminator = PixelDiscriminator.for_images(vision, images, ingredients.example.cond, **shown)
         student, teacher = ingredients.student, ingredients.teacher
-        decode = components.decode
-        return ADD(student, teacher, discriminator, vision=vision, decode=decode, config=self, **ingredients.shared())
+        decode, negative = components.decode, None
+        if self.weighting == "nfsd" and self.nfsd_negative:
+            if components.encode is None:
+                raise ValueError("nfsd_negative needs the model's text encoder, which is not at hand here")
+            negative = components.encode(self.nfsd_negative).to(components.device)
+        return ADD(
+            student,
+            teacher,
+            discriminator,
+            vision=vision,
+            decode=decode,
+            negative=negative,
+            config=self,
+            **ingredients.shared(),
+        )
 
 
 class ADD(StudentMethod):
@@ -116,6 +148,7 @@ class ADD(StudentMethod):
     """
 
     config: ADDConfig
+    updates_a_step = 1  # of the discriminator
 
     def __init__(
         self,
@@ -153,6 +186,10 @@ class ADD(StudentMethod):
                     "learn nothing from decoded images; use a decoder that does, such as a tiny autoencoder"
                 )
 
+    def players(self, settings: PlayerSettings) -> list[Player]:
+        self.updates_a_step = settings.discriminator_updates
+        return super().players(settings)
+
     def start(self, batch: Batch, random: ItemNoise, step: int) -> ADDStep:
         """Draw noise levels and run the student once."""
         return ADDStep(self, batch, random, step)
@@ -174,7 +211,7 @@ class ADD(StudentMethod):
         return {**super().terms(), "adversarial": self.adversarial_term, "distillation": self.distillation_term}
 
     def adversarial_term(self, step: ADDStep) -> Tensor:
-        return self.gan_generator(self._logits(step.fake_tokens, step), step.real_logits)
+        return self.game(self.gan_generator, step, self._logits(step.fake_tokens, step), step.real_logits)
 
     def distillation_term(self, step: ADDStep) -> Tensor:
         """c(t) d(x, teacher's answer to x noised at t), gradient by x only (ADD eq. 4)."""
@@ -185,16 +222,16 @@ class ADD(StudentMethod):
             with torch.no_grad():
                 target = self.decoded(target)
             prediction = step.fake_images
-        square = (prediction - target).square().flatten(1)
+        square = (prediction - target).float().square().flatten(1)
         per_item = square.mean(1) if self.config.reduction == "mean" else square.sum(1)
-        return (losses.DISTILLATION_WEIGHTS[self.config.weighting](alpha, sigma) * per_item).mean()
+        return (losses.DISTILLATION_WEIGHTS[self.config.weighting](alpha, sigma) * per_item * ~step.denoises).mean()
 
     @torch.no_grad()
     def nfsd_target(self, step: ADDStep) -> Tensor:
         """The target whose score-distillation gradient is w(t) (delta_D + s delta_C).
 
         Noise-free score distillation (Katzir et al. 2023, arXiv 2310.17590, eq. 8-9): delta_C = eps(cond) -
-        eps(uncond); delta_D = eps(uncond) below t = 0.2, else eps(uncond) - eps(negative).
+        eps(uncond); delta_D = eps(uncond) below timestep 200 of 1000, else eps(uncond) - eps(negative).
         """
         noised, level = step.teacher_noised, step.teacher_sigma
         alpha, sigma = (expand_like(v, noised) for v in losses.signal_and_noise(self.teacher.process, level))
@@ -206,15 +243,19 @@ class ADD(StudentMethod):
             return (model_input - alpha * self.teacher(noised, level, rows)) / sigma
 
         without = eps(self.guided_teacher.uncond)
-        low = expand_like(step.teacher_time < 0.2, noised)
+        # The paper's 200 of 1000 timesteps: flow models count them in flow time, others in their own table.
+        timestep, last = (
+            self.teacher.process.timestep(v) for v in (level, level.new_tensor([self.teacher.process.sigma_max]))
+        )
+        low = expand_like(timestep / last < 0.2, noised)
         denoising = torch.where(low, without, without - eps(self.negative))
         direction = denoising + self.config.nfsd_scale * (eps(step.batch.cond) - without)
         return step.fake - sigma / alpha * direction
 
-    def discriminator_loss(self, step: ADDStep) -> tuple[Tensor, dict[str, float]]:
+    def discriminator_loss(self, step: ADDStep) -> Loss:
         """GAN loss on detached tokens plus R1 on those of real images (ADD eq. 3); heads only."""
         fake_tokens = [t.detach() for t in step.fake_tokens]
-        penalised = self.config.r1 > 0 and step.updates % self.config.r1_every == 0
+        penalised = self.config.r1 > 0 and step.update_number % self.config.r1_every == 0
         step.updates += 1
         if penalised:
             tokens = [t.detach().requires_grad_() for t in step.real_tokens]
@@ -222,11 +263,12 @@ class ADD(StudentMethod):
         else:
             both = [torch.cat(pair) for pair in zip(fake_tokens, step.real_tokens, strict=True)]
             fake, real = self.discriminator(both, step.text.repeat(2, 1), step.image.repeat(2, 1)).chunk(2)
-        loss = self.gan_discriminator(fake, real)
-        logs = {"discriminator": loss.item(), **discriminator_health(fake, real)}
+        loss = self.game(self.gan_discriminator, step, fake, real)
+        rows = step.judged_distinct
+        logs = {"discriminator": loss.detach(), **discriminator_health(fake[rows], real[rows])}
         if penalised:
             penalty = losses.r1_on_head_inputs(real, tokens)
-            loss, logs["r1"] = loss + self.config.r1 * self.config.r1_every * penalty, penalty.item()
+            loss, logs["r1"] = loss + self.config.r1 * self.config.r1_every * penalty, penalty.detach()
         return loss, logs
 
 
@@ -235,6 +277,18 @@ class ADDStep(StudentStep):
 
     method: ADD
     updates = 0  # of the discriminator on this batch
+    kept = ("fake_tokens", "real_tokens", "text", "image")  # what decoding and the vision network cost is paid once
+
+    @property
+    def update_number(self) -> int:
+        """Which of the run's discriminator updates is next."""
+        return self.number * self.method.updates_a_step + self.updates
+
+    def release(self) -> None:
+        """Also cut the tokens from the graph that made them."""
+        super().release()
+        if "fake_tokens" in self.__dict__:
+            self.fake_tokens = [tokens.detach() for tokens in self.fake_tokens]
 
     @cached_property
     def fake_images(self) -> Tensor:

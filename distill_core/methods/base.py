@@ -4,6 +4,7 @@ A student's loss is a weighted list of terms over that forward. Every method kno
 
     pairs         distance to the end of the teacher's own ODE path through this noise (Diffusion2GAN section 3)
     consistency   distance to the student's answer one guided teacher step further down (LCM, arXiv 2310.04378)
+    denoising     the loss a diffusion model is trained by, of items at any noise level; alone it is ordinary training
 
 and adds ``adversarial`` with its own discriminator; a combination of methods is a choice of weights.
 
@@ -14,10 +15,9 @@ terms and its players), and a line in `registry`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from functools import cached_property
-from itertools import groupby
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,53 +25,15 @@ from torch import Tensor
 from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
-from ..diffusion.schedules import draw_from_grid, grid_sigmas, same_level
+from ..diffusion.schedules import draw_from_grid, draw_whole_schedule, same_level
 from ..models.denoiser import Cond, Denoiser, Guided
 from . import losses
 from .config import MethodConfig
+from .players import Loss, Player, PlayerSettings
+from .statistics import diversity
 
 Distance = Callable[[Tensor, Tensor, ItemNoise], Tensor]
 Term = Callable[[Any], Tensor]  # of the method's own kind of step -> a scalar
-
-
-class PlayerSettings(Protocol):
-    """What the loop's settings (`training.loop.TrainConfig`) say of the players."""
-
-    @property
-    def student_lr(self) -> float: ...
-    @property
-    def discriminator_lr(self) -> float: ...
-    @property
-    def discriminator_updates(self) -> int: ...
-
-
-def no_scale(name: str) -> float:
-    return 1.0
-
-
-@dataclass(frozen=True)
-class Player:
-    """One side of the game that training is: what it minimises, with which parameters, and its optimiser's settings.
-
-    loss: of a step -> (scalar, values to log).  updates: optimiser steps a training step; those after the first see
-    fresh noise (`StudentStep.redraw`). The student has one: the others reuse its output.  lr_scale: factor on ``lr`` by
-    parameter name.  buffers: state kept beside the weights, e.g. of spectral norms; it goes into the checkpoint.
-    optimizer: settings of AdamW that differ from the loop's (betas, eps, weight_decay).
-    """
-
-    name: str
-    loss: Callable[[StudentStep], tuple[Tensor, dict[str, float]]]
-    parameters: dict[str, torch.nn.Parameter]
-    lr: float
-    updates: int = 1
-    lr_scale: Callable[[str], float] = no_scale
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=dict)
-
-    def groups(self) -> list[dict]:
-        """Optimiser groups in the order of the parameters, one for each run of equal factors."""
-        runs = groupby(self.parameters.items(), key=lambda item: self.lr_scale(item[0]))
-        return [{"params": [value for _, value in items], "lr_scale": scale} for scale, items in runs]
 
 
 class StudentMethod:
@@ -130,13 +92,22 @@ class StudentMethod:
 
     def terms(self) -> dict[str, Term]:
         """The terms that a student's loss may weight, by the names in ``config.terms``."""
-        return {"pairs": self.pairs_term, "consistency": self.consistency_term}
+        return {"pairs": self.pairs_term, "consistency": self.consistency_term, "denoising": self.denoising_term}
+
+    def active(self, batch: Batch) -> list[str]:
+        """The weighted terms that count on a batch: of a mix, only some items have states for pairs."""
+        known = [name for name, weight in self.config.terms.items() if weight]
+        return [name for name in known if name != "pairs" or batch.states is not None]
+
+    def follows_paths(self, batch: Batch) -> bool:
+        """Whether items at a level that is stored start from the state there."""
+        return "pairs" in self.active(batch)
 
     def start(self, batch: Batch, random: ItemNoise, step: int) -> StudentStep:
         """Draw noise levels and run the student once."""
         return StudentStep(self, batch, random, step)
 
-    def discriminator_loss(self, step: Any) -> tuple[Tensor, dict[str, float]]:
+    def discriminator_loss(self, step: Any) -> Loss | None:
         """The discriminator's loss and what to log of it."""
         raise NotImplementedError
 
@@ -147,8 +118,12 @@ class StudentMethod:
                 "hinge with a batch of 1 saturates on every item and collapses; use batch_size of at least 2 per "
                 "process (gradient accumulation does not help) or gan_loss = 'nonsaturating'"
             )
-        if self.config.weight("pairs") and batch.states is None:
-            raise ValueError("the pairs term needs a dataset with stored states; set state_sigmas and `cache` again")
+        if self.config.weight("pairs") and not batch.state_sigmas:
+            raise ValueError(
+                "the pairs term needs a dataset with stored states, which only the teacher's samples have: set "
+                "[cache] state_sigmas (pairs_for_steps in Teacher Latents) and make them again, or set the weight of "
+                "the pairs to 0 for pictures"
+            )
         if self.config.weight("pairs") and not self._stored_levels(batch):
             raise ValueError(
                 f"the pairs term needs a level that is both trained and stored: trained {self.levels}, "
@@ -156,27 +131,29 @@ class StudentMethod:
             )
 
     def _stored_levels(self, batch: Batch) -> list[float]:
-        trained = zip(self.levels, self.probabilities(self.config.warmup_steps), strict=True)
+        trained = zip(self.levels, self.probabilities(self.config.warmup_steps, batch), strict=True)
         wanted = [level for level, probability in trained if probability > 0]
         if self.config.weight("consistency"):
-            wanted += grid_sigmas(self.student.process, self.config.consistency_levels)[:-1].tolist()
+            wanted += self.config.consistency_grid(self.student.process)[:-1].tolist()
         return [s for s in batch.state_sigmas if any(same_level(level, s) for level in wanted)]
 
-    def probabilities(self, step: int) -> tuple[float, ...]:
-        """How often each level is drawn at a step."""
+    def probabilities(self, step: int, batch: Batch) -> tuple[float, ...]:
+        """How often each level is drawn for a batch at a step."""
         config = self.config
         chosen = config.warmup_probabilities if step < config.warmup_steps else config.probabilities
         return chosen or config.probabilities or (1.0,) * len(self.levels)
 
-    def generator_loss(self, step: StudentStep) -> tuple[Tensor, dict[str, float]]:
+    def generator_loss(self, step: StudentStep) -> Loss | None:
         """Weighted sum of the terms; gradients are wanted for the student only."""
         total, logs, terms = step.fake.new_zeros(()), {}, self.terms()
-        for name, weight in self.config.terms.items():
-            if weight:
-                value = terms[name](step)
-                total = total + weight * value
-                logs[name] = value.item()
-        return total, logs | diversity(step.fake, step.batch.latents)
+        for name in self.active(step.batch):
+            value = terms[name](step)
+            total = total + self.config.weight(name) * value
+            logs[name] = value.detach()
+        if not logs:
+            return None
+        rows = step.batch.distinct
+        return total, logs | diversity(step.fake[rows], step.batch.latents[rows])
 
     def pairs_term(self, step: StudentStep) -> Tensor:
         """Only items that lie on a stored path count; the rest of the batch weighs nothing."""
@@ -188,6 +165,20 @@ class StudentMethod:
         random = step.random.named("consistency distance")
         return (self.distance(step.fake, step.consistency_target, random) * step.on_grid).mean()
 
+    def denoising_term(self, step: StudentStep) -> Tensor:
+        """Only items that are denoised count: the error of the latent, weighted as in the model's own training."""
+        weight = losses.denoising_weight(self.student.process, step.sigma)
+        return (weight * losses.squared_error(step.fake, step.batch.latents) * step.denoises).mean()
+
+    def game(self, loss: Callable[..., Tensor], step: StudentStep, fake: Tensor, real: Tensor | None) -> Tensor:
+        """An adversarial loss of logits [B, N]; the items that are denoised weigh nothing."""
+        rows = step.judged
+        if len(rows) == len(fake):
+            return loss(fake, real)
+        if not rows:
+            return 0.0 * (fake.sum() if real is None else fake.sum() + real.sum())
+        return len(rows) / len(fake) * loss(fake[rows], None if real is None else real[rows])
+
 
 class StudentStep:
     """The shared tensors of one step: what several losses need is computed once, when it is first asked for.
@@ -197,18 +188,28 @@ class StudentStep:
     """
 
     redrawn: ClassVar[tuple[str, ...]] = ()
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, method: StudentMethod, batch: Batch, random: ItemNoise, step: int) -> None:
         self.method, self.batch, self.random, self.number = method, batch, random, step
-        config, process = method.config, method.student.process
-        # 1. A noise level for each item, [B]: one of the student's own, or of the consistency grid.
-        sigma = draw_from_grid(random.named("level"), torch.tensor(method.levels), method.probabilities(step))
+        config, process, active = method.config, method.student.process, method.active(batch)
+        # 1. A noise level for each item, [B]: one of the student's own, of the consistency grid, or of the schedule.
+        sigma = draw_from_grid(random.named("level"), torch.tensor(method.levels), method.probabilities(step, batch))
         self.on_grid = torch.zeros(len(sigma), dtype=torch.bool)
-        if config.weight("consistency"):
-            grid = grid_sigmas(process, config.consistency_levels)[:-1]  # [K]
+        if "consistency" in active:
+            grid = config.consistency_grid(process)[:-1]  # [K]
             consistency = random.named("consistency")
             self.on_grid = consistency.uniform() < config.consistency_share
             sigma = torch.where(self.on_grid, draw_from_grid(consistency, grid, [1.0] * len(grid)), sigma)
+        self.denoises = torch.zeros(len(sigma), dtype=torch.bool)  # items of the denoising term alone
+        if "denoising" in active:
+            denoising = random.named("denoising")
+            chosen = denoising.uniform() < config.denoising_share
+            self.denoises = (chosen & ~self.on_grid) | torch.tensor(active == ["denoising"])
+            if config.denoising_levels == "all":
+                sigma = torch.where(self.denoises, draw_whole_schedule(denoising, process), sigma)
+        # The rows that a discriminator judges: all but those that are denoised, which are at no level of the student's.
+        self.judged = (~self.denoises).nonzero().flatten().tolist()
         # 2. Where the student starts, x [B, C, H, W]: the latents noised to that level.
         self.noise = random.named("noise").normal_like(batch.latents)  # [B, C, H, W]
         self.sigma = sigma.to(batch.latents.device)  # [B]
@@ -219,20 +220,22 @@ class StudentStep:
         self.x = torch.where(expand_like(self.at_top, pure), pure, self.x)
         # 4. Items that start elsewhere: on a stored path of the teacher, or from the student's own sample.
         self.on_path = torch.zeros(len(sigma), dtype=torch.bool, device=self.x.device)
-        if config.weight("pairs"):
+        self.on_grid, self.denoises = self.on_grid.to(self.x.device), self.denoises.to(self.x.device)
+        if method.follows_paths(batch):
             self._move_onto_paths(random.named("stored state").uniform())
-        self.on_grid = self.on_grid.to(self.x.device)
         if config.own_share:
             self._start_from_own_samples(random.named("own sample"))
         # 5. The one forward of the student, with its graph.
-        self.fake = method.student(self.x, self.sigma, batch.cond)
+        lora = method.student.lora
+        with lora.dropping(random.named("lora dropout")) if lora else nullcontext():
+            self.fake = method.student(self.x, self.sigma, batch.cond)
 
     def _move_onto_paths(self, draw: Tensor) -> None:
         """Where the student's level is one of the stored ones, start from the teacher's state there."""
         use, states = (draw < self.method.config.state_share).to(self.x.device), self.batch.states
-        assert states is not None  # `StudentMethod.check` has seen to it
+        assert states is not None
         for index, level in enumerate(self.batch.state_sigmas):
-            here = use & same_level(self.sigma, level)  # [B]
+            here = use & same_level(self.sigma, level) & ~self.denoises  # [B]
             self.x = torch.where(expand_like(here, self.x), states[:, index], self.x)
             self.on_path |= here
 
@@ -242,47 +245,51 @@ class StudentStep:
         process, top = self.method.student.process, max(self.method.levels)
         chosen = (random.uniform() < self.method.config.own_share).to(self.x.device)  # [B]
         noise = random.normal_like(self.batch.latents)
-        rows = chosen & (self.sigma < top) & ~self.on_path & ~self.on_grid
+        rows = chosen & (self.sigma < top) & ~self.on_path & ~self.on_grid & ~self.denoises
         if not rows.any():
             return
         first = self.sigma.new_full((int(rows.sum()),), top)  # [R], R rows of the batch
         x = process.noise_scaling(first, noise[rows], torch.zeros_like(noise[rows]), max_denoise=True)
         own = self.method.student(x, first, self.batch.cond[rows])
+        # Before 2.10 torch would hand these casts of the weights, made without a graph, to the forward with one
+        # (pytorch#112583), and the student would learn nothing.
+        torch.clear_autocast_cache()
         self.x[rows] = process.noise_scaling(self.sigma[rows], self.noise[rows], own)
+
+    @property
+    def judged_distinct(self) -> list[int]:
+        """Those of `judged` that may enter a statistic."""
+        return [row for row in self.batch.distinct if row in self.judged]
 
     @cached_property
     @torch.no_grad()
     def consistency_target(self) -> Tensor:
         method = self.method
-        grid = grid_sigmas(method.student.process, method.config.consistency_levels).to(self.sigma)
+        grid = method.config.consistency_grid(method.student.process).to(self.sigma)
         # The next level down for each item, [B]: the largest of the grid [K + 1] that is clearly below its own.
         lower = torch.where(grid < self.sigma.unsqueeze(1) * (1 - 1e-4), grid, 0.0).amax(1)
-        sigma, below = expand_like(self.sigma, self.x), expand_like(lower, self.x)
-        denoised = method.guided_teacher(self.x, self.sigma, self.batch.cond)
-        x = self.x + (self.x - denoised) / sigma * (below - sigma)
+        below = expand_like(lower, self.x)
+        x = self.one_level_down(lower)
         # At level 0 the Euler step has already arrived; the network is asked at the lowest level it knows, for nothing.
         answer = method.student(x, lower.clamp(min=grid[-2].item()), self.batch.cond)
+        torch.clear_autocast_cache()
         return torch.where(below > 0, answer, x)
+
+    def one_level_down(self, lower: Tensor) -> Tensor:
+        """Where the guided teacher's Euler step leads from the items' levels to lower ones [B]."""
+        sigma, below = expand_like(self.sigma, self.x), expand_like(lower, self.x)
+        denoised = self.method.guided_teacher(self.x, self.sigma, self.batch.cond)
+        return self.x + (self.x - denoised) / sigma * (below - sigma)
+
+    def release(self) -> None:
+        """Let go of what an update computed, but for ``kept``, which later updates on this batch use as it is."""
+        self.fake = self.fake.detach()
+        for name in [name for name in self.__dict__ if isinstance(getattr(type(self), name, None), cached_property)]:
+            if name not in self.kept:
+                del self.__dict__[name]
 
     def redraw(self) -> None:
         """Forget what the discriminator's update drew, for another update on fresh noise (the streams go on)."""
         for name in self.redrawn:
             self.__dict__.pop(name, None)
         self.fake = self.fake.detach()
-
-
-def discriminator_health(fake: Tensor, real: Tensor) -> dict[str, float]:
-    """By the mean logit of each item: accuracy, the gap between real and fake, and the spread among items of a kind."""
-    fake, real = fake.detach().mean(1), real.detach().mean(1)
-    correct = ((fake < 0).float().mean() + (real > 0).float().mean()) / 2
-    health = {"accuracy": correct.item(), "logit_gap": (real.mean() - fake.mean()).item()}
-    if len(fake) > 1:
-        health["logit_spread"] = ((fake.var() + real.var()) / 2).sqrt().item()
-    return health
-
-
-def diversity(fake: Tensor, real: Tensor) -> dict[str, float]:
-    """How much the items of a batch differ from each other, as a part of how much the real ones do."""
-    if len(fake) < 2:
-        return {}
-    return {"diversity": (fake.detach().std(0).mean() / real.std(0).mean().clamp(min=1e-6)).item()}

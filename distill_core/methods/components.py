@@ -11,25 +11,36 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
-from ..models.denoiser import Denoiser
+from ..errors import opening
+from ..models.backends.diffusers import only_variant
+from ..models.denoiser import Cond, Denoiser
 from ..models.vision import VisionNetwork, efficientnet_vision, encoder_vision, transformers_vision
-from ..settings import setting
+from ..settings import Checked, setting
 from .base import Distance
 
 ENCODER, EFFICIENTNET = "encoder", "efficientnet"
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(Checked):
     """Size of each discriminator head on feature maps (LADD, Diffusion2GAN)."""
 
-    width: int = setting(64, "Channels of each discriminator head.")
-    blocks: int = setting(2, "Residual blocks of each discriminator head.")
-    kernel: int = setting(3, "Side of the convolution kernels in the discriminator heads, an odd number.")
+    width: int = setting(64, "Channels of each discriminator head, a multiple of 8.", low=8, high=4096)
+    blocks: int = setting(2, "Residual blocks of each discriminator head.", low=0, high=64)
+    kernel: int = setting(
+        3, "Side of the convolution kernels in the discriminator heads, an odd number.", low=1, high=31
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % 8:
+            raise ValueError(f"width must be a multiple of 8 (the groups of its normalisation), not {self.width}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be an odd number, so that it has a middle, not {self.kernel}")
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Checked):
     """The frozen vision network that ADD's discriminator reads, and what decodes images for it."""
 
     network: str = setting(
@@ -38,9 +49,14 @@ class VisionConfig:
         'or "efficientnet" for an ImageNet network that comes as a package (the extra "metrics").',
     )
     size: int = setting(
-        0, 'Side in pixels of the square images it sees. 0: 224, or the images\' own size with network = "encoder".'
+        0,
+        'Side in pixels of the square images it sees. 0: 224, or the images\' own size with network = "encoder".',
+        low=0,
+        high=4096,
     )
-    blocks: int = setting(4, "At how many of its blocks a DINOv2 is read, one discriminator head for each.")
+    blocks: int = setting(
+        4, "At how many of its blocks a DINOv2 is read, one discriminator head for each.", low=1, high=100
+    )
     decoder: str = setting(
         "",
         "The folder of a diffusers AutoencoderTiny (TAESD) that decodes in place of the model's own autoencoder, at a "
@@ -53,13 +69,14 @@ class Components:
     """A model as the methods need it.
 
     backend: `models.backends.diffusers.DiffusersBackend` or one like it.  decode: latents -> images in [-1, 1] with
-    gradients, or None.  encoder: that of a tiny autoencoder, or None.  vision: an open vision network, in place of the
-    one that `VisionConfig` names.
+    gradients, or None.  encoder: that of a tiny autoencoder, or None.  encode: a prompt -> its conditioning (one row),
+    or None.  vision: an open vision network, in place of the one that `VisionConfig` names.
     """
 
     backend: Any
     decode: Callable[[Tensor], Tensor] | None = None
     encoder: Any = None
+    encode: Callable[[str], Cond] | None = None
     vision: VisionNetwork | None = None
 
     @property
@@ -108,7 +125,9 @@ def tiny_decoder(folder: str | Path, device: torch.device | str = "cpu") -> Comp
 
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"[vision] decoder: {folder} is not the folder of a diffusers AutoencoderTiny (TAESD)")
-    tiny = AutoencoderTiny.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False).to(device)
+    with opening(folder, "an AutoencoderTiny"):
+        tiny = AutoencoderTiny.from_pretrained(folder, local_files_only=True, variant=only_variant([Path(folder)]))
+    tiny = tiny.eval().requires_grad_(False).to(device)
     return Components(None, lambda latents: tiny.decode(latents).sample, tiny.encoder)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import Tensor
+
 from ..diffusion.process import NoiseProcess
-from ..diffusion.schedules import grid_sigmas
-from ..settings import setting
+from ..diffusion.schedules import explicit_sigmas, grid_sigmas
+from ..settings import Checked, setting
 from . import losses
 
 if TYPE_CHECKING:
@@ -16,73 +18,112 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(Checked):
     """Settings of the student's step that all methods share."""
 
     terms: dict[str, float] = setting(
         {"adversarial": 1.0},
-        "Weight of each term of the student's loss: adversarial, pairs, consistency and, for ADD, distillation. "
+        "Weight of each term of the student's loss: adversarial, pairs, consistency, denoising and, for ADD, "
+        "distillation. denoising alone is ordinary training, without a discriminator. "
         "A term that is left out, or weighs 0, is not computed.",
+        low=0,
+        high=1e6,
     )
     student_sigmas: tuple[float, ...] = setting(
         (),
         "Noise levels the student is trained at, highest first and without the final 0, in the model's own sigmas: up "
         "to 1 for flow models (SD3, FLUX), up to 14.6 for SD 1.5 and SDXL. Empty: evenly spaced steps of the model's "
         "own schedule, four of them (Diffusion2GAN: one).",
+        above=0,
+        high=1e6,
     )
     probabilities: tuple[float, ...] = setting(
         (),
         "How often each of student_sigmas is drawn, in the same order; they need not sum to 1. Empty: equally often.",
+        low=0,
+        high=1e6,
     )
     warmup_probabilities: tuple[float, ...] = setting(
-        (), "Replaces probabilities during the first warmup_steps. Empty: no difference."
+        (), "Replaces probabilities during the first warmup_steps. Empty: no difference.", low=0, high=1e6
     )
-    warmup_steps: int = setting(0, "Steps during which warmup_probabilities hold.")
+    warmup_steps: int = setting(0, "Steps during which warmup_probabilities hold.", low=0, high=10**7)
     gan_loss: str = setting(
         "hinge",
         'Adversarial loss: "hinge" (StyleGAN-T; ADD equations 2 and 3), "nonsaturating" (Goodfellow et al. 2014) or '
         '"relativistic" (Jolicoeur-Martineau 2018).',
+        choices=losses.GAN_LOSSES,
     )
     regression: str = setting(
         "huber",
         'Distance used by the pairs and consistency terms: "huber" (pseudo-Huber, Song and Dhariwal 2023) or "mse". '
         "A perceptual loss takes its place where one is given.",
+        choices=losses.REGRESSIONS,
     )
     state_share: float = setting(
         1.0,
         "With the pairs term: part (0 to 1) of the items at a stored noise level that start from the teacher's own "
         "path there. The others start from a noised latent, and the pairs term ignores them.",
+        low=0,
+        high=1,
     )
     own_share: float = setting(
         0.0,
         "Part (0 to 1) of the items below the highest level that start from the student's own one-step sample, noised, "
         "instead of a teacher latent (backward simulation; DMD2, arXiv 2405.14867, section 4.5).",
+        low=0,
+        high=1,
     )
     consistency_levels: int = setting(
-        12, "Number of evenly spaced levels on which the consistency term works (LCM, arXiv 2310.04378)."
+        12,
+        "Number of evenly spaced levels on which the consistency term works (LCM, arXiv 2310.04378). 0: those of "
+        "student_sigmas.",
+        low=0,
+        high=1000,
     )
     consistency_share: float = setting(
-        0.5, "With the consistency term: part (0 to 1) of the items whose level is one of those, not of student_sigmas."
+        0.5,
+        "With the consistency term: part (0 to 1) of the items whose level is one of those, not of student_sigmas.",
+        low=0,
+        high=1,
+    )
+
+    denoising_levels: str = setting(
+        "all",
+        'Noise levels of the denoising term: "all" that the model knows (logit-normal in flow time, for other models '
+        'uniform in timesteps with min-SNR weights) or "student", those of student_sigmas.',
+        choices=("all", "student"),
+        added=True,
+    )
+    denoising_share: float = setting(
+        0.5,
+        "With the denoising term: part (0 to 1) of the items that it takes, for which no other term counts. Where it "
+        "is the only term it takes all.",
+        added=True,
+        low=0,
+        high=1,
     )
 
     name: ClassVar[str]  # of its section in a TOML file and in files' metadata
     title: ClassVar[str]
     paper: ClassVar[str]
-    known_terms: ClassVar[tuple[str, ...]] = ("adversarial", "pairs", "consistency")
+    known_terms: ClassVar[tuple[str, ...]] = ("adversarial", "pairs", "consistency", "denoising")
     default_levels: ClassVar[int] = 4
     sections: ClassVar[tuple[str, ...]] = ("discriminator",)  # shared sections of the TOML file that it reads
     checks_paths: ClassVar[bool] = False  # whether stored pairs are tried by running one path again (`check_pairs`)
+    tunes: ClassVar[bool] = False  # whether it tunes a turbo, the model itself, whose retention is watched then
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if set(self.terms) - set(self.known_terms) or not any(self.terms.values()):
             raise ValueError(f"terms must weight some of {', '.join(self.known_terms)}, got {self.terms}")
         given = [len(p) for p in (self.probabilities, self.warmup_probabilities) if p]
         if len({*given, *([len(self.student_sigmas)] if self.student_sigmas else [])}) > 1:
             raise ValueError("student_sigmas, probabilities and warmup_probabilities must have the same length")
-        if self.gan_loss not in losses.GAN_LOSSES:
-            raise ValueError(f"gan_loss must be one of {list(losses.GAN_LOSSES)}, not {self.gan_loss!r}")
-        if self.regression not in losses.REGRESSIONS:
-            raise ValueError(f"regression must be one of {list(losses.REGRESSIONS)}, not {self.regression!r}")
+        if self.student_sigmas:
+            explicit_sigmas(self.student_sigmas)
+        for name in ("probabilities", "warmup_probabilities"):
+            if getattr(self, name) and not any(getattr(self, name)):
+                raise ValueError(f"{name} are all 0: give at least one level a share above 0")
 
     def build(self, ingredients: Ingredients) -> StudentMethod:
         """The method with fresh weights from torch's global generator. Raises ValueError for what is missing."""
@@ -92,9 +133,17 @@ class MethodConfig:
         return self.terms.get(term, 0.0)
 
     def title_with_terms(self) -> str:
-        """The method with the terms that are not its own: "LADD + pairs", "ADD"."""
-        own = {"adversarial", *type(self)().terms}
-        return " + ".join([self.title, *(term for term, weight in self.terms.items() if weight and term not in own)])
+        """The method with the terms that are not its own: "LADD + pairs", "ADD"; "Denoising" where it is no more."""
+        own, weighted = {"adversarial", *type(self)().terms}, [term for term, weight in self.terms.items() if weight]
+        if weighted == ["denoising"] and own != {"adversarial", "denoising"}:
+            return "Denoising"
+        return " + ".join([self.title, *(term for term in weighted if term not in own)])
+
+    def consistency_grid(self, process: NoiseProcess) -> Tensor:
+        """The levels of the consistency term, with the closing 0, [K + 1]."""
+        if not self.consistency_levels:
+            return explicit_sigmas(self.levels(process))
+        return grid_sigmas(process, self.consistency_levels)
 
     def levels(self, process: NoiseProcess) -> tuple[float, ...]:
         """The student's levels for a model's noise process. Raises ValueError for one that the model cannot have."""

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..diffusion.process import NoiseProcess
 from ..diffusion.schedules import grid_sigmas
-from ..presets.recipe import ModelFacts, make_recipe
-from ..settings import setting
+from ..models.families import FAMILIES
+from ..presets.facts import ModelFacts
+from ..presets.recipe import AUTO, make_recipe, own_description
+from ..settings import Checked, setting
 
 MOST_STEPS = 8
 NO_PRESET = "none"
 
 
 @dataclass(frozen=True)
-class StartingValues:
+class StartingValues(Checked):
     """Values that a new training run of a model family starts from."""
 
     rank: int = setting(64, "Rank of the student's LoRA.")
@@ -60,6 +63,28 @@ def preset_levels(facts: ModelFacts, preset: str, steps: int) -> tuple[tuple[flo
     """
     recipe = make_recipe(facts, preset, steps)
     return tuple(recipe.sigmas[:-1].tolist()), recipe.sampler, recipe.sampler_options
+
+
+def auto_levels(
+    facts: ModelFacts, process: NoiseProcess, steps: int
+) -> tuple[tuple[float, ...], str, dict[str, float], str]:
+    """Levels, sampler and its options of a new student, and why these.
+
+    Those of the model itself if it is a turbo: its file says so, or its family has no other models. Else, and where it
+    has not that many levels, evenly spaced ones. Raises ValueError for turbo LoRAs that contradict each other.
+    """
+    described, file = own_description(facts)
+    even, none = levels_for(process, steps), "evenly spaced levels"
+    if facts.family is not None and FAMILIES[facts.family].all_turbo:
+        file = file or FAMILIES[facts.family].title
+    if not file:
+        return even, "renoise", {}, none
+    try:
+        recipe = make_recipe(facts, AUTO, steps)
+    except ValueError as error:
+        return even, "renoise", {}, f"the model is a turbo, but not for this: {error}; so {none}"
+    why = "; ".join([f"the model is a turbo: the levels of {file}", *recipe.warnings])
+    return tuple(recipe.sigmas[:-1].tolist()), recipe.sampler, recipe.sampler_options, why
 
 
 def probabilities_for(count: int) -> tuple[float, ...]:

@@ -22,9 +22,19 @@ from ..discriminators.network import NetworkDiscriminator
 from ..models.denoiser import Cond, Denoiser
 from ..settings import help_of, setting
 from . import losses
-from .base import Distance, StudentMethod, StudentStep, Term, discriminator_health
+from .base import Distance, StudentMethod, StudentStep, Term
 from .components import Ingredients
 from .config import MethodConfig
+from .players import Loss
+from .statistics import discriminator_health
+
+R1_NOISE = 0.01  # of `Diffusion2GAN.r1_by_difference`, in float32
+R1_POSITIONS = 32 * 32  # of a latent, above which a double backward would take many times the memory of the step
+
+
+def is_small(latents: Tensor) -> bool:
+    """Whether R1 of latents [B, C, H, W] can be taken by the gradient."""
+    return latents.shape[-2] * latents.shape[-1] <= R1_POSITIONS
 
 
 @dataclass(frozen=True)
@@ -37,24 +47,44 @@ class Diffusion2GANConfig(MethodConfig):
         0.25,
         "Part (0 to below 1) of the fakes that are replaced, for the discriminator, by the target of another noise and "
         "text: mix-and-match (Diffusion2GAN section 3).",
+        low=0,
+        below=1,
     )
     r1: float = setting(
-        1e-3, "Weight of the R1 penalty on the discriminator's input, taken on one real item; 0 for none."
+        1e-3,
+        "Weight of the R1 penalty on the discriminator's input, taken on one real item; 0 for none.",
+        low=0,
+        high=1e6,
     )
     r1_every: int = setting(
-        16, "Steps between two R1 penalties; each counts as often as it was left out (lazy regularisation, StyleGAN2)."
+        16,
+        "Steps between two R1 penalties; each counts as often as it was left out (lazy regularisation, StyleGAN2).",
+        low=1,
+        high=100000,
+    )
+    r1_by: str = setting(
+        "auto",
+        'How R1 is taken: "gradient", exactly, by a double backward that keeps every attention matrix; "difference", '
+        'from how much a little noise changes the verdict, which takes no more memory than the step; "auto": by the '
+        "gradient for latents of up to 32 x 32 positions.",
+        choices=("auto", "gradient", "difference"),
+        added=True,
     )
     critic: str = setting(
         "copy",
         'The network under the discriminator: "copy", a second one as in the paper, or "lora", low-rank weights on the '
         "shared one, which needs far less memory.",
+        choices=("copy", "lora"),
     )
-    critic_rank: int = setting(32, 'Rank of those low-rank weights (critic = "lora").')
+    critic_rank: int = setting(32, 'Rank of those low-rank weights (critic = "lora").', low=1, high=1024)
     critic_rate: float = setting(
-        0.1, "Learning rate of that network, as a part of the learning rate of the discriminator's heads."
+        0.1,
+        "Learning rate of that network, as a part of the learning rate of the discriminator's heads.",
+        low=0,
+        high=100,
     )
     critic_time: float = setting(
-        0.0, "Flow time (0 to below 1) that this network is told; 0 says that its input is clean."
+        0.0, "Flow time (0 to below 1) that this network is told; 0 says that its input is clean.", low=0, below=1
     )
     noise_condition: bool = setting(True, "Let the discriminator see the noise the student started from.")
     multi_scale: bool = setting(
@@ -66,13 +96,6 @@ class Diffusion2GANConfig(MethodConfig):
     paper: ClassVar[str] = "Kang et al. 2024, arXiv 2405.05967"
     default_levels = 1
     checks_paths = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.critic not in ("copy", "lora"):
-            raise ValueError(f'critic must be "copy" or "lora", not {self.critic!r}')
-        if not 0 <= self.mix_share < 1 or not 0 <= self.critic_time < 1 or self.r1_every < 1:
-            raise ValueError("mix_share and critic_time must be in [0, 1) and r1_every at least 1")
 
     def build(self, ingredients: Ingredients) -> Diffusion2GAN:
         discriminator = None
@@ -135,17 +158,33 @@ class Diffusion2GAN(StudentMethod):
         return {**super().terms(), "adversarial": self.adversarial_term}
 
     def adversarial_term(self, step: Diffusion2GANStep) -> Tensor:
-        return self.gan_generator(self._logits(step.fake, step), step.real_logits)
+        return self.game(self.gan_generator, step, self._logits(step.fake, step), step.real_logits)
 
-    def discriminator_loss(self, step: Diffusion2GANStep) -> tuple[Tensor, dict[str, float]]:
+    def discriminator_loss(self, step: Diffusion2GANStep) -> Loss:
         """GAN loss with mismatched targets among the fakes, and the lazy penalty; the discriminator only."""
         fake, real = self._logits(step.mixed, step), self._logits(step.batch.latents, step)
-        loss = self.gan_discriminator(fake, real)
-        logs = {"discriminator": loss.item(), **discriminator_health(fake, real)}
+        loss = self.game(self.gan_discriminator, step, fake, real)
+        rows = step.judged_distinct
+        own = [row for row in rows if not step.swapped[row]]
+        logs = {"discriminator": loss.detach(), **discriminator_health(fake[own], real[rows])}
         if self.config.r1 and step.number % self.config.r1_every == 0:
-            penalty = self.single_sample_r1(step)
-            loss, logs["r1"] = loss + self.config.r1_every * self.config.r1 * penalty, penalty.item()
+            by_gradient = self.config.r1_by == "gradient" or (
+                self.config.r1_by == "auto" and is_small(step.batch.latents)
+            )
+            penalty = self.single_sample_r1(step) if by_gradient else self.r1_by_difference(step)
+            loss, logs["r1"] = loss + self.config.r1_every * self.config.r1 * penalty, penalty.detach()
         return loss, logs
+
+    def r1_by_difference(self, step: Diffusion2GANStep) -> Tensor:
+        """An estimate of `single_sample_r1` without a double backward: (D(x + s n) - D(x))^2 / s^2, unit noise n.
+
+        Its mean over the noise is the squared gradient, to first order in s (APT, arXiv 2501.08316, equation 9).
+        """
+        real, noise, cond = step.batch.latents[:1].detach(), step.unit_noise[:1], step.batch.cond[:1]
+        sigma = losses.seen_noise(R1_NOISE, [next(self.teacher.backend.network.parameters())])
+        moved = real + sigma * step.random.named("r1").normal_like(step.batch.latents)[:1]
+        clean, changed = (self.discriminator(latents, noise, cond) for latents in (real, moved))
+        return losses.approximate_r1(clean, changed) / sigma**2
 
     def single_sample_r1(self, step: Diffusion2GANStep) -> Tensor:
         """R1 of the batch's first real item. Double backward needs plain attention and full precision."""
@@ -159,7 +198,7 @@ class Diffusion2GANStep(StudentStep):
     """A student step with what the discriminator is shown beside the fake."""
 
     method: Diffusion2GAN
-    redrawn = ("mixed", "real_logits")
+    redrawn = ("swapped", "mixed", "real_logits")
 
     @cached_property
     def unit_noise(self) -> Tensor:
@@ -167,11 +206,20 @@ class Diffusion2GANStep(StudentStep):
         return self.method.student.process.calculate_input(self.sigma, self.x)
 
     @cached_property
+    def swapped(self) -> Tensor:
+        """Which rows of `mixed` are not the student's, [B] on the CPU. A repeated item is no mismatch for itself."""
+        swapped = self.random.named("mix").uniform() < self.method.config.mix_share
+        if self.batch.repeated:
+            latents = self.batch.latents
+            swapped &= (latents != latents.roll(1, 0)).flatten(1).any(1).cpu()
+        return swapped
+
+    @cached_property
     def mixed(self) -> Tensor:
         """The student's results, some replaced by the target of the next item; noise and text stay as they are."""
-        swap = (self.random.named("mix").uniform() < self.method.config.mix_share).to(self.fake.device)
         other = self.batch.latents.roll(1, 0)
-        return torch.where(expand_like(swap, other), other, self.fake.detach())
+        swapped = self.swapped.to(other.device)
+        return torch.where(expand_like(swapped, other), other, self.fake.detach())
 
     @cached_property
     @torch.no_grad()

@@ -20,68 +20,95 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import logit_normal
 from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Cond, Denoiser
-from ..settings import help_of, setting
+from ..settings import setting
 from . import losses
-from .base import Distance, StudentMethod, StudentStep, Term, discriminator_health
+from .base import Distance, StudentMethod, StudentStep, Term
 from .components import Ingredients
 from .config import MethodConfig
+from .players import Loss
+from .statistics import discriminator_health
+
+FIRST_LEVEL = 0.7  # how often the highest level is drawn (LADD section 3)
+WARMED_UP_ABOVE = 512  # pixels a side (LADD section 3)
 
 
 @dataclass(frozen=True)
 class LADDConfig(MethodConfig):
     """Everything that defines LADD; the loop has settings of its own (`training.loop.TrainConfig`).
 
-    The defaults are the paper's for a flow model above 512 px. For SD 1.5 or SDXL leave student_sigmas, probabilities
-    and warmup_probabilities empty, or give levels in the sigmas of that model.
+    The defaults are the paper's on the model's own four levels (1, .75, .5, .25 for a flow model without a shift).
     """
 
-    student_sigmas: tuple[float, ...] = setting(
-        (1.0, 0.75, 0.5, 0.25),
-        help_of(MethodConfig, "student_sigmas") + " The defaults (LADD section 3) are flow times: for SD 1.5 and SDXL "
-        "give other levels, or empty this list and both lists of probabilities.",
+    probabilities: tuple[float, ...] = setting(
+        (),
+        "How often each of student_sigmas is drawn, in the same order; they need not sum to 1. Empty: the highest in "
+        "0.7 of the cases, the others equally often (LADD section 3).",
+        low=0,
+        high=1e6,
     )
-    probabilities: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
-    warmup_probabilities: tuple[float, ...] = (0.0, 0.0, 0.5, 0.5)
+    warmup_probabilities: tuple[float, ...] = setting(
+        (),
+        "Replaces probabilities during the first warmup_steps. Empty: pictures above 512 x 512 pixels begin with the "
+        "lower half of the levels, equally often (LADD section 3), and smaller ones without a warm-up.",
+        low=0,
+        high=1e6,
+    )
     warmup_steps: int = 500
     renoise_mean: float = setting(
         1.0,
         "Mean m of the logit-normal distribution from which the discriminator's noise level is drawn. Higher values "
         "judge the layout, lower ones the texture (LADD section 4.1).",
+        low=-20,
+        high=20,
     )
-    renoise_std: float = setting(1.0, "Standard deviation s of that logit-normal distribution (LADD section 4.1).")
+    renoise_std: float = setting(
+        1.0, "Standard deviation s of that logit-normal distribution (LADD section 4.1).", low=0, high=20
+    )
     shared_renoise: bool = setting(
         True, "Show the discriminator real and fake latents with the same noise; false draws noise for each."
     )
     r1: float = setting(
-        0.0, "Weight of the R1 penalty on the inputs of the discriminator's heads (ADD section 3.2); 0 for none."
+        0.0,
+        "Weight of the R1 penalty on the inputs of the discriminator's heads (ADD section 3.2); 0 for none.",
+        low=0,
+        high=1e6,
     )
     approximate_r1: float = setting(
-        0.0, "Weight of the approximate R1 penalty, by finite differences (APT, arXiv 2501.08316); 0 for none."
+        0.0,
+        "Weight of the approximate R1 penalty, the squared change of the verdict when a little noise is added (APT, "
+        "arXiv 2501.08316, equation 9; there 100); 0 for none.",
+        low=0,
+        high=1e6,
     )
     approximate_r1_sigma: float = setting(
-        0.01, "Standard deviation of the noise that the approximate R1 penalty adds; above 0."
+        0.01,
+        "Standard deviation of the noise that the approximate R1 penalty adds; above 0 (APT: 0.01). In bfloat16 and "
+        "float16, whose rounding would hide it, at least 0.1 is added and the penalty scaled back.",
+        above=0,
+        high=100,
     )
 
     name: ClassVar[str] = "ladd"
     title: ClassVar[str] = "LADD"
     paper: ClassVar[str] = "Sauer et al. 2024, arXiv 2403.12015"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len({len(self.student_sigmas), len(self.probabilities), len(self.warmup_probabilities)}) != 1:
-            raise ValueError("student_sigmas, probabilities and warmup_probabilities must have the same length")
-        if self.approximate_r1_sigma <= 0 or self.renoise_std < 0:
-            raise ValueError("approximate_r1_sigma must be above 0 and renoise_std not negative")
-
     def build(self, ingredients: Ingredients) -> LADD:
-        teacher = ingredients.teacher
-        taps = list(ingredients.taps) or teacher.backend.default_taps()
-        discriminator = LatentDiscriminator.for_teacher(teacher, taps, ingredients.example, **ingredients.head_size())
-        return LADD(ingredients.student, teacher, discriminator, taps=taps, config=self, **ingredients.shared())
+        teacher, taps, discriminator = ingredients.teacher, [], None
+        if self.weight("adversarial"):
+            taps = list(ingredients.taps) or teacher.backend.default_taps()
+            head = ingredients.head_size()
+            discriminator = LatentDiscriminator.for_teacher(teacher, taps, ingredients.example, **head)
+        return self.method_class()(
+            ingredients.student, teacher, discriminator, taps=taps, config=self, **ingredients.shared()
+        )
+
+    def method_class(self) -> type[LADD]:
+        """What `build` makes."""
+        return LADD
 
 
 class LADD(StudentMethod):
-    """`StudentMethod` with LADD's discriminator.  taps: teacher blocks it reads."""
+    """`StudentMethod` with LADD's discriminator (None where no term is adversarial).  taps: teacher blocks it reads."""
 
     config: LADDConfig
 
@@ -89,7 +116,7 @@ class LADD(StudentMethod):
         self,
         student: Denoiser,
         teacher: Denoiser,
-        discriminator: LatentDiscriminator,
+        discriminator: LatentDiscriminator | None,
         *,
         taps: Sequence[str],
         config: LADDConfig = LADDConfig(),
@@ -98,7 +125,25 @@ class LADD(StudentMethod):
         distance: Distance | None = None,
     ) -> None:
         super().__init__(student, teacher, config, uncond=uncond, guidance=guidance, distance=distance)
+        if self.adversarial and discriminator is None:
+            raise ValueError("the adversarial term needs a discriminator")
         self.discriminator, self.taps = discriminator, list(taps)
+
+    def probabilities(self, step: int, batch: Batch) -> tuple[float, ...]:
+        """How often each level is drawn at a step: the paper's where the settings do not say."""
+        config, count = self.config, len(self.levels)
+        if step < config.warmup_steps and not config.warmup_probabilities and self._is_large(batch):
+            return (0.0,) * (count // 2) + (1.0,) * (count - count // 2)
+        others = (1 - FIRST_LEVEL) / max(1, count - 1)
+        return super().probabilities(step, batch) if self._are_given(step) else (FIRST_LEVEL, *[others] * (count - 1))
+
+    def _are_given(self, step: int) -> bool:
+        config = self.config
+        return bool(config.probabilities or step < config.warmup_steps and config.warmup_probabilities)
+
+    def _is_large(self, batch: Batch) -> bool:
+        height, width = batch.latents.shape[-2:]
+        return height * width * self.student.backend.limits().pixels ** 2 > WARMED_UP_ABOVE**2
 
     def start(self, batch: Batch, random: ItemNoise, step: int) -> LADDStep:
         """Draw noise levels and run the student once."""
@@ -108,24 +153,26 @@ class LADD(StudentMethod):
         return {**super().terms(), "adversarial": self.adversarial_term}
 
     def adversarial_term(self, step: LADDStep) -> Tensor:
-        return self.gan_generator(self._logits(step.fake_maps, step), step.real_logits)
+        return self.game(self.gan_generator, step, self._logits(step.fake_maps, step), step.real_logits)
 
-    def discriminator_loss(self, step: LADDStep) -> tuple[Tensor, dict[str, float]]:
+    def discriminator_loss(self, step: LADDStep) -> Loss | None:
         """GAN loss on detached features (reused from the generator phase) plus penalties; heads only."""
         fake = self._logits([m.detach() for m in step.fake_maps], step)
         maps = [m.detach().requires_grad_(self.config.r1 > 0) for m in step.real_maps]
         real = self._logits(maps, step)
-        loss = self.gan_discriminator(fake, real)
-        logs = {"discriminator": loss.item(), **discriminator_health(fake, real)}
+        loss = self.game(self.gan_discriminator, step, fake, real)
+        rows = step.judged_distinct
+        logs = {"discriminator": loss.detach(), **discriminator_health(fake[rows], real[rows])}
         if self.config.r1:
             penalty = losses.r1_on_head_inputs(real, maps)
-            loss, logs["r1"] = loss + self.config.r1 * penalty, penalty.item()
+            loss, logs["r1"] = loss + self.config.r1 * penalty, penalty.detach()
         if self.config.approximate_r1:
             sigma = self.config.approximate_r1_sigma
+            wide = losses.seen_noise(sigma, step.real_maps)
             noise = step.random.named("approximate r1").normal_like(step.real_noised)
-            perturbed = self._logits(step.teacher_maps(step.real_noised + sigma * noise), step)
-            penalty = losses.approximate_r1(real, perturbed, sigma)
-            loss, logs["approximate_r1"] = loss + self.config.approximate_r1 * penalty, penalty.item()
+            perturbed = self._logits(step.teacher_maps(step.real_noised + wide * noise), step)
+            penalty = losses.approximate_r1(real, perturbed) * (sigma / wide) ** 2
+            loss, logs["approximate_r1"] = loss + self.config.approximate_r1 * penalty, penalty.detach()
         return loss, logs
 
     def _logits(self, maps: list[Tensor], step: LADDStep) -> Tensor:
@@ -136,7 +183,10 @@ class LADDStep(StudentStep):
     """A student step with the discriminator's re-noised views of fake and real."""
 
     method: LADD
-    redrawn = ("renoise_time", "renoise", "renoise_sigma", "fake_maps", "real_noised", "real_maps", "real_logits")
+    redrawn: ClassVar[tuple[str, ...]] = (
+        *("renoise_time", "renoise", "renoise_sigma"),
+        *("fake_maps", "real_noised", "real_maps", "real_logits"),
+    )
 
     @cached_property
     def renoise_time(self) -> Tensor:
@@ -154,6 +204,10 @@ class LADDStep(StudentStep):
     def renoise_sigma(self) -> Tensor:
         return self.method.teacher.process.sigma_at_flow_time(self.renoise_time)
 
+    def shown(self, latents: Tensor) -> Tensor:
+        """What the discriminator's view of latents begins as."""
+        return latents
+
     def renoised(self, latents: Tensor, noise: Tensor) -> Tensor:
         return self.method.teacher.process.noise_scaling(self.renoise_sigma, noise, latents)
 
@@ -164,13 +218,13 @@ class LADDStep(StudentStep):
     @cached_property
     def fake_maps(self) -> list[Tensor]:
         """Teacher features of the re-noised student output, with the graph alive down to the student."""
-        return self.teacher_maps(self.renoised(self.fake, self.renoise))
+        return self.teacher_maps(self.renoised(self.shown(self.fake), self.renoise))
 
     @cached_property
     def real_noised(self) -> Tensor:
         shared, own = self.method.config.shared_renoise, self.random.named("renoise of real")
         noise = self.renoise if shared else own.normal_like(self.batch.latents)
-        return self.renoised(self.batch.latents, noise)
+        return self.renoised(self.shown(self.batch.latents), noise)
 
     @cached_property
     @torch.no_grad()

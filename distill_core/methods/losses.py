@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..diffusion.process import DiscreteProcess, NoiseProcess
+
 
 def hinge_generator(fake: Tensor, real: Tensor | None = None) -> Tensor:
     return -fake.mean()
@@ -55,13 +57,22 @@ def r1_on_head_inputs(logits: Tensor, maps: Sequence[Tensor]) -> Tensor:
     return torch.stack([grad.square().flatten(1).sum(1) for grad in grads]).sum(0).mean()
 
 
-def approximate_r1(logits: Tensor, perturbed_logits: Tensor, sigma: float) -> Tensor:
-    """||D(x) - D(x + sigma n)||^2 / sigma^2 (APT, arXiv 2501.08316, eq. 9), D the mean logit, mean over items.
+def approximate_r1(logits: Tensor, perturbed_logits: Tensor) -> Tensor:
+    """||D(x) - D(x + sigma n)||^2 (APT, arXiv 2501.08316, eq. 9), D the mean logit, mean over items.
 
     ``perturbed_logits`` must come from the very tensor that gave ``logits``, plus sigma times unit noise, at the same
-    t. The division makes the value estimate ||grad D||^2 whatever sigma is.
+    t. The value estimates sigma^2 ||grad D||^2.
     """
-    return ((logits.mean(1) - perturbed_logits.mean(1)) / sigma).square().mean()
+    return (logits.mean(1) - perturbed_logits.mean(1)).square().mean()
+
+
+SEEN_IN_HALF = 0.1  # noise that changes features by clearly more than the rounding of bfloat16 does
+
+
+def seen_noise(sigma: float, computed: Sequence[Tensor]) -> float:
+    """The noise of an approximate R1: at least `SEEN_IN_HALF` where tensors like these come from half precision."""
+    half = any(m.dtype in (torch.bfloat16, torch.float16) for m in computed)
+    return max(sigma, SEEN_IN_HALF) if half or torch.is_autocast_enabled(computed[0].device.type) else sigma
 
 
 def pseudo_huber(prediction: Tensor, target: Tensor) -> Tensor:
@@ -82,6 +93,19 @@ def signal_and_noise(process, sigma: Tensor) -> tuple[Tensor, Tensor]:
     one, zero = torch.ones_like(sigma), torch.zeros_like(sigma)
     alpha = process.calculate_input(sigma, process.noise_scaling(sigma, zero, one))
     return alpha, process.calculate_input(sigma, process.noise_scaling(sigma, one, zero))
+
+
+MIN_SNR = 5.0  # gamma of min-SNR weighting (Hang et al. 2023, arXiv 2303.09556)
+
+
+def denoising_weight(process: NoiseProcess, sigma: Tensor) -> Tensor:
+    """Weight [B] of ||x0 - prediction||^2 that makes it the loss a model was trained by.
+
+    Flow models: 1 / sigma^2, the error of the velocity. Others: min(SNR, 5) with SNR = 1 / sigma^2, which is the error
+    of eps weighted by min(SNR, 5) / SNR, or that of v weighted by min(SNR, 5) / (SNR + 1).
+    """
+    snr = sigma.float() ** -2
+    return snr.clamp(max=MIN_SNR) if isinstance(process, DiscreteProcess) else snr
 
 
 def sds_weight(sigma: Tensor) -> Tensor:

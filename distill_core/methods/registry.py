@@ -13,8 +13,9 @@ from .components import Components, Ingredients
 from .config import MethodConfig
 from .diffusion2gan import Diffusion2GANConfig
 from .ladd import LADDConfig
+from .tune import TuneConfig
 
-CONFIGS: tuple[type[MethodConfig], ...] = (LADDConfig, ADDConfig, Diffusion2GANConfig)
+CONFIGS: tuple[type[MethodConfig], ...] = (LADDConfig, ADDConfig, Diffusion2GANConfig, TuneConfig)
 METHODS = {config.name: config for config in CONFIGS}
 
 

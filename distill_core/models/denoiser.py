@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from ..diffusion.process import NoiseProcess
 from .features import BlockInput
 from .lora import Lora, LoraSwitch
+from .lora_start import Parts
+from .offload import Offload
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Cond:
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Cond:
         extra = {name.removeprefix(EXTRA): value for name, value in tensors.items() if name.startswith(EXTRA)}
+        foreign = [name for name in tensors if name not in NAMES and not name.startswith(EXTRA)]
+        if foreign or "context" not in tensors:
+            raise ValueError(f"these tensors are no conditioning: {foreign[0] if foreign else 'context is missing'}")
         return cls(**{name: value for name, value in tensors.items() if not name.startswith(EXTRA)}, extra=extra)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
@@ -85,6 +91,39 @@ def cat_conds(conds: Sequence[Cond]) -> Cond:
     return Cond.from_tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
+def without_captions(cond: Cond, empty: Cond | None, dropped: Tensor) -> Cond:
+    """The conditioning with the empty one (one row) in the rows that are ``dropped`` ([B], bool).
+
+    Where the two cannot share a batch (another number of tokens, say), all rows do as the first one does.
+    """
+    if empty is None or not dropped.any():
+        return cond
+    given, none = cond.tensors(), empty.tensors()
+    alike = given.keys() == none.keys() and all(v.shape[1:] == none[k].shape[1:] for k, v in given.items())
+    if not alike:
+        return empty[[0] * len(cond)] if dropped[0] else cond
+    rows = [0 if drop else 1 + row for row, drop in enumerate(dropped.tolist())]
+    return Cond.from_tensors({k: torch.cat([none[k].to(v), v])[rows] for k, v in given.items()})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a network can take.
+
+    channels: of latents.  context, pooled: widths of text tokens and pooled text.  side: the largest side of a latent.
+    pixels: of a picture that one position of a latent stands for, along a side.  patch: positions along a side that
+    the network takes as one; sides of a latent are multiples of it.
+    None where it is not known or takes anything, 0 where it takes none.
+    """
+
+    channels: int | None = None
+    context: int | None = None
+    pooled: int | None = None
+    side: int | None = None
+    pixels: int = 8
+    patch: int = 1
+
+
 class Backend(Protocol):
     """A frozen network of a model library, and all that is asked of it (backends/diffusers.py; nodes/host/backend.py).
 
@@ -94,6 +133,7 @@ class Backend(Protocol):
     network: nn.Module
     process: NoiseProcess
     switch: LoraSwitch
+    offloaded: Offload | None
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor: ...  # x [B, C, H, W] -> the same shape
 
@@ -109,11 +149,17 @@ class Backend(Protocol):
 
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora: ...
 
+    def lora_parts(self, state: dict[str, Tensor]) -> tuple[Parts, list[str]]: ...  # of a file, by layer; what is left
+
+    def offload(self, device: torch.device | str, tier: str, folder: Path | None = None, copies=False) -> Offload: ...
+
     def trainable_copy(self, dtype: torch.dtype = torch.float32) -> Backend: ...
 
     def export(self, lora: Lora | None) -> dict[str, Tensor]: ...  # as written to a file; None: of a trained copy
 
-    def description(self) -> dict[str, str]: ...  # what the file says of the base model
+    def limits(self) -> Limits: ...  # what the network can take
+
+    def description(self) -> dict[str, Any]: ...  # what the file says of the base model
 
 
 class Denoiser:

@@ -47,6 +47,7 @@ class Family:
     """Models that share a network, an autoencoder and text encoders, so that a LoRA of one fits the others."""
 
     title: str
+    all_turbo: bool = field(default=False, kw_only=True)  # whether every model of it is made for a few steps
     channels: int | None = None  # of the latents; None where it was not looked up
     space: LatentSpace | None = None  # where E-LatentLPIPS weights were published for it
     pipeline: str = ""  # diffusers' class, one of `PIPELINES`; only where it can be distilled headless
@@ -91,6 +92,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "flux-schnell": Family(
         title="FLUX.1 schnell",
+        all_turbo=True,
         channels=16,
         pipeline="FluxPipeline",
         network="FluxTransformer2DModel",
@@ -103,6 +105,7 @@ FAMILIES: dict[str, Family] = {
     "z-image": Family("Z-Image", 16, host_models=("ZImage",), host_network="NextDiT"),
     "qwen-image": Family("Qwen-Image", 16, host_models=("QwenImage",), host_network="QwenImageTransformer2DModel"),
     "wan": Family("Wan", 16, host_models=("WAN21_T2V",), host_network="WanModel"),
+    "wan2.2-5b": Family("Wan 2.2 5B", 48, host_models=("WAN22_T2V",), host_network="WanModel"),
     "krea2": Family("Krea 2", 16, host_models=("Krea2",)),
     "boogu": Family("Boogu", 16, host_models=("Boogu",)),
     "ernie-image": Family("ERNIE-Image", 128, host_models=("ErnieImage",)),
@@ -111,11 +114,19 @@ FAMILIES: dict[str, Family] = {
     "hidream": Family("HiDream-I1", 16, host_models=("HiDream",)),
     "ltx": Family("LTX-2", 128, host_models=("LTXAV",)),
     "minimax-h3": Family("MiniMax-H3", 32, host_models=("MiniMaxH3",)),
+    "hidream-o1": Family("HiDream-O1", 3, host_models=("HiDreamO1",)),
+    "hunyuan-video-1.5": Family("HunyuanVideo-1.5", 32, host_models=("HunyuanVideo15",)),
+    "ace-step-1.5": Family("ACE-Step 1.5", 64, host_models=("ACEStep15",)),
+    "stable-audio-3": Family("Stable Audio 3", host_models=("StableAudio3",)),
+    "pid": Family("PiD", 3, host_models=("PiD",)),
+    "anima": Family("Anima", 16, host_models=("Anima",)),
+    "chroma": Family("Chroma", 16, host_models=("Chroma",)),
     "sana": Family("SANA", 32),
     "nitro-e": Family("Nitro-E", 32),
 }
 # Classes of the host that derive from one in the table but are another model.
-OTHER_HOST_MODELS = ("ZImagePixelSpace",)
+OTHER_HOST_MODELS = ("ZImagePixelSpace", "ChromaRadiance")
+FAMILY_OF_HOST_MODEL = {host_model: name for name, family in FAMILIES.items() for host_model in family.host_models}
 
 
 def family_of_network(class_name: str, config: Mapping[str, object]) -> str | None:
@@ -128,10 +139,21 @@ def family_of_network(class_name: str, config: Mapping[str, object]) -> str | No
 
 def family_of_host_model(class_names: Iterable[str]) -> str | None:
     """The family of ComfyUI's configuration class, given with its bases, nearest first; None if it has none."""
-    known = {host_model: name for name, family in FAMILIES.items() for host_model in family.host_models}
     for class_name in class_names:
         if class_name in OTHER_HOST_MODELS:
             return None
-        if class_name in known:
-            return known[class_name]
+        if class_name in FAMILY_OF_HOST_MODEL:
+            return FAMILY_OF_HOST_MODEL[class_name]
     return None
+
+
+def take_the_same_loras(one: str, other: str) -> bool:
+    """Whether LoRAs of one family fit the other: the same network, but for an input of guidance (FLUX.1 dev, schnell).
+
+    Names that are in no table may be anything.
+    """
+    if one == other or one not in FAMILIES or other not in FAMILIES:
+        return True
+    a, b = FAMILIES[one], FAMILIES[other]
+    differing = {key for key, _ in a.network_config.items() ^ b.network_config.items()}
+    return bool(a.host_network) and a.host_network == b.host_network and differing <= {"guidance_embeds"}

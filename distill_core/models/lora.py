@@ -10,12 +10,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
+
+from ..diffusion.noise import ItemNoise
+from ..settings import Checked, setting
+from .offload import KeptInputs
+
+
+@dataclass(frozen=True)
+class LoraConfig(Checked):
+    """The student's LoRA beside its rank and its layers."""
+
+    alpha: float = setting(
+        0.0,
+        "The LoRA's output is scaled by alpha / rank. 0 takes the rank, so nothing is scaled.",
+        added=True,
+        low=0,
+        high=4096,
+    )
+    dropout: float = setting(
+        0.0,
+        "Part (0 to below 1) of each layer's inputs that the LoRA does not see in a step, drawn for each item.",
+        added=True,
+        low=0,
+        below=1,
+    )
+    start_from: str = setting(
+        "",
+        "A LoRA file that the student starts from (this project's, diffusers' or kohya's names). Its layers must be "
+        "among the student's; a higher rank of the student is filled up. Empty: a new LoRA, without effect at first.",
+        decides=False,
+        added=True,
+    )
+    lora_dtype: str = setting(
+        "float32",
+        'Number format of the LoRA and its gradients while it is trained: "float32", or "bfloat16" for half the '
+        "memory. Each update is then rounded up or down at random, so that small ones are not lost; the average is "
+        "kept in float32.",
+        choices=("float32", "bfloat16"),
+        added=True,
+    )
+    adapter: str = setting(
+        "",
+        "A training adapter (command `adapter`): a LoRA that takes the few steps out of a turbo model. It is on while "
+        "the student learns to denoise, and off when it is sampled, so that the few steps are still there. Empty: "
+        "none.",
+        decides=False,
+        added=True,
+    )
 
 
 class LoraSwitch:
@@ -23,8 +72,13 @@ class LoraSwitch:
 
     def __init__(self) -> None:
         self.active: Lora | None = None
+        self.dropout: Dropout | None = None  # in the student's forward of a training step only
         # (owner, latents [B, C, H, W]): what a trainable discriminator feeds to the blocks (`discriminators`).
         self.inputs: tuple[object, Tensor] | None = None
+        # What a recompute is to be run inside, whose modes torch does not keep for it (`training.plan`).
+        self.around_recompute: Callable[[], AbstractContextManager] = nullcontext
+        # What brings the inputs of checkpointed blocks into host memory; None: they stay where they are.
+        self.keep_inputs: Callable[[Tensor], Tensor] | None = None
         self.inside_checkpoint = False
         self.after_checkpoint: Callable[[], None] | None = None  # called when a checkpointed block has returned
 
@@ -36,12 +90,24 @@ class LoraSwitch:
         finally:
             self.active, self.inputs = previous
 
-    def checkpoint(self, block: Callable, *args):
-        """Run ``block(*args)`` under gradient checkpointing; the recompute sees the LoRA that is on now."""
+    @contextmanager
+    def dropping(self, dropout: Dropout | None) -> Iterator[None]:
+        """Forwards of a LoRA see only part of their inputs, the same part in a recompute."""
+        previous, self.dropout = self.dropout, dropout
+        try:
+            yield
+        finally:
+            self.dropout = previous
+
+    def checkpoint(self, block: Callable, *args, **kwargs):
+        """Run ``block(...)`` under gradient checkpointing; the recompute sees the LoRA that is on now."""
         again = _RestoredView(self)
+        if self.keep_inputs is not None:
+            block, args, kwargs = KeptInputs(block, args, kwargs, self.keep_inputs), (), {}
         self.inside_checkpoint = True
         try:
-            result = checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+            context = lambda: (nullcontext(), again)  # noqa: E731
+            result = checkpoint(block, *args, use_reentrant=False, context_fn=context, **kwargs)
         finally:
             self.inside_checkpoint = False
         if self.after_checkpoint is not None:
@@ -54,12 +120,15 @@ class _RestoredView:
 
     def __init__(self, switch: LoraSwitch) -> None:
         self.switch, self.view, self.kernels = switch, (switch.active, switch.inputs), attention_kernels()
+        self.dropout = switch.dropout
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> None:
         stack = ExitStack()
         stack.enter_context(self.switch.on(*self.view))
+        stack.enter_context(self.switch.dropping(self.dropout))
         stack.enter_context(sdpa_kernel(self.kernels))
+        stack.enter_context(self.switch.around_recompute())
         self.entered.append(stack)
 
     def __exit__(self, *error) -> None:
@@ -78,10 +147,37 @@ def attention_kernels() -> list[SDPBackend]:
     return [kernel for kernel, on in enabled.items() if on]
 
 
+class Dropout:
+    """Drops inputs of LoRA layers: for each item a share of the channels, the same for all its tokens.
+
+    share: from 0 to below 1; what is left is made larger by 1 / (1 - share).  random: of the items of the batch.
+    rows: those of the batch that are in the forward, None for all. A layer's draw is made once and kept, so a block
+    that is computed again in the backward drops the same.
+    """
+
+    def __init__(self, share: float, random: ItemNoise, rows: list[int] | None = None) -> None:
+        self.share, self.random, self.rows = share, random, rows
+        self.kept: dict[str, Tensor] = {}
+
+    def of(self, rows: list[int]) -> Dropout:
+        """The same draws, for a forward of these rows of the batch."""
+        part = Dropout(self.share, self.random, rows)
+        part.kept = self.kept
+        return part
+
+    def __call__(self, layer: str, x: Tensor) -> Tensor:
+        if layer not in self.kept:
+            threshold = NormalDist().inv_cdf(self.share)
+            self.kept[layer] = (self.random.named(layer).normal(x.shape[-1]) >= threshold) / (1 - self.share)
+        kept = self.kept[layer].to(x)  # [items, channels]
+        kept = kept if self.rows is None else kept[self.rows]
+        return x * kept.view(len(kept), *[1] * (x.ndim - 2), -1)
+
+
 class Lora(nn.Module):
     """Matrices A [rank, in] and B [out, rank] per target linear layer; B starts at 0, so it starts without effect.
 
-    network: the frozen backbone.  targets: names of ``nn.Linear`` modules in it.  rank: at least 1.
+    network: the frozen backbone.  targets: names of linear layers in it (`is_linear`).  rank: at least 1.
     alpha: its output is scaled by alpha / rank (default: rank, scale 1).  switch: the backbone's.
     Raises ValueError for an empty target list, a name that is not a linear layer, or a rank below 1.
     """
@@ -94,29 +190,45 @@ class Lora(nn.Module):
         if rank < 1 or not self.targets:
             raise ValueError("a LoRA needs a rank of at least 1 and at least one target layer")
         self.rank, self.scale = rank, (rank if alpha is None else alpha) / rank
-        modules = dict(network.named_modules())
-        wrong = [name for name in self.targets if not isinstance(modules.get(name), nn.Linear)]
+        self.switch, self.dropout = switch, 0.0
+        self.over: tuple[Lora, ...] = ()  # frozen ones that are on whenever this one is (a tuple: not its parameters)
+        modules, device = dict(network.named_modules()), next(network.parameters()).device
+        wrong = [name for name in self.targets if not is_linear(modules.get(name))]
         if wrong:
             raise ValueError(f"LoRA targets that are not linear layers of this network: {wrong}")
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
         self.handles = []
         for index, name in enumerate(self.targets):
             layer = modules[name]
-            down = torch.empty(rank, layer.in_features, device=layer.weight.device)
+            down = torch.empty(rank, layer.in_features, device=device)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
             self.down.append(nn.Parameter(down))
-            self.up.append(nn.Parameter(torch.zeros(layer.out_features, rank, device=layer.weight.device)))
+            self.up.append(nn.Parameter(torch.zeros(layer.out_features, rank, device=device)))
             self.handles.append(layer.register_forward_hook(self._hook(index, switch)))
 
     def _hook(self, index: int, switch: LoraSwitch) -> Callable:
         def add_output(layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-            if switch.active is not self:
+            mine = switch.active is self
+            if not mine and (switch.active is None or self not in switch.active.over):
                 return None
-            x = args[0].to(self.down[index].dtype)
-            added = nn.functional.linear(nn.functional.linear(x, self.down[index]), self.up[index] * self.scale)
+            down, up = self.down[index], self.up[index]
+            x = args[0].to(torch.promote_types(args[0].dtype, down.dtype))
+            if switch.dropout is not None and mine:
+                x = switch.dropout(self.targets[index], x)
+            added = nn.functional.linear(nn.functional.linear(x, down.to(x.dtype)), (up * self.scale).to(x.dtype))
             return output + added.to(output.dtype)
 
         return add_output
+
+    def configure(self, config: LoraConfig) -> None:
+        """Alpha, dropout and number format of the config."""
+        self.scale, self.dropout = (config.alpha or self.rank) / self.rank, config.dropout
+        for weight in self.parameters():
+            weight.data = weight.data.to(getattr(torch, config.lora_dtype))
+
+    def dropping(self, random: ItemNoise) -> AbstractContextManager[None]:
+        """The student's forward of a training step: its dropout, drawn from ``random``."""
+        return self.switch.dropping(Dropout(self.dropout, random) if self.dropout else None)
 
     def remove(self) -> None:
         """Take the hooks off the backbone; it is as before."""
@@ -130,8 +242,8 @@ class Lora(nn.Module):
         """
         state = {}
         for name, down, up in zip(self.targets, self.down, self.up, strict=True):
-            state[f"{prefix}.{name}.lora_A.weight"] = down.detach().clone().cpu().contiguous()
-            state[f"{prefix}.{name}.lora_B.weight"] = (up.detach() * self.scale).cpu().contiguous()
+            state[f"{prefix}.{name}.lora_A.weight"] = down.detach().float().clone().cpu().contiguous()
+            state[f"{prefix}.{name}.lora_B.weight"] = (up.detach().float() * self.scale).cpu().contiguous()
         return state
 
     def load_export(self, state: dict[str, Tensor], prefix: str = "transformer") -> None:
@@ -146,9 +258,17 @@ class Lora(nn.Module):
                 up.copy_(state[f"{prefix}.{name}.lora_B.weight"] / self.scale)
 
 
+def is_linear(module: nn.Module | None) -> bool:
+    """Whether a LoRA can stand beside a module: a linear layer, also one whose class keeps its weight quantized."""
+    if module is None or isinstance(module, nn.Linear):
+        return module is not None
+    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return all(isinstance(size, int) for size in sizes) and "weight" in dict(module.named_parameters(recurse=False))
+
+
 def linear_layers(network: nn.Module, under: tuple[str, ...]) -> list[str]:
     """Names of all linear layers inside the named submodules, e.g. ``("transformer_blocks",)``."""
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name, module in network.named_modules() if is_linear(module)]
     return [name for name in names if any(part in name.split(".") for part in under)]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import opening
 from .features import collect_taps
 from .lora import LoraSwitch
 
@@ -102,10 +103,10 @@ def efficientnet_vision(size: int) -> VisionNetwork:
     return VisionNetwork(network, taps, (size, size), mean=None, std=None)
 
 
-def transformers_vision(folder: str | Path, blocks: int = 4, size: int = 224) -> VisionNetwork:
+def transformers_vision(folder: str | Path, blocks: int = 4, size: int = 224, weights: bool = True) -> VisionNetwork:
     """A DINOv2 (or another ViT of transformers) from its folder on disk; nothing is downloaded.
 
-    size: side of the square input, a multiple of the patch.
+    size: side of the square input, a multiple of the patch.  weights: False leaves them on the meta device.
     Raises ValueError when transformers, the folder or its weights are missing, or the network has no ViT layers.
     """
     if not (Path(folder) / "config.json").is_file():
@@ -114,13 +115,15 @@ def transformers_vision(folder: str | Path, blocks: int = 4, size: int = 224) ->
             'facebook/dinov2-small), or [vision] network = "encoder" for the encoder of the model\'s tiny autoencoder'
         )
     try:
-        from transformers import AutoModel
+        from transformers import AutoConfig, AutoModel
     except ImportError:
         raise ValueError("a vision network from a folder needs transformers: pip install transformers") from None
-    try:
-        network = AutoModel.from_pretrained(folder, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"the vision network in {folder} cannot be opened: {error}") from error
+    with opening(folder, "a vision network"):
+        if weights:
+            network = AutoModel.from_pretrained(folder, local_files_only=True)
+        else:
+            with torch.device("meta"):
+                network = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     names = [name for name, _ in network.named_modules()]
     layers = [n for n in names if n.rsplit(".", 1)[-1].isdigit() and n.rsplit(".", 2)[-2] in ("layer", "layers")]
     patch = getattr(network.config, "patch_size", None)

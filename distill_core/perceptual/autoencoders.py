@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import opening
+from ..files import read_json
 from ..models import mini
+from ..models.backends.diffusers import only_variant
 from ..models.families import LatentSpace
 from ..models.features import collect_taps
 from ..models.lora import LoraSwitch
@@ -76,11 +78,13 @@ def open_autoencoder(path: str) -> Autoencoder:
     file = Path(path) / "config.json"
     if not file.is_file():
         raise ValueError(f'{path} has no config.json; give the vae folder of a diffusers pipeline, or "mini"')
-    config = json.loads(file.read_text())
+    config = read_json(file, "download it again")
     kind = config.get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise ValueError(f"{path} holds a {kind}; known are AutoencoderKL and AutoencoderTiny")
-    network = getattr(diffusers, kind).from_pretrained(path, local_files_only=True)
+    with opening(path, f"an {kind}"):
+        variant = only_variant([Path(path)])
+        network = getattr(diffusers, kind).from_pretrained(path, local_files_only=True, variant=variant)
     facts = network.config
     space = LatentSpace(facts.latent_channels, facts.scaling_factor, getattr(facts, "shift_factor", None) or 0.0)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..diffusion.noise import ItemNoise, item_generator
 from ..files import load_tensors, save_tensors
-from ..settings import setting
+from ..settings import SEED_MAX, Checked, setting
 from .metric import total, unit
 from .pairs import Pairs
 from .transforms import draw, transform
@@ -29,25 +29,23 @@ FLOOR = 0.02  # added to both distances before the logarithm
 
 
 @dataclass(frozen=True)
-class CalibrationConfig:
+class CalibrationConfig(Checked):
     """How an E-LatentLPIPS metric is trained on a distance between images."""
 
     widths: tuple[int, ...] = setting(
         (64, 128, 256, 512, 512),
         "Channels of the metric's five feature maps, VGG16's by default; a small autoencoder needs less.",
+        low=1,
+        high=4096,
     )
-    steps: int = setting(5000, "Steps of the AdamW optimiser.")
-    batch_size: int = setting(32, "Pairs of images in one step.")
-    lr: float = setting(1e-3, "Learning rate of the AdamW optimiser.")
+    steps: int = setting(5000, "Steps of the AdamW optimiser.", low=1, high=10**7)
+    batch_size: int = setting(32, "Pairs of images in one step.", low=1, high=4096)
+    lr: float = setting(1e-3, "Learning rate of the AdamW optimiser.", above=0, high=100)
     class_weight: float = setting(
-        0.3, "Weight of the classification loss beside the regression, where the images have classes."
+        0.3, "Weight of the classification loss beside the regression, where the images have classes.", low=0, high=1000
     )
-    seed: int = setting(0, "Seed of the new weights and of the order of the pairs.")
-    save_every: int = setting(100, "Steps between checkpoints.", decides=False)
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.save_every) < 1 or self.lr <= 0:
-            raise ValueError("steps, batch_size, save_every and lr must be positive")
+    seed: int = setting(0, "Seed of the new weights and of the order of the pairs.", low=0, high=SEED_MAX)
+    save_every: int = setting(100, "Steps between checkpoints.", decides=False, low=1, high=10**7)
 
 
 class Learner(nn.Module):

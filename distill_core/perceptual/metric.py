@@ -122,7 +122,7 @@ class ELatentLPIPS(nn.Module):
                 found |= {f"tap{i}.{name}": tap for i, tap in enumerate(self.trunk(x))}
         if draws is not None:
             found |= {f"draws.{name}": value for name, value in draws.named().items()}
-            found["matrix"] = geometry(draws, prediction.shape[-2], prediction.shape[-1], "g" in self.preset)
+            found["matrix"] = geometry(draws, prediction.shape[-2], prediction.shape[-1], self.preset)
         return {name: value.detach().cpu().clone() for name, value in found.items()}
 
     def _checked(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

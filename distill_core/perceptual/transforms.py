@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
 
-PRESETS = ("none", "b", "bg", "bgc", "bgco")  # the letters say which transforms are on
+PRESETS = ("none", "b", "g", "bg", "c", "o", "co", "bgc", "bgco")  # the letters say which transforms are on
 TRANSLATION = 0.125  # of the side: half-width of the whole-pixel draw, standard deviation of the fractional one
 LOG2_SCALE = 0.2  # standard deviation of the base-2 logarithm of the scales
 CUTOUT = 0.5  # side of the box, of the latent's side
@@ -113,16 +113,18 @@ def _translate(x: Tensor, y: Tensor) -> Tensor:
     return _matrix([[1, 0, x], [0, 1, y]], x)
 
 
-def geometry(draws: Draws, height: int, width: int, general: bool) -> Tensor:
+def geometry(draws: Draws, height: int, width: int, preset: str) -> Tensor:
     """Input-to-output affine matrix [B, 3, 3] in pixels, x before y, origin at the centre (appendix B, lines 5-33).
 
-    general: with the transforms of "g"; without, only flip, quarter turns and whole-pixel translation.
+    preset: with "b" in it flip, quarter turns and whole-pixel translation, with "g" the general transforms.
     """
     d = draws
-    matrix = _scale(d.flip, torch.ones_like(d.flip))
-    matrix = _rotate(-math.pi / 2 * d.turns) @ matrix
-    matrix = _translate((d.shift[:, 0] * width).round(), (d.shift[:, 1] * height).round()) @ matrix
-    if general:
+    matrix = torch.eye(3, dtype=d.flip.dtype).expand(len(d.flip), 3, 3)
+    if "b" in preset:
+        matrix = _scale(d.flip, torch.ones_like(d.flip)) @ matrix
+        matrix = _rotate(-math.pi / 2 * d.turns) @ matrix
+        matrix = _translate((d.shift[:, 0] * width).round(), (d.shift[:, 1] * height).round()) @ matrix
+    if "g" in preset:
         matrix = _scale(d.scale.exp2(), d.scale.exp2()) @ matrix
         matrix = _rotate(-d.angle_before) @ matrix
         matrix = _scale(d.stretch.exp2(), (-d.stretch).exp2()) @ matrix
@@ -235,11 +237,13 @@ def transform(draws: Draws, preset: str, height: int, width: int) -> Callable[[T
     """The function of a latent [B, C, height, width] that a preset's transforms make of a draw."""
     if preset not in PRESETS[1:]:
         raise ValueError(f"the transforms must be one of {list(PRESETS[1:])}, not {preset!r}")
-    warp = Warp(geometry(draws, height, width, "g" in preset), height, width)
+    moves = "b" in preset or "g" in preset
+    warp = Warp(geometry(draws, height, width, preset), height, width) if moves else None
 
     def apply(x: Tensor) -> Tensor:
         # A coordinate rounded to float32 moves the distance by some 1e-6; in float64 this is still 1 % of the time.
-        moved = warp(x.double() if x.device.type != "mps" else x.float())
+        moved = x.double() if x.device.type != "mps" else x.float()
+        moved = warp(moved) if warp else moved
         moved = colour(moved, draws) if "c" in preset else moved
         return (cutout(moved, draws) if "o" in preset else moved).to(x.dtype)
 

@@ -5,45 +5,37 @@ The nodes of ComfyUI and scripts share this; it knows a model only through `Mode
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tensor
 
-from ..diffusion.process import NoiseProcess, TimestepProcess
+from ..diffusion.process import TimestepProcess
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import DENOISE_MODES, check_sigmas, explicit_sigmas
-from ..files import NAMESPACE
-from .table import DEFAULT_SIZE, Preset, auto_preset, explain, find_preset, preset_sigmas, presets_of
+from ..files import NAMESPACE, parse_description
+from ..models.families import take_the_same_loras
+from .explain import explain
+from .facts import ModelFacts
+from .levels import DEFAULT_SIZE, preset_sigmas
+from .origin import origin_notes
+from .table import Preset, auto_preset, counted, find_preset, presets_of, spell
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What a recipe depends on.
-
-    family: architecture as in the table of presets, None if it is none of them.  process: sigma of a timestep and the
-    like (`process.py`; ComfyUI's ``model_sampling``).  table: a discrete model's sigmas [T], None for flow models.
-    metadata: strings from the checkpoint's or LoRA's file.
-    """
-
-    family: str | None
-    process: NoiseProcess
-    table: Tensor | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Recipe:
-    """sigmas [steps + 1], a sampler and its options, the cfg scale, and a text that says where they are from."""
+    """sigmas [steps + 1], a sampler and its options, the cfg scale, a text that says where they are from, and warnings
+    of a student that was made above another model or LoRA."""
 
     sigmas: Tensor
     sampler: str
     sampler_options: dict[str, float]
     cfg: float
     explanation: str
+    warnings: tuple[str, ...] = ()
 
 
 def make_recipe(
@@ -77,13 +69,15 @@ def make_recipe(
         or _from_preset(model, preset, steps, sampler, width, height, video)
     )
     check_range(base.sigmas, model.table)
+    base = replace(base, explanation="\n".join([base.explanation, *unfit_loras(model)]))
     levels = DENOISE_MODES[mode](base.sigmas, denoise, model.table)
     text = base.explanation
     if denoise < 1:
         listed = ", ".join(f"{level:.4g}" for level in levels.tolist())
         text += f"\nDenoise {denoise:g} ({mode}): {listed}"
     options = base.sampler_options if sampler in (None, base.sampler) else {}  # another sampler has other options
-    return Recipe(levels, sampler or base.sampler, options, base.cfg if cfg is None else cfg, text)
+    text = "\n".join([text, *(f"Warning: {warning}." for warning in base.warnings)])
+    return Recipe(levels, sampler or base.sampler, options, base.cfg if cfg is None else cfg, text, base.warnings)
 
 
 def check_range(sigmas: Tensor, table: Tensor | None) -> None:
@@ -100,11 +94,11 @@ def check_range(sigmas: Tensor, table: Tensor | None) -> None:
 def _from_sigmas(
     model: ModelFacts, preset: str, steps: int | None, sigmas: Tensor, sampler: str | None, cfg: float | None
 ) -> Recipe:
-    check_sigmas(sigmas)
+    sigmas = check_sigmas(sigmas).float()
     count = len(sigmas) - 1
     if steps is not None and steps != count:
-        raise ValueError(f"SIGMAS has {count} steps but steps is {steps}: set steps to 0, or disconnect SIGMAS")
-    text = f"SIGMAS as connected, {count} steps: " + ", ".join(f"{level:.4g}" for level in sigmas.tolist())
+        raise ValueError(f"SIGMAS has {counted(count)} but steps is {steps}: set steps to 0, or disconnect SIGMAS")
+    text = f"SIGMAS as connected, {counted(count)}: " + ", ".join(f"{level:.4g}" for level in sigmas.tolist())
     if sampler is not None and cfg is not None:
         return Recipe(sigmas, sampler, {}, cfg, text)
     try:
@@ -131,17 +125,76 @@ def student_levels(trained: list[float], steps: int | None = None) -> Tensor:
     return explicit_sigmas(trained[:: len(trained) // steps] if even else trained[:steps])
 
 
+def own_description(model: ModelFacts) -> tuple[dict[str, str], str]:
+    """What the model's files say of how it was distilled, and which file; empty where none does.
+
+    A LoRA counts only if the model has taken up layers of it and the file is of the model's family.
+    Raises ValueError where several say different things.
+    """
+    if rivals := rival_loras(model):
+        names = " and ".join(rivals)
+        raise ValueError(f"{names} {RIVALS}: choose a preset, connect SIGMAS, or leave one of them out")
+    fitting = _fitting_loras(model)
+    if fitting:
+        return fitting[0]
+    checkpoint = describe_metadata(model.metadata)
+    fits = "sigmas" in checkpoint and is_of_family(checkpoint, model.family)
+    return (checkpoint, "the file's own metadata") if fits else ({}, "")
+
+
+RIVALS = "are both on this model, and they were trained for different noise levels or samplers"
+
+
+def rival_loras(model: ModelFacts) -> list[str]:
+    """The names of turbo LoRAs on the model that say different things; empty where all agree."""
+    different = {own["sigmas"] + own.get("sampler", ""): name for own, name in _fitting_loras(model)}
+    return list(different.values()) if len(different) > 1 else []
+
+
+def _fitting_loras(model: ModelFacts) -> list[tuple[dict[str, str], str]]:
+    described = [(describe_metadata(lora.metadata), lora) for lora in model.loras if lora.layers]
+    return [(own, lora.name) for own, lora in described if "sigmas" in own and is_of_family(own, model.family)]
+
+
+def unfit_loras(model: ModelFacts) -> list[str]:
+    """Why a turbo LoRA's description is not followed, one sentence each."""
+    reasons = []
+    for lora in model.loras:
+        described = describe_metadata(lora.metadata)
+        if not is_of_family(described, model.family):
+            reasons.append(f"{lora.name} was made for {described['family']}, and this model is {model.family}")
+        elif not lora.layers:
+            reasons.append(f"no layer of {lora.name} fits this model, so it does nothing")
+    return reasons
+
+
+def is_of_family(described: dict[str, str], family: str | None) -> bool:
+    """Whether a file with this description is for models of ``family``, as far as it says."""
+    return family is None or take_the_same_loras(described.get("family", ""), family)
+
+
 def _from_metadata(model: ModelFacts, preset: str, steps: int | None) -> Recipe | None:
-    described = describe_metadata(model.metadata)
-    if preset != AUTO or "sigmas" not in described:
+    described, file = own_description(model) if preset == AUTO else ({}, "")
+    if "sigmas" not in described:
         return None
-    sigmas = student_levels(json.loads(described["sigmas"]), steps)
+    try:
+        stored = parse_description(described)
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}; choose a preset, or train the LoRA again") from error
+    sigmas = student_levels(stored["sigmas"], steps)
     levels = ", ".join(f"{level:.4g}" for level in sigmas.tolist())
-    sampler, cfg = described.get("sampler", "renoise"), float(described.get("cfg", 1.0))
-    text = f"{len(sigmas) - 1} steps: {levels}\nsampler {sampler}; cfg {cfg:g}"
-    options = json.loads(described.get("sampler_options", "{}"))
-    text += f"\nSource: the file's own metadata ({described.get('method', '?')})"
-    return Recipe(sigmas, sampler, options, cfg, text)
+    sampler, cfg = described.get("sampler", "renoise"), float(stored.get("cfg", 1.0))
+    if sampler not in SAMPLERS:
+        raise ValueError(f"{file} asks for the sampler {sampler!r}, which is not known; choose one, or a preset")
+    text = f"{counted(len(sigmas) - 1)}: {levels}\nsampler {sampler}; cfg {cfg:g}"
+    options = stored.get("sampler_options", {})
+    text += f"\nSource: {file} ({described.get('method', '?')})"
+    return Recipe(sigmas, sampler, options, cfg, text, tuple(origin_warnings(model, described)))
+
+
+def origin_warnings(model: ModelFacts, described: Mapping[str, str]) -> list[str]:
+    """What is to be said of a model whose file was made above another one (`origin_notes`), if the host tells."""
+    return origin_notes(described, model.base, model.layout, model.below) if model.base else []
 
 
 def _from_preset(
@@ -156,18 +209,33 @@ def _from_preset(
     process = cast(TimestepProcess, model.process) if row.grid["kind"] == "timesteps" else None
     sigmas = preset_sigmas(row, steps, process, width, height)
     count = len(sigmas) - 1
-    text = explain(row, count, sigmas)
+    text = "\n".join([explain(row, count, sigmas), *_doubts(model, row, preset)])
     return Recipe(sigmas, *_sampler(row, sampler), row.cfg_at(count), text)
+
+
+def _doubts(model: ModelFacts, row: Preset, preset: str) -> list[str]:
+    """What speaks against a row or is only supposed: an absent LoRA, and the guess that "auto" is."""
+    doubts = []
+    if row.lora and model.strengths == ():
+        doubts.append("WARNING: this preset is a LoRA, and no LoRA is on the model (unless it is merged into the file)")
+    if preset == AUTO:
+        doubts.append("Chosen by the model's family alone: nothing on this model says how it was distilled")
+        others = [other for other in presets_of(model.family, model.guidance_embedded) if other != row and other.known]
+        named = ", ".join(f"{other.key} ({spell(other.steps)} steps)" for other in others if not other.part)
+        if named:
+            doubts[-1] += f"; the family also has {named}"
+    return doubts
 
 
 def choose_row(model: ModelFacts, preset: str, steps: int | None) -> Preset:
     """The row ``preset``, or the one "auto" means for this family. Raises ValueError where it does not fit."""
     if preset == AUTO:
-        if model.family is None:
-            raise ValueError(
-                "the model's family is not in the table of turbo models: choose a preset or connect SIGMAS"
-            )
-        return auto_preset(model.family, steps)
+        try:
+            if model.family is None:
+                raise ValueError("the model's family is not in the table: choose a preset or connect SIGMAS")
+            return auto_preset(model.family, steps, model.guidance_embedded)
+        except ValueError as error:
+            raise ValueError(". ".join([str(error), *unfit_loras(model)])) from None
     row = find_preset(preset)
     if model.family is not None and model.family not in row.families:
         known = ", ".join(other.key for other in presets_of(model.family)) or "none; connect SIGMAS instead"
@@ -175,6 +243,9 @@ def choose_row(model: ModelFacts, preset: str, steps: int | None) -> Preset:
             f"preset {row.key} is for {' or '.join(row.families)}, but the model is {model.family}; "
             f"presets for it: {known}"
         )
+    if row.known and (row.grid["kind"] == "timesteps") == (model.table is None):
+        kinds = ("flow", "discrete") if model.table is None else ("discrete", "flow")
+        raise ValueError(f"preset {row.key} is for {kinds[1]} models, but this is a {kinds[0]} model; choose another")
     return row
 
 

@@ -1,47 +1,33 @@
-"""The table of turbo models: which noise levels, guidance and sampler each was made for, and who says so.
+"""The table of turbo models: what each was made for, and who says so.
 
-The rows are data (``presets.json``). A row states where its numbers come from and, where the numbers follow from a
-rule (a shift, trailing timesteps, ...), that rule, from which `preset_sigmas` computes the list for any allowed number
-of steps. ``listed`` keeps the published numbers; the tests hold the rules to them.
+The rows are data (``table.json``). A row states where its numbers come from, the rule of its noise levels
+(`levels.preset_sigmas` computes the list), the scheduler that gives its maker's levels (`reference.py` runs it), and
+how sure we are. ``listed`` keeps the published numbers; the tests hold the rules to them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from ..diffusion.process import DiscreteProcess, TimestepProcess, cumulative_alphas
-from ..diffusion.schedules import (
-    explicit_sigmas,
-    lcm_timesteps,
-    shift_sigmas,
-    shifted_sigmas,
-    sigmas_at_timesteps,
-    trailing_timesteps,
-    trigflow_sigmas,
-    turbo_timesteps,
-)
-
 TABLE = Path(__file__).parent / "table.json"
-TIMESTEP_RULES = {"turbo": turbo_timesteps, "trailing": trailing_timesteps, "lcm": lcm_timesteps}
-DEFAULT_SIZE = 1024  # pixels; used where a grid depends on the picture's size and none is given
-FLUX2_JUMP = 4300  # tokens (16 x 16 pixels each) above which FLUX.2's shift formula changes branch
 
 
 @dataclass(frozen=True)
 class Preset:
     """One row of the table.
 
-    key: its stable name.  families: architectures it belongs to.  steps: allowed counts.  cfg: classifier-free guidance
+    key: its stable name.  families: architectures it belongs to.  steps: the counts it was made for; other_steps:
+    counts that follow the same rule and are in use, though it was not made for them.  cfg: classifier-free guidance
     scale, ``cfg_by_steps`` overrides it, ``cfg_max`` is the largest one stated anywhere.  sampler: one of
-    ``samplers.SAMPLERS`` or None where the model needs a sampler of its own.  grid: the rule of its noise levels.
-    confidence: A = the author's repository or card, or code, was read; B = second hand.
+    ``samplers.SAMPLERS`` or None where the model needs a sampler of its own.  grid: the rule of its noise levels, as
+    the network sees them.  reference: the scheduler that makes the maker's levels, with what the maker's code gives it
+    (`reference.reference_sigmas`).  ksampler: scheduler and shift that give the levels in ComfyUI's KSampler, None
+    where none does.  confidence: A = the author's repository or card, or code, was read; B = second hand.  second: a
+    source that says the same, independently.  checked: the day on which it was last compared with its reference.
     """
 
     key: str
@@ -59,24 +45,44 @@ class Preset:
     note: str
     listed: tuple[tuple[float, ...], ...] = ()
     auto: tuple[str, ...] = ()  # families for which it is what "auto" means
+    other_steps: tuple[int, ...] = ()
     cfg_by_steps: dict[str, float] = field(default_factory=dict)
     eta: float | None = None
     steps_of_file: bool = False  # the file is made for exactly one of ``steps``
     prediction: str | None = None  # where it is not the family's
-    lora_strength: float | None = None
+    prediction_too: str | None = None  # another one that its authors use as well
+    lora: bool = False  # it is a LoRA, not a model of its own
+    lora_strength: float | None = None  # where it is not 1
     guidance: float | None = None  # embedded guidance, an input of the network, not cfg
+    guidance_input: bool | None = None  # whether its network has that input, where this tells models of a family apart
+    noise_scale: float | None = None  # of the model's sampling, where it is not the family's
+    audio_shift: float | None = None  # the shift factor of the sound in models that make both
+    part: str = ""  # what the list is for, where it does not start from pure noise
     video: bool = False
+    reference: dict | None = None
+    ksampler: dict | None = None
+    second: str = ""
+    checked: str = ""
 
     @property
     def sampler_options(self) -> dict[str, float]:
         return {} if self.eta is None else {"eta": self.eta}
 
+    @property
+    def known(self) -> bool:
+        """Whether its noise levels are."""
+        return self.grid["kind"] != "unlisted"
+
+    @property
+    def all_steps(self) -> tuple[int, ...]:
+        return (*self.steps, *self.other_steps)
+
     def cfg_at(self, steps: int) -> float:
         return self.cfg_by_steps.get(str(steps), self.cfg)
 
     def check_steps(self, steps: int) -> None:
-        """Raises ValueError when the model was not made for this many steps."""
-        if steps not in self.steps:
+        """Raises ValueError when the model was not made for this many steps and they are not in use either."""
+        if steps not in self.all_steps:
             raise ValueError(f"{self.title} was made for {spell(self.steps)} steps, not {steps}; choose one of these")
 
 
@@ -86,7 +92,7 @@ def presets() -> dict[str, Preset]:
     rows = {}
     for row in json.loads(TABLE.read_text(encoding="utf-8")):
         row.pop("stated")  # the source's own words, kept in the file as evidence
-        lists = {name: tuple(row[name]) for name in ("families", "steps", "auto") if name in row}
+        lists = {name: tuple(row[name]) for name in ("families", "steps", "other_steps", "auto") if name in row}
         listed = tuple(tuple(levels) for levels in row.get("listed", ()))
         rows[row["key"]] = Preset(**{**row, **lists, "listed": listed})
     return rows
@@ -100,28 +106,35 @@ def find_preset(key: str) -> Preset:
         raise ValueError(f"there is no preset {key!r}; known: {', '.join(presets())}") from None
 
 
-def presets_of(family: str) -> list[Preset]:
-    """All rows of an architecture."""
-    return [preset for preset in presets().values() if family in preset.families]
+def presets_of(family: str | None, guidance_embedded: bool | None = None) -> list[Preset]:
+    """All rows of an architecture.
+
+    guidance_embedded: whether the network has guidance as an input, where that is known: rows for the other kind are
+    left out (FLUX.2 klein has none, FLUX.2 dev has).
+    """
+    rows = [preset for preset in presets().values() if family in preset.families]
+    if guidance_embedded is None:
+        return rows
+    return [preset for preset in rows if preset.guidance_input in (None, guidance_embedded)]
 
 
-def auto_preset(family: str, steps: int | None = None) -> Preset:
+def auto_preset(family: str, steps: int | None = None, guidance_embedded: bool | None = None) -> Preset:
     """The row that a family alone decides.
 
-    With ``steps``, a row of the same noise levels made for that count is preferred (Qwen-Image-Lightning 4 and 8).
+    Where its own row was not made for ``steps``, another row of the family that was, by the same rule, takes its place.
     Raises ValueError where the family has none, or several between which only the file's origin decides.
     """
-    rows = presets_of(family)
+    rows = presets_of(family, guidance_embedded)
     chosen = [preset for preset in rows if family in preset.auto]
     if not chosen:
         known = ", ".join(preset.key for preset in rows)
         hint = f"choose the one your file was made with: {known}" if known else "connect SIGMAS instead"
         raise ValueError(f"a model of family {family!r} alone does not tell how it was distilled; {hint}")
     first = chosen[0]
-    if steps is not None and steps not in first.steps:
-        same_rule = [preset for preset in rows if preset.grid == first.grid and steps in preset.steps]
-        first = same_rule[0] if same_rule else first
-    return first
+    if steps is None or steps in first.steps:
+        return first
+    made_for = [preset for preset in rows if preset.grid == first.grid and steps in preset.steps]
+    return first if steps in first.other_steps else (made_for or [first])[0]
 
 
 def spell(numbers: Sequence[int]) -> str:
@@ -132,123 +145,6 @@ def spell(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers))
 
 
-def preset_sigmas(
-    preset: Preset,
-    steps: int | None = None,
-    process: TimestepProcess | None = None,
-    width: int = DEFAULT_SIZE,
-    height: int = DEFAULT_SIZE,
-) -> Tensor:
-    """The noise levels of a preset: [steps + 1], falling, ending in 0.
-
-    process: gives the sigma of a timestep (``DiscreteProcess`` or ComfyUI's ``model_sampling``); by default Stable
-    Diffusion's table.  width, height: of the picture in pixels, where the levels depend on it (FLUX).
-    Raises ValueError for a step count that the model was not made for and for models whose levels are not known.
-    """
-    steps = preset.default_steps if steps is None else steps
-    preset.check_steps(steps)
-    tokens = tokens_of(width, height)
-    return GRIDS[preset.grid["kind"]](preset, steps, process, tokens)
-
-
-def _timesteps(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
-    rule = preset.grid.get("rule")
-    timesteps = TIMESTEP_RULES[rule](steps) if rule else preset.grid["list"]
-    return sigmas_at_timesteps(process or DiscreteProcess(cumulative_alphas()), timesteps)
-
-
-def _shifted(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
-    return shifted_sigmas(steps, shift_alpha=preset.grid.get("alpha"), shift_mu=preset.grid.get("mu"))
-
-
-def _normal(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
-    grid = preset.grid
-    alpha = grid["alpha_by_steps"][str(steps)] if "alpha_by_steps" in grid else grid["alpha"]
-    return twice_shifted_sigmas(steps, alpha)
-
-
-def _flux(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
-    return shifted_sigmas(steps, shift_mu=flux_mu(tokens))
-
-
-def _flux2(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
-    return shifted_sigmas(steps, shift_mu=flux2_mu(tokens, steps))
-
-
-def _explicit(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
-    return explicit_sigmas(preset.grid["sigmas"])
-
-
-def _trigflow(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
-    return trigflow_sigmas(steps)
-
-
-def _unlisted(preset: Preset, steps: int, process: TimestepProcess | None, tokens: int) -> Tensor:
-    raise ValueError(f"{preset.title}: {preset.grid['why']}")
-
-
-GRIDS: dict[str, Callable[[Preset, int, TimestepProcess | None, int], Tensor]] = {
-    "timesteps": _timesteps,
-    "shifted": _shifted,
-    "normal": _normal,
-    "flux": _flux,
-    "flux2": _flux2,
-    "explicit": _explicit,
-    "trigflow": _trigflow,
-    "unlisted": _unlisted,
-}
-
-
-def twice_shifted_sigmas(steps: int, alpha: float, train_steps: int = 1000) -> Tensor:
-    """Evenly spaced between the ends of an already shifted table, then shifted again: Stability's sd3_infer.py,
-    diffusers' FlowMatchEuler and ComfyUI's scheduler ``normal``. The last step is almost null."""
-    lowest = shift_sigmas(torch.tensor(1 / train_steps), shift_alpha=alpha).item()
-    return explicit_sigmas(shift_sigmas(torch.linspace(1, lowest, steps), shift_alpha=alpha).tolist())
-
-
-def tokens_of(width: int, height: int) -> int:
-    """The number of tokens that a FLUX model cuts a picture of width x height pixels into, 16 x 16 pixels each."""
-    return round(width * height / 256)
-
-
-def flux_mu(tokens: int) -> float:
-    """FLUX.1 dev's shift: a line through 0.5 at 256 tokens and 1.15 at 4096 (black-forest-labs/flux, sampling.py)."""
-    return 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
-
-
-def flux2_mu(tokens: int, steps: int) -> float:
-    """FLUX.2's shift from the token count: interpolated between a line for 10 and a line for 200 steps, but above
-    `FLUX2_JUMP` tokens the line for 200 steps whatever ``steps`` is, hence a jump (black-forest-labs/flux2)."""
-    at_10 = 8.73809524e-05 * tokens + 1.89833333
-    at_200 = 0.00016927 * tokens + 0.45666666
-    return at_200 if tokens > FLUX2_JUMP else at_10 + (at_200 - at_10) * (steps - 10) / 190
-
-
-def steady_flux2_mu(tokens: int, steps: int) -> float:
-    """`flux2_mu` without its jump: above `FLUX2_JUMP` tokens the value it has there (our choice, from no source)."""
-    return flux2_mu(min(tokens, FLUX2_JUMP), steps)
-
-
-def explain(preset: Preset, steps: int, sigmas: Tensor) -> str:
-    """A readable account of a preset and the levels made from it, with its source."""
-    levels = ", ".join(f"{level:.4g}" for level in sigmas.tolist())
-    lines = [
-        f"{preset.title}  [{preset.key}]",
-        f"{len(sigmas) - 1} steps: {levels}",
-        f"sampler {preset.sampler or 'of its own'}"
-        + (f", eta {preset.eta:g}" if preset.eta is not None else "")
-        + f"; cfg {preset.cfg_at(steps):g}"
-        + (f" (up to {preset.cfg_max:g} is in use)" if preset.cfg_max > preset.cfg_at(steps) else ""),
-    ]
-    if preset.steps_of_file:
-        lines.append(f"The file must be the one made for {steps} steps.")
-    if preset.lora_strength is not None:
-        lines.append(f"LoRA strength {preset.lora_strength:g}.")
-    if preset.guidance is not None:
-        lines.append(f"Embedded guidance {preset.guidance:g} (an input of the network, not cfg).")
-    if preset.prediction is not None:
-        lines.append(f"The network predicts {preset.prediction}: {preset.comfy}.")
-    if preset.note:
-        lines.append(f"Note: {preset.note}")
-    trust = "read at the source" if preset.confidence == "A" else "second hand"
-    return "\n".join([*lines, f"Source ({trust}): {preset.source}"])
+def counted(steps: int) -> str:
+    """1 -> "1 step", 4 -> "4 steps"."""
+    return f"{steps} step{'s' * (steps != 1)}"

@@ -5,23 +5,30 @@ from __future__ import annotations
 import argparse
 import textwrap
 import tomllib
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 from ..data.cache import CacheConfig
+from ..data.kept import KeptConfig
+from ..data.mix import DataConfig
+from ..data.pictures import PictureConfig
+from ..files import read_text
 from ..methods.components import DiscriminatorConfig, VisionConfig
 from ..methods.config import MethodConfig
 from ..methods.registry import METHODS
-from ..models.pipelines import ModelConfig
-from ..settings import Setting, setting, settings_of
-from .loop import TrainConfig
+from ..models.lora import LoraConfig
+from ..models.pipelines import ModelConfig, is_guidance_distilled
+from ..settings import Checked, Setting, setting, settings_of
+from .loop_config import TrainConfig
 
 WIDTH = 100  # columns of what `train --help` prints
 
 
 @dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(Checked):
     """What the pictures are to show."""
 
     prompts: str = setting(
@@ -31,25 +38,31 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """All sections of the file; a missing one takes its defaults."""
 
     method: str = setting(
-        "ladd", f"The method that trains the student: {', '.join(METHODS)}. Only the section of that name counts."
+        "ladd",
+        f"The method that trains the student: {', '.join(METHODS)}. Only the section of that name counts.",
+        choices=METHODS,
     )
     model: ModelConfig = setting(ModelConfig, "The network to distil, and the student on it.")
+    lora: LoraConfig = setting(LoraConfig, "The student's LoRA beside its rank and its layers.")
     prompts: PromptConfig = setting(PromptConfig, "What the pictures are to show.")
     cache: CacheConfig = setting(CacheConfig, "How the teacher's latents are made (command `cache`).")
+    pictures: PictureConfig = setting(
+        PictureConfig, "How own pictures become the data instead (command `cache --images`)."
+    )
+    kept: KeptConfig = setting(
+        KeptConfig, 'Samples of a turbo itself that method = "tune" and the command `adapter` make first.'
+    )
+    data: DataConfig = setting(DataConfig, "What a student learns from (command `train`).")
     train: TrainConfig = setting(TrainConfig, "The training loop, the same for every method (command `train`).")
     discriminator: DiscriminatorConfig = setting(
         DiscriminatorConfig, "Each discriminator head on feature maps (LADD, Diffusion2GAN)."
     )
     vision: VisionConfig = setting(VisionConfig, "What ADD's discriminator looks at images with.")
     methods: dict[str, MethodConfig] = field(default_factory=lambda: {name: cls() for name, cls in METHODS.items()})
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {list(METHODS)}, not {self.method!r}")
 
     @property
     def method_config(self) -> MethodConfig:
@@ -63,30 +76,47 @@ SECTIONS: dict[str, type] = {**SHARED, **METHODS}
 
 def load_config(path: str | Path) -> Config:
     """Read a TOML file. Raises ValueError for a missing file, broken TOML, an unknown section or key, a wrong type."""
+    text = read_text(path)
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no config file {path}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
+        hint = "; a path is written with / or in single quotes" if "\\" in text else ""
+        raise ValueError(f"{path} is not valid TOML: {error}{hint}") from error
     method = _value(str, content.pop("method", Config.method), "method")
-    unknown = {name for name, table in content.items() if name not in SECTIONS or not isinstance(table, dict)}
-    if unknown:
-        raise ValueError(f"{path}: unknown section {sorted(unknown)}; known: {list(SECTIONS)}")
+    if unknown := sorted(set(content) - set(SECTIONS)):
+        what = "section" if isinstance(content[unknown[0]], dict) else "key"
+        raise ValueError(f"{path}: unknown {what} {unknown[0]!r}{_meant(unknown[0], ['method', *SECTIONS])}")
+    for name, table in content.items():
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: {name} is a section: write [{name}], and its keys in the lines below")
     sections = {name: _section(cls, content.get(name, {}), name) for name, cls in SECTIONS.items()}
     methods = {name: sections.pop(name) for name in METHODS}
+    if "guidance" not in content.get("cache", {}) and is_guidance_distilled(sections["model"].path):
+        sections["cache"] = replace(sections["cache"], guidance=1.0)
     return Config(method, **sections, methods=methods)
 
 
 def _section(cls, table: dict, name: str):
     known = {f.name: f for f in fields(cls)}
-    unknown = set(table) - set(known)
-    if unknown:
-        raise ValueError(f"[{name}]: unknown key {sorted(unknown)}; known: {list(known)}")
+    if unknown := sorted(set(table) - set(known)):
+        raise ValueError(f"[{name}]: unknown key {unknown[0]!r}{_meant(unknown[0], known)}")
     kinds = get_type_hints(cls)
-    return cls(**{key: _value(kinds[key], value, f"[{name}] {key}") for key, value in table.items()})
+    values = {key: _value(kinds[key], value, f"[{name}] {key}") for key, value in table.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"[{name}] {error}") from None
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """What a name that is not known may have been meant to be: one like it, or that of another section."""
+    known = list(known)
+    like = get_close_matches(name.lower(), known, n=1)
+    homes = [f"[{section}]" for section, cls in SECTIONS.items() if name in {f.name for f in fields(cls)}]
+    if name == "method":
+        homes = ["the top of the file, above all sections"]
+    told = [f"{like[0]!r} is known"] if like else [f"it belongs to {' or '.join(homes)}"] if homes else []
+    return "".join(f"; {text}" for text in (*told, f"known: {', '.join(known)}"))
 
 
 def _value(kind, value, where: str):
@@ -101,9 +131,19 @@ def _value(kind, value, where: str):
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        name = kind.__name__ if isinstance(kind, type) and not outer else str(kind)
-        raise ValueError(f"{where} must be of type {name}, not {type(value).__name__}: {value!r}")
+        raise ValueError(f"{where} must be of type {_spell_kind(kind)}, not {type(value).__name__}: {value!r}")
     return value
+
+
+def _spell_kind(kind) -> str:
+    """A type in TOML's words: "list of 2 int", "table of float"."""
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer is dict:
+        return f"table of {_spell_kind(inner[1])}"
+    if outer is tuple:
+        count = "" if inner[-1] is Ellipsis else f"{len(inner)} "
+        return f"list of {count}{_spell_kind(inner[0])}"
+    return kind.__name__
 
 
 def describe_keys() -> str:
@@ -121,7 +161,7 @@ def _sections() -> list[tuple[Setting | None, list[Setting]]]:
     """The keys of each section in the order of the file; first those of none."""
     every = {s.name: s for s in settings_of(Config)}
     heads = [every[name] for name in SHARED]
-    heads += [Setting(name, cls(), f"{cls.title}, {cls.paper}.", True) for name, cls in METHODS.items()]
+    heads += [Setting(name, cls(), f"{cls.title}, {cls.paper}.", True, False) for name, cls in METHODS.items()]
     return [(None, [every["method"]]), *((head, list(settings_of(SECTIONS[head.name]))) for head in heads)]
 
 

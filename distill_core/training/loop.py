@@ -9,81 +9,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..changes import changes_between
 from ..data.dataset import LatentDataset
-from ..diffusion.noise import ItemNoise
-from ..files import load_tensors, save_tensors
-from ..methods.base import Player, StudentMethod
-from ..settings import decisive, setting
+from ..data.held_out import hold_out
+from ..diffusion.noise import ItemNoise, item_generator
+from ..files import check_finite, load_tensors, parse_object, save_tensors
+from ..methods.base import StudentMethod
+from ..methods.players import Player
+from ..models.denoiser import without_captions
+from ..settings import decisive
+from .changes import OtherSettings
+from .figures import Figures
+from .loop_config import MOST_STEPS, TrainConfig
+from .optimizers import averaged, in_float32, load_optimizer_state, new_optimizer, optimizer_state
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 CHECKPOINT_FORMAT = 2  # 1: version 0.1, whose random draws were others
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of the training loop, the same for every method."""
-
-    steps: int = setting(1000, "Optimiser steps of the whole run. A finished run may be made longer.", decides=False)
-    batch_size: int = setting(
-        4, "Items of one micro-batch, summed over all processes; at least 2 per process with the hinge loss."
-    )
-    accumulation: int = setting(1, "Micro-batches whose gradients are averaged for one optimiser step.")
-    student_lr: float = setting(
-        1e-4,
-        "Learning rate of the student. 1e-5 is usual for a LoRA on a large model (Flash Diffusion), 2e-6 when all "
-        "weights are trained (SANA-Sprint); the tiny mini model takes 2e-4 to 6e-4.",
-    )
-    discriminator_lr: float = setting(
-        1e-3, "Learning rate of the discriminator, usually about ten times the student's: its heads start from nothing."
-    )
-    discriminator_updates: int = setting(
-        1, "Discriminator updates for each update of the student; those after the first see freshly drawn noise."
-    )
-    betas: tuple[float, float] = setting(
-        (0.0, 0.99), "Decay rates of AdamW's two moments. The first is 0 in StyleGAN-T, whose training ADD follows."
-    )
-    weight_decay: float = setting(0.0, "Weight decay of AdamW, for the student and the discriminator.")
-    gradient_clip: float = setting(10.0, "Largest norm of a gradient; a longer one is scaled down to it.")
-    warmup_steps: int = setting(10, "Steps over which both learning rates rise linearly to their full value.")
-    decay_from: float = setting(
-        0.7, "Part of the run (0 to 1) after which both learning rates fall linearly to 0; 1 keeps them constant."
-    )
-    ema_decay: float = setting(
-        0.99,
-        "Decay of the moving average (EMA) of the student's weights, from 0 to below 1. The average is what is saved.",
-    )
-    precision: str = setting(
-        "auto",
-        'Arithmetic of the networks: "float32", "bfloat16", or "auto" for bfloat16 on a device that supports it and '
-        "float32 on a CPU.",
-    )
-    checkpoint_every: int = setting(250, "Steps between checkpoints. Stopping a run writes one too.", decides=False)
-    seed: int = setting(0, "Seed of everything random: new weights, batches and noise.")
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.accumulation, self.discriminator_updates, self.checkpoint_every) < 1:
-            raise ValueError(
-                "steps, batch_size, accumulation, discriminator_updates, checkpoint_every must be at least 1"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, not {self.precision!r}")
-
-    def lr_scale(self, step: int) -> float:
-        """The factor on both learning rates at a step."""
-        fall = (self.steps - step) / max(1.0, (1 - self.decay_from) * self.steps)
-        return min(1.0, (step + 1) / max(1, self.warmup_steps), fall)
 
 
 @dataclass(frozen=True)
@@ -114,21 +63,27 @@ class Run:
         description: dict | None = None,
         accelerator=None,
     ) -> None:
-        self.method, self.dataset, self.config, self.accelerator = method, dataset, config, accelerator
+        self.method, self.config, self.accelerator = method, config, accelerator
+        self.dataset, self.held_out = hold_out(dataset, config.validation, config.seed)
         self.folder = Path(folder) if folder else None
         self.description = description or {}
         self.players = method.players(config)
         if self.players[0].updates != 1:
             raise ValueError("the first player is the student: it has one update a step, whose output the others reuse")
         self.optimizers = {
-            player.name: torch.optim.AdamW(
+            player.name: new_optimizer(
+                config.optimizer_of(player is self.players[0]),
                 player.groups(),
                 player.lr,
-                **{"betas": config.betas, "eps": 1e-8, "weight_decay": config.weight_decay, **player.optimizer},
+                {"betas": config.betas, "eps": 1e-8, "weight_decay": config.weight_decay, **player.optimizer},
             )
             for player in self.players
         }
-        self.ema = {name: value.detach().clone() for name, value in self.student_parameters.items()}
+        place = torch.device("cpu") if config.ema_in_ram else self.device
+        self.ema = {
+            name: value.detach().to(place, torch.float32, copy=True) for name, value in self.student_parameters.items()
+        }
+        self.uncond = dataset.uncond().to(self.device) if config.caption_dropout else None
         self.step = 0
         self.between_steps = True  # False while a step has updated some of the weights and not yet all
         rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -137,6 +92,11 @@ class Run:
         share = config.batch_size // world
         self.rows = slice(rank * share, (rank + 1) * share)
         self.is_main = rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process."""
+        return self.accelerator is None or self.accelerator.num_processes == 1
 
     @property
     def student_parameters(self) -> dict[str, nn.Parameter]:
@@ -152,13 +112,22 @@ class Run:
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """The student with its averaged weights, for sampling and saving; the trained ones come back afterwards."""
-        trained = {name: value.detach().clone() for name, value in self.student_parameters.items()}
+        """The student as it is used, with its averaged weights and no training adapter, for sampling and saving; what
+        is trained comes back afterwards."""
+        trained = {
+            name: value.detach().to(self.ema[name].device, copy=True) for name, value in self.student_parameters.items()
+        }
+        lora = self.method.student.lora
+        over = lora.over if lora else ()
         copy_into(self.student_parameters, self.ema)
+        if lora:
+            lora.over = ()
         try:
             yield
         finally:
             copy_into(self.student_parameters, trained)
+            if lora:
+                lora.over = over
 
     def batch(self, micro: int):
         """Micro-batch ``micro`` of the current step and the randomness of its items."""
@@ -166,26 +135,29 @@ class Run:
         number = self.step * config.accumulation + micro
         batch = self.dataset.batch(number, config.batch_size, config.seed, self.rows).to(self.device)
         first = number * config.batch_size
-        return batch, ItemNoise(config.seed, range(first + self.rows.start, first + self.rows.stop))
+        random = ItemNoise(config.seed, range(first + self.rows.start, first + self.rows.stop))
+        if config.caption_dropout:
+            dropped = random.named("caption").uniform() < config.caption_dropout
+            batch = replace(batch, cond=without_captions(batch.cond, self.uncond, dropped))
+        return batch, random
 
     def save(self) -> None:
         """Write the checkpoint: trained weights, average, optimisers, position and settings."""
         if self.checkpoint is None or not self.is_main:
             return
-        tensors = {f"ema.{name}": value for name, value in self.ema.items()}
+        tensors, optimizers = {f"ema.{name}": value for name, value in self.ema.items()}, {}
         for player in self.players:
             tensors |= {f"buffer.{player.name}.{name}": value for name, value in player.buffers.items()}
             tensors |= {f"{player.name}.{name}": value for name, value in player.parameters.items()}
             bad = [name for name, value in player.parameters.items() if not torch.isfinite(value).all()]
             if bad:
                 raise FloatingPointError(
-                    f"{player.name} weights are not finite after step {self.step} ({bad[0]}); the last checkpoint stays"
+                    f"{player.name} weights are not finite after step {self.step} ({bad[0]}); they are not saved"
                 )
-            moments = self.optimizers[player.name].state_dict()["state"]
-            for index, name in enumerate(player.parameters):
-                values = moments.get(index, {}).items()
-                tensors |= {f"optimizer.{player.name}.{name}.{key}": value for key, value in values}
-        state = {"format": CHECKPOINT_FORMAT, "step": self.step, "settings": self.settings()}
+            moments, rest = optimizer_state(self.optimizers[player.name], player.parameters)
+            tensors |= {f"optimizer.{player.name}.{path}": value for path, value in moments.items()}
+            optimizers[player.name] = rest
+        state = {"format": CHECKPOINT_FORMAT, "step": self.step, "settings": self.settings(), "optimizers": optimizers}
         save_tensors(self.checkpoint, tensors, {"run": json.dumps(state)})
 
     def settings(self) -> dict:
@@ -199,23 +171,29 @@ class Run:
         tensors, metadata = load_tensors(self.checkpoint)
         if "run" not in metadata:
             raise ValueError(f"{self.checkpoint} is not a training checkpoint of this project")
-        state = json.loads(metadata["run"])
+        restart = "restore a copy, or delete it to start the run again"
+        state = parse_object(metadata["run"], f"{self.checkpoint}: its entry run", restart)
         if state.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(
                 f"{self.checkpoint} was written by another version of Turbo Distill, whose random draws differ. "
                 "Its run cannot go on: choose another output folder or run name, or delete it to start again"
             )
-        changed = differences(self.settings(), state["settings"])
-        if changed:
-            raise ValueError(
-                f"{self.checkpoint} belongs to a run with other settings ({', '.join(changed)}); choose another output "
-                "folder, or delete the checkpoint to start again"
-            )
-        self._load(tensors)
-        self.step = state["step"]
+        changes = changes_between(self.settings(), state.get("settings"))
+        if changes:
+            cure = "choose another output folder, or delete the checkpoint to start again"
+            raise OtherSettings(str(self.checkpoint), changes, cure)
+        step = state.get("step")
+        if not isinstance(step, int) or not 0 < step <= MOST_STEPS:
+            raise ValueError(f"{self.checkpoint} is damaged: its step is {step!r:.40}; {restart}")
+        check_finite(tensors, self.checkpoint, restart)
+        try:
+            self._load(tensors, state.get("optimizers", {}))
+        except ValueError as error:
+            raise ValueError(f"{self.checkpoint} is damaged: {error}; {restart}") from error
+        self.step = step
         return True
 
-    def _load(self, tensors: dict[str, Tensor]) -> None:
+    def _load(self, tensors: dict[str, Tensor], optimizers: dict[str, dict]) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -223,23 +201,8 @@ class Run:
         for player in self.players:
             copy_into(player.buffers, part(f"buffer.{player.name}."))
             copy_into(player.parameters, part(f"{player.name}."))
-            saved: dict[str, dict[str, Tensor]] = defaultdict(dict)  # parameter -> whatever its optimiser keeps of it
-            for path, value in part(f"optimizer.{player.name}.").items():
-                name, _, key = path.rpartition(".")
-                saved[name][key] = value
-            optimizer = self.optimizers[player.name]
-            state = optimizer.state_dict()
-            state["state"] = {i: saved[name] for i, name in enumerate(player.parameters) if name in saved}
-            optimizer.load_state_dict(state)
-
-
-def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
-    """Dotted names of what differs between two JSON values."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        keys = sorted(mine.keys() | theirs.keys())
-        parts = [differences(mine.get(key), theirs.get(key), f"{path}.{key}".lstrip(".")) for key in keys]
-        return [name for part in parts for name in part]
-    return [] if mine == theirs else [path]
+            moments, rest = part(f"optimizer.{player.name}."), optimizers.get(player.name, {})
+            load_optimizer_state(self.optimizers[player.name], player.parameters, moments, rest)
 
 
 @torch.no_grad()
@@ -265,101 +228,149 @@ def train(run: Run, listeners: Sequence[Listener] = ()) -> Generator[Event]:
     """
     micro = run.config.batch_size // (run.accelerator.num_processes if run.accelerator else 1)
     run.method.check(run.batch(0)[0], micro)
-    run.resume()
+    if run.step == 0:  # who needs to know where it goes on has resumed it
+        run.resume()
     saved = run.step
     try:
         while run.step < run.config.steps:
             logs = training_step(run)
             run.step, run.between_steps = run.step + 1, True
-            if run.step % run.config.checkpoint_every == 0 or run.step == run.config.steps:
-                run.save()
-                saved = run.step
             event = Event(run.step, run.config.steps, logs)
             for listener in listeners:
                 listener(event)
             yield event
+            # Only now, when the step is in the log: a process that is killed before does it again.
+            if run.step % run.config.checkpoint_every == 0 or run.step == run.config.steps:
+                run.save()
+                saved = run.step
     finally:
-        if run.step > saved and run.between_steps:
+        if run.step != saved and run.between_steps:  # a listener may have put back an earlier step
             run.save()
 
 
 def training_step(run: Run) -> dict[str, float]:
     """All players on the micro-batches of one step, then every optimiser, then the moving average."""
-    config = run.config
-    logs: dict[str, list[float]] = defaultdict(list)
-    steps = []
+    config, figures = run.config, Figures()
+    steps, playing = [], set()  # who has learnt something: of a mix, some batches have nothing for the discriminator
+    again = any(player.updates > 1 for player in run.players)
     # Gradients of all players on the same forwards: the student's graph is alive for its own loss only.
     for micro in range(config.accumulation):
         batch, random = run.batch(micro)
         with autocast(run):
             step = run.method.start(batch, random, run.step)
         for player in run.players:
-            accumulate(run, player, step, logs)
-        steps.append(step)
-    for player in run.players:
-        finish_gradient(run, player, logs)
+            if accumulate(run, player, step, figures):
+                playing.add(player.name)
+        if again:
+            step.release()
+            steps.append(step)
+        del step  # or it would stay until the next micro-batch has been computed
+    players = [player for player in run.players if player.name in playing]
+    for player in players:
+        finish_gradient(run, player, figures)
+    read_figures(run, figures)
     # From here weights change, so a crash before the end of the step cannot be saved.
     run.between_steps = False
-    for player in run.players:
+    for player in players:
         update(run, player)
     # More updates of those who want them, on the same student outputs with fresh noise.
-    for player in run.players:
+    for player in players:
         for _ in range(player.updates - 1):
             for step in steps:
                 step.redraw()
-                accumulate(run, player, step, logs)
-            finish_gradient(run, player, logs)
+                accumulate(run, player, step, figures)
+                step.release()
+            finish_gradient(run, player, figures)
+            read_figures(run, figures)
             update(run, player)
     # The average forgets its first steps faster, while the student is still far from where it goes.
     average = min(config.ema_decay, (1 + run.step) / (10 + run.step))
     for name, value in run.student_parameters.items():
-        run.ema[name].lerp_(value.detach(), 1 - average)
-    return {name: sum(values) / len(values) for name, values in logs.items()} | {"rate": config.lr_scale(run.step)}
+        now = averaged(run.optimizers[run.players[0].name], value)
+        run.ema[name].lerp_(now.to(run.ema[name]), 1 - average)
+    return mean_logs(run, figures.logs) | {"rate": config.lr_scale(run.step, config.optimizer)}
 
 
-def accumulate(run: Run, player: Player, step, logs: dict[str, list[float]]) -> None:
-    """Add one micro-batch's gradient to the player's parameters, and to no others."""
+def mean_logs(run: Run, logs: Mapping[str, list[float]]) -> dict[str, float]:
+    """The means of what each micro-batch of each process had to say; all processes get the same."""
+    every = dict(logs)
+    if not run.alone:
+        from accelerate.utils import gather_object
+
+        parts = gather_object([every])
+        every = {name: [v for part in parts for v in part.get(name, ())] for part in parts for name in part}
+    return {name: sum(values) / len(values) for name, values in every.items()}
+
+
+def accumulate(run: Run, player: Player, step, figures: Figures) -> bool:
+    """Add one micro-batch's gradient to the player's parameters, and to no others; False where it has nothing to learn
+    from this batch."""
     with autocast(run):
-        loss, values = player.loss(step)
-    if not math.isfinite(loss.item()):
-        raise FloatingPointError(
-            f"the {player.name} loss is not finite at step {run.step + 1} ({values}); the weights before it are kept. "
-            "Lower the learning rate, or add r1 if the discriminator's loss had fallen to 0"
-        )
+        found = player.loss(step)
+    if found is None:
+        return False
+    loss, values = found
+    figures.require_finite(f"{player.name} loss", loss)
+    figures.add(values)
+    if not run.alone:  # so that the averaged gradient ends all processes, which would wait for this one
+        loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
     (loss / run.config.accumulation).backward(inputs=list(player.parameters.values()))
-    for name, value in values.items():
-        logs[name].append(value)
+    return True
 
 
-def finish_gradient(run: Run, player: Player, logs: dict[str, list[float]]) -> None:
-    """Average over the processes and clip. Raises FloatingPointError for a gradient that is not finite."""
+def finish_gradient(run: Run, player: Player, figures: Figures) -> None:
+    """Average over the processes and clip.
+
+    A few parameters may have none: layers behind the last block that a discriminator reads, or of the text in a
+    transformer's last block. Raises ValueError when half of them have none.
+    """
     parameters = [p for p in player.parameters.values() if p.grad is not None]
-    if run.accelerator and run.accelerator.num_processes > 1:
+    unreached = [name for name, p in player.parameters.items() if p.grad is None]
+    if len(unreached) >= len(parameters):
+        raise ValueError(
+            f"{len(unreached)} of the {player.name}'s {len(player.parameters)} trained tensors get no gradient "
+            f"({', '.join(unreached[:3])}): the loss does not depend on them. Set precision = 'float32', or use torch "
+            "2.10 or newer"
+        )
+    if not run.alone:
         flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         flat = run.accelerator.reduce(flat, reduction="mean")
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = grad.view_as(p)
-    norm = nn.utils.clip_grad_norm_(parameters, run.config.gradient_clip).item()
-    if not math.isfinite(norm):
+    norm = nn.utils.clip_grad_norm_(parameters, run.config.gradient_clip or math.inf)
+    figures.require_finite(f"{player.name} gradient", norm)
+    figures.add({f"{player.name}_grad_norm": norm})
+
+
+def read_figures(run: Run, figures: Figures) -> None:
+    """The step's one look at the device. Raises FloatingPointError for a loss or a gradient that is not finite."""
+    for name in figures.read():
+        for optimizer in run.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        values, more = "", ""
+        if name.endswith("loss"):
+            values, more = f" ({figures.latest()})", ", or raise r1 if the discriminator's loss had fallen to 0"
         raise FloatingPointError(
-            f"the {player.name} gradient is not finite at step {run.step + 1}; the weights before it are kept. "
-            "Lower the learning rate"
+            f"the {name} is not finite at step {run.step + 1}{values}; the weights before it are kept. "
+            f"Lower student_lr or discriminator_lr{more}"
         )
-    logs[f"{player.name}_grad_norm"].append(norm)
 
 
 def update(run: Run, player: Player) -> None:
-    optimizer = run.optimizers[player.name]
+    optimizer, name = run.optimizers[player.name], run.config.optimizer_of(player is run.players[0])
     for group in optimizer.param_groups:
-        group["lr"] = player.lr * group["lr_scale"] * run.config.lr_scale(run.step)
-    optimizer.step()
+        group["lr"] = player.lr * group["lr_scale"] * run.config.lr_scale(run.step, name)
+    with in_float32(player.parameters.values(), rounding(run)):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def rounding(run: Run) -> torch.Generator:
+    """What weights in bfloat16 are rounded by at this step."""
+    seed = item_generator(run.config.seed, run.step, zlib.crc32(b"rounding")).initial_seed()
+    return torch.Generator(run.device).manual_seed(seed)
 
 
 def autocast(run: Run):
     """Mixed precision where the device has it."""
-    kind = run.device.type
-    wanted = run.config.precision
-    if wanted == "auto":
-        wanted = "bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return torch.autocast(kind, torch.bfloat16, enabled=wanted == "bfloat16")
+    return torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.mixed(run.device))

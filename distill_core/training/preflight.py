@@ -4,11 +4,14 @@
 adapters left on in the discriminator (Target-Driven-Distillation, issue 22), the student's loss training the heads
 (S3Diff, 25), a discriminator on outputs that are not latents (FastVideo, 106), v taken for x0, pure noise at every
 level and noise for real data (Z-Image-LADD's log), latents that were never scaled (ComfyUI, 13089).
+
+Latents are judged by whether the teacher can denoise them, on a sample of the whole dataset. Flat, white or unusual
+pictures are fine when it can. When it cannot, their scale and structure tell why.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,88 +20,166 @@ from torch import Tensor
 
 from ..data.dataset import Batch
 from ..diffusion.noise import ItemNoise
+from ..diffusion.schedules import same_level
 from ..models.denoiser import Denoiser
-from .loop import Run, accumulate, autocast
+from .figures import Figures
+from .loop import Run, accumulate, autocast, read_figures
 
 SCALE = (0.5, 2.0)  # standard deviation of latents in model space; Stable Diffusion's unscaled have 5.5, FLUX's 2.8
+TOP_TIME = 0.9  # flow time that the student's highest level has at least: sampling begins in pure noise
+FLAT, PLAIN = 0.1, 0.6  # that of pictures of one tone; what of it lies inside pictures, not in their mean colour
 CLEAN_TIME, NOISED_TIMES = 0.02, (0.5, 0.7)  # flow times of the identity and of the knowledge check
+SAMPLE_BATCHES, SAMPLE_ROWS = 4, 4  # of the dataset: batches that are looked at, and rows of each
+
+
+SKIP = "(preflight in [train], or in the node Training Settings, switches these checks off)"
 
 
 def preflight(run: Run) -> None:
     """Refuse a run that cannot work. Raises ValueError with every fault that was found, each with what to do.
 
     Nothing is trained: weights, optimisers and gradients are as before. Works for any method whose ``start`` gives a
-    step and whose ``student`` and ``teacher`` are Denoisers.
+    step and whose ``student`` and ``teacher`` are Denoisers. Several processes all raise what one of them has found.
     """
-    batch, _ = run.batch(0)
-    run.method.check(batch, len(batch.latents))
-    with autocast(run):
-        faults = list(latent_faults(batch)) or list(teacher_faults(run, batch))
-        faults = faults or [*start_faults(run, batch), *view_faults(run, batch)]
-    faults = faults or list(gradient_faults(run, batch))
+    faults = everyones(run, faults_of(run))
     if faults:
-        raise ValueError("stopped before the first step:\n" + "\n".join(f"- {fault}" for fault in faults))
+        listed = f" {faults[0]} " if len(faults) == 1 else "\n" + "".join(f"- {fault}\n" for fault in faults)
+        raise ValueError(f"stopped before the first step:{listed}{SKIP}")
 
 
-def latent_faults(batch: Batch) -> Iterator[str]:
-    """What the real latents alone tell."""
-    x = batch.latents.float()
-    std = x.std().item()
-    if not SCALE[0] <= std <= SCALE[1]:
-        yield (
-            f"wrong latent scale: the latents have a standard deviation of {std:.2f}, and what networks are trained on "
-            "has about 1. Scale them as the VAE's config says (ComfyUI: process_latent_in), exactly once"
-        )
-    elif looks_like_noise(x):
-        yield (
-            "real is noise: the real latents have no structure, neighbours are independent. Store the teacher's "
-            "results or encoded images, not what they started from"
-        )
+def faults_of(run: Run) -> list[str]:
+    """What this process finds; a failed check ends the search for what would follow from it."""
+    batch, _ = run.batch(0)
+    try:
+        run.method.check(batch, len(batch.latents))
+    except ValueError as error:
+        return [str(error)]
+    with autocast(run):
+        faults = list(teacher_faults(run.method.teacher, sample_of(run)))
+        faults = faults or [*start_faults(run, batch), *view_faults(run, batch)]
+    return faults or list(gradient_faults(run, batch))
 
 
-def looks_like_noise(x: Tensor) -> bool:
-    """Whether neighbours in [B, C, H, W] are independent, within what chance allows (4 standard errors)."""
-    x = x - x.mean((0, 2, 3), keepdim=True)
-    left, right = x[..., :-1], x[..., 1:]
-    if left.numel() < 256:  # too little to tell
-        return False
-    correlation = (left * right).mean() / x.square().mean().clamp(min=1e-12)
-    return correlation.abs().item() < 4 / left.numel() ** 0.5
+def everyones(run: Run, faults: list[str]) -> list[str]:
+    """The faults that any process has found, each once."""
+    if run.alone:
+        return faults
+    from accelerate.utils import gather_object
+
+    return list(dict.fromkeys(gather_object(faults)))
+
+
+def sample_of(run: Run) -> list[Batch]:
+    """Some rows of several batches: other items, and where there are several sizes, most likely other sizes."""
+    config, sample = run.config, []
+    for number in range(SAMPLE_BATCHES):
+        batch = run.dataset.batch(number, config.batch_size, config.seed).to(run.device)
+        rows = batch.distinct[:SAMPLE_ROWS]
+        sample.append(Batch(batch.latents[rows], batch.cond[rows]))
+    return sample
+
+
+def looks_like_noise(latents: Sequence[Tensor]) -> bool:
+    """Whether neighbours in latents [B, C, H, W] are independent, within what chance allows (4 standard errors)."""
+    products, squares, count = 0.0, 0.0, 0
+    for x in latents:
+        x = x.float() - x.float().mean((0, 2, 3), keepdim=True)
+        product = x[..., :-1] * x[..., 1:]
+        products, squares, count = products + product.sum().item(), squares + x.square().sum().item(), count + x.numel()
+    return abs(products) < 4 * squares / max(1, count) ** 0.5
 
 
 @torch.no_grad()
-def error_at(denoiser: Denoiser, batch: Batch, time: float) -> float:
-    """How far ``denoiser`` is from the latents at a flow time, as a part of their standard deviation."""
+def squared_error_at(denoiser: Denoiser, batch: Batch, time: float) -> float:
+    """The sum of squared differences between the latents and what ``denoiser`` makes of them at a flow time."""
     x, process = batch.latents, denoiser.process
     sigma = process.sigma_at_flow_time(x.new_full((len(x),), time))
     noised = process.noise_scaling(sigma, ItemNoise(0, range(len(x))).normal_like(x), x)
-    return ((denoiser(noised, sigma, batch.cond) - x).square().mean() / x.var()).sqrt().item()
+    return (denoiser(noised, sigma, batch.cond).float() - x).square().sum().item()
 
 
-def teacher_faults(run: Run, batch: Batch) -> Iterator[str]:
-    """Whether the teacher gives clean latents, and knows these ones."""
-    teacher = run.method.teacher
-    if error_at(teacher, batch, CLEAN_TIME) > 0.3:
+def error_at(denoiser: Denoiser, sample: Sequence[Batch], time: float) -> float:
+    """The root mean square error of ``denoiser`` on a sample at a flow time."""
+    count = sum(batch.latents.numel() for batch in sample)
+    return (sum(squared_error_at(denoiser, batch, time) for batch in sample) / count) ** 0.5
+
+
+def spreads(sample: Sequence[Batch]) -> tuple[float, float]:
+    """Standard deviation of the latents: of all values, and inside pictures, without the mean of each channel."""
+    latents = [batch.latents.float() for batch in sample]
+    inside = torch.cat([(x - x.mean((2, 3), keepdim=True)).flatten() for x in latents])
+    return torch.cat([x.flatten() for x in latents]).std().item(), inside.square().mean().sqrt().item()
+
+
+def teacher_faults(teacher: Denoiser, sample: Sequence[Batch]) -> Iterator[str]:
+    """Whether the teacher gives clean latents, and knows those of the sample."""
+    std, inside = spreads(sample)
+    if inside > SCALE[1]:
+        yield wrong_scale(inside)
+        return
+    if error_at(teacher, sample, CLEAN_TIME) > 0.3 * max(1.0, std):
         yield (
             "the teacher's output is not the clean latent: almost without noise it should return its input. Its "
             "prediction (noise or velocity) is not turned into x0, or its noise process is not the model's"
         )
         return
     for time in NOISED_TIMES:
-        guess = time / ((1 - time) ** 2 + time**2) ** 0.5  # of one who knows nothing but the variance
-        error = error_at(teacher, batch, time)
-        if not error < 1.15 * guess:
-            yield (
-                f"the teacher does not know these latents: at flow time {time} it misses them by {error:.2f} of their "
-                f"standard deviation, a blind guess by {guess:.2f}. They come from another VAE or are noise, or the "
-                "prediction type or timestep scale is not the model's"
+        guess = time * std / ((1 - time) ** 2 * std**2 + time**2) ** 0.5  # of one who knows nothing but the variance
+        error = error_at(teacher, sample, time)
+        noise = looks_like_noise([batch.latents for batch in sample])
+        if not error < (0.9 if noise else 1.15) * guess:
+            yield why_unknown(
+                sample, noise, f"at flow time {time} it misses them by {error:.2f}, a guess by {guess:.2f}"
             )
             return
+    if not SCALE[0] <= std <= SCALE[1]:
+        logging.warning(
+            "the latents have an unusual standard deviation of %.2f (about 1 is usual); the teacher knows "
+            "them, so the pictures may be dark, white or flat",
+            std,
+        )
+
+
+def why_unknown(sample: Sequence[Batch], noise: bool, figures: str) -> str:
+    """The likeliest reason why the teacher cannot denoise these latents."""
+    std, inside = spreads(sample)
+    if std < FLAT or inside < PLAIN * std:
+        return (
+            f"the pictures are almost of one tone (white, black or empty), and the teacher does not know them "
+            f"({figures}): files of 16 bits are clipped to white by some loaders. Look at the pictures; if they are "
+            "meant to be so, skip these checks"
+        )
+    if not SCALE[0] <= std <= SCALE[1]:
+        return wrong_scale(std)
+    if noise:
+        return (
+            f"real is noise: neighbours in the real latents are independent, and the teacher does not know them "
+            f"({figures}). Store the teacher's results or encoded images, not what they started from"
+        )
+    return (
+        f"the teacher does not know these latents ({figures}). They come from another VAE or are noise, or the "
+        "prediction type or timestep scale is not the model's"
+    )
+
+
+def wrong_scale(std: float) -> str:
+    return (
+        f"wrong latent scale: the latents have a standard deviation of {std:.2f}, and what networks are trained on has "
+        "about 1. Scale them as the VAE's config says (ComfyUI: process_latent_in), exactly once"
+    )
 
 
 def start_faults(run: Run, batch: Batch) -> Iterator[str]:
-    """Whether the student starts from noised latents at the levels that are not pure noise."""
-    method = run.method
+    """Whether the student starts at pure noise, and from noised latents at the levels that are not pure noise."""
+    method, process = run.method, run.method.student.process
+    top = max(method.levels)
+    highest = process.flow_time(torch.tensor(top)).item()
+    if highest < TOP_TIME and not same_level(top, process.sigma_max):
+        yield (
+            f"the highest level is no pure noise: student_sigmas begin at {top:.4g}, flow time {highest:.2f}, and "
+            f"sampling begins at this model's {process.sigma_max:.4g}. Give levels in the model's own sigmas, or "
+            "leave student_sigmas empty"
+        )
     if getattr(getattr(method, "config", None), "own_share", 0):
         return  # then it starts from samples of its own on purpose
     with torch.no_grad():
@@ -165,7 +246,15 @@ def _disturbed(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def gradient_faults(run: Run, batch: Batch) -> Iterator[str]:
-    """Whether each loss reaches its own player and trains nobody else."""
+    """Whether each loss reaches its own player and trains nobody else.
+
+    The student is disturbed for it: one that is still the teacher has no gradient where that is what it is to be.
+    """
+    with _disturbed(run.student_parameters):
+        yield from list(_gradient_faults(run, batch))
+
+
+def _gradient_faults(run: Run, batch: Batch) -> Iterator[str]:
     with autocast(run):
         step = run.method.start(batch, ItemNoise(0, range(len(batch.latents))), run.config.steps)
     views = (run.method.student, run.method.teacher)
@@ -175,9 +264,13 @@ def gradient_faults(run: Run, batch: Batch) -> Iterator[str]:
     strangers = [p for network in networks for p in network.parameters() if id(p) not in mine]
     if any(p.requires_grad for p in strangers):
         yield "the backbone is not frozen: weights that no one trains ask for gradients. Call requires_grad_(False)"
+    figures = Figures()
     try:
         for player in run.players:
-            accumulate(run, player, step, defaultdict(list))
+            if not accumulate(run, player, step, figures):
+                continue
+            if run.alone:  # several processes would wait for the one that ends here
+                read_figures(run, figures)
             if not any(p.grad is not None and p.grad.any() for p in players[player.name]):
                 yield f"no gradient reaches the {player.name}: its loss does not depend on its weights"
             others = [name for name in players if name != player.name and _any_gradient(players[name])]

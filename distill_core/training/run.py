@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,49 +21,55 @@ from torch import Tensor
 
 from ..data.cache import check_pairs
 from ..data.dataset import LatentDataset
-from ..files import save_json, save_lora
+from ..data.fits import check_fits, check_teacher
+from ..diffusion.process import NoiseProcess
+from ..diffusion.schedules import same_level
+from ..files import alone_in, file_digest, parse_object, read_json, save_json, save_lora
 from ..methods.base import Distance
 from ..methods.components import Components, DiscriminatorConfig, VisionConfig
 from ..methods.config import MethodConfig
 from ..methods.registry import new_method
 from ..models.denoiser import Denoiser, Guided
-from ..settings import decisive, setting
-from .loop import Event, Run, TrainConfig, train
+from ..models.lora_stack import open_adapter
+from ..models.offload import to_host
+from ..models.precision import halves_to_bfloat16
+from ..settings import decisive
+from .keeping import Keeping
+from .loop import Event, Listener, Run, train
+from .loop_config import TrainConfig
 from .monitor import Condition, Health, Monitor
+from .progress import Snapshots
+from .student import StudentConfig, pick_targets, start_from
+from .trackers import Trackers
+from .validation import Validation
 
-NAME = re.compile(r"[\w][\w .+-]{0,99}")
+NAME = re.compile(r"[\w][\w .+-]*")
+MOST_BYTES = 200  # of a name: disks take 255, and files are named after it
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 IDENTITIES = ("base", "dataset")  # what every run must name
 
 
 def folder_in(root: str | Path, name: str, what: str = "run name") -> Path:
-    """The folder ``name`` directly inside ``root``.
+    """The folder ``name`` directly inside ``root``; letters with accents count as one, however they were typed.
 
-    Raises ValueError for a name that is empty, longer than 100 characters, has anything but letters, digits, spaces
-    and ``_ . + -``, or could lead out of ``root``.
+    It may be a link to a folder, on a larger disk say: only who can write into ``root`` makes links there.
+    Raises ValueError for a name that is empty, longer than 200 bytes in UTF-8, has anything but letters, digits, spaces
+    and ``_ . + -``, could lead out of ``root``, or is a link to no folder.
     """
-    name = name.strip()
+    name, root = unicodedata.normalize("NFC", name.strip()), Path(root).resolve()
+    if len(name.encode("utf-8", "replace")) > MOST_BYTES:
+        raise ValueError(
+            f"{what} {name[:20]!r}... cannot be a folder inside {root.name}: it is longer than {MOST_BYTES} bytes"
+        )
     fits = NAME.fullmatch(name) and not name.endswith(".") and name.split(".")[0].lower() not in RESERVED
-    root = Path(root).resolve()
-    if not fits or (root / name).resolve().parent != root:
+    if fits and (root / name).is_symlink() and not (root / name).is_dir():  # nothing, a file, or a circle
+        raise ValueError(f"{what} {name!r} is a link that leads to no folder: remove it, or choose another name")
+    if not fits:
         raise ValueError(
             f"{what} {name!r} cannot be a folder inside {root.name}: use letters, digits, spaces and _ . + - "
             "(no slashes; the first character a letter or digit)"
         )
     return root / name
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """The student, and what it is to be sampled with."""
-
-    rank: int = setting(64, "Rank of the student's LoRA. 0 trains all weights of a copy of the model instead.")
-    targets: tuple[str, ...] = setting(
-        (),
-        "Linear layers that the LoRA trains, by their names or parts of them, such as attn. Empty: all in the blocks.",
-    )
-    sampler: str = setting("renoise", "Sampler that the student is meant for. It is written into the student's file.")
-    sampler_options: dict[str, float] = setting({}, "Options of that sampler, for example eta.")
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,15 @@ class RunConfig:
             **{section: decisive(getattr(self, section)) for section in self.method.sections},
             "taps": list(self.taps),
             "guidance": self.guidance,
+            **({"start_from": file_digest(start)} if (start := self.student.lora.start_from) else {}),
+            **({"adapter": file_digest(adapter)} if (adapter := self.student.lora.adapter) else {}),
             **self.identities,
         }
 
     def request(self) -> dict[str, Any]:
         """`description` with the loop's settings and the number of steps: what a finished run has answered."""
-        return {**decisive(self.train), "steps": self.train.steps, **self.description()}
+        rule = {"keep_at_least": self.train.keep_at_least} if self.train.keep_at_least else {}
+        return {**decisive(self.train), "steps": self.train.steps, **rule, **self.description()}
 
 
 class RunFolder:
@@ -122,19 +132,27 @@ class RunFolder:
     def logs(self) -> list[dict[str, Any]]:
         """The logs of all steps so far, ``step`` and ``health`` among them; a line cut off by a crash is left out."""
         entries = []
-        for line in self.log.read_text().splitlines() if self.log.exists() else ():
+        for line in self.log.read_text("utf-8", "replace").splitlines() if self.log.exists() else ():
             try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
+                entry = parse_object(line, str(self.log))
+            except ValueError:
                 break
+            if not isinstance(entry.get("step"), int):
+                break
+            entries.append(entry)
         return entries
 
     def condition(self) -> Condition | None:
         """How the run was doing at its last step, None before the first."""
-        health, condition = Health(), None
-        for entry in self.logs():
-            condition = health.update(entry)
-        return condition
+        return Health().replay(self.logs())
+
+    def keep_log(self, step: int) -> None:
+        """Drop the lines of the log after a step: the run is there, or goes on from there."""
+        kept = [json.dumps(entry) + "\n" for entry in self.logs() if entry["step"] <= step]
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.log.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.log)
 
     def start(self, **facts: Any) -> None:
         """Note what the run is made from, for who looks at it later."""
@@ -142,10 +160,10 @@ class RunFolder:
 
     def started(self) -> dict:
         """What `start` noted. Raises ValueError where there is no run."""
-        try:
-            return json.loads((self.path / "started.json").read_text())
-        except FileNotFoundError:
-            raise ValueError(f"there is no run in {self.path}") from None
+        path = self.path / "started.json"
+        if not path.exists():
+            raise ValueError(f"there is no run in {self.path}")
+        return read_json(path, "queue the run again, which writes it anew")
 
     def finish(self, request: dict[str, Any], **results: Any) -> None:
         """Say that what was requested (`RunConfig.request`) is done."""
@@ -154,8 +172,8 @@ class RunFolder:
     def finished(self, request: dict[str, Any]) -> dict | None:
         """The report of a run that has ended and was requested in the same words; None for any other."""
         try:
-            report = json.loads(self.report.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            report = read_json(self.report)
+        except ValueError:  # not there, or damaged: then the run ends once more
             return None
         return report if report.get("request") == json.loads(json.dumps(request)) else None
 
@@ -169,35 +187,14 @@ class LogFile:
 
     def __call__(self, event: Event, condition: Condition) -> None:
         if self.file is None:
-            self.file = self._open(event.step)
+            self.folder.keep_log(event.step - 1)
+            self.file = open(self.folder.log, "a")
         self.file.write(json.dumps({"step": event.step, **event.logs, "health": condition.word}) + "\n")
         self.file.flush()
-
-    def _open(self, step: int) -> Any:
-        kept = [json.dumps(entry) + "\n" for entry in self.folder.logs() if entry["step"] < step]
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder.log.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.folder.log)
-        return open(self.folder.log, "a")
 
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
-
-
-def pick_targets(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The layers that ``wanted`` asks for, each by its whole name or, where no layer has that, by a part of it.
-
-    All of them where nothing is wanted. Raises ValueError for a text that fits no layer.
-    """
-    chosen = set(names if not wanted else ())
-    for text in wanted:
-        fitting = [text] if text in names else [name for name in names if text in name]
-        if not fitting:
-            raise ValueError(f"LoRA targets: no layer's name contains {text}; names look like {', '.join(names[:4])}")
-        chosen.update(fitting)
-    return tuple(name for name in names if name in chosen)
 
 
 def new_run(
@@ -217,10 +214,31 @@ def new_run(
     Every new weight comes from the training seed; torch's own random state is as before. Raises ValueError for
     components that are missing or pairs that the teacher does not make.
     """
+    backend, method, device = components.backend, config.method, components.device
+    guidance = dataset.manifest()["guidance"]
+    check_fits(dataset, backend.limits())
+    if method.weight("pairs"):
+        check_teacher(dataset, config.identities["base"])
+    if method.checks_paths and method.weight("pairs"):
+        for member in dataset.members:  # each must have some, and the teacher's
+            check_pairs(member, Guided(Denoiser(backend), member.uncond().to(device), guidance), path_tolerance)
+    return assemble(config, components, dataset, folder, distance=distance, accelerator=accelerator)
+
+
+def assemble(
+    config: RunConfig,
+    components: Components,
+    dataset: LatentDataset,
+    folder: str | Path | None = None,
+    *,
+    distance: Distance | None = None,
+    accelerator: Any = None,
+) -> Run:
+    """`new_run` without its checks of the dataset."""
     backend, method, train_config, device = components.backend, config.method, config.train, components.device
     guidance, uncond = dataset.manifest()["guidance"], dataset.uncond().to(device)
-    if method.checks_paths and method.weight("pairs"):
-        check_pairs(dataset, Guided(Denoiser(backend), uncond, guidance), path_tolerance)
+    if train_config.mixed(device):
+        halves_to_bfloat16(backend.network)
     student = config.student
     targets = pick_targets(backend.lora_targets(), student.targets) if student.rank and student.targets else ()
     example = dataset.batch(0, train_config.batch_size, train_config.seed).to(device)
@@ -239,33 +257,110 @@ def new_run(
             discriminator=config.discriminator,
             vision=config.vision,
         )
+    if (lora := built.student.lora) is not None:
+        lora.configure(student.lora)
+        if student.lora.start_from:
+            start_from(backend, lora, Path(student.lora.start_from))
+        if student.lora.adapter:
+            if [name for name, weight in method.terms.items() if weight] != ["denoising"]:
+                raise ValueError(
+                    "an adapter is for ordinary training: give the denoising term alone a weight, or leave adapter "
+                    "empty"
+                )
+            lora.over = (open_adapter(backend, student.lora.adapter),)
+    if train_config.offload_activations and device.type == "cuda":
+        backend.switch.keep_inputs = to_host
     return Run(built, dataset, train_config, folder, config.description(), accelerator)
+
+
+def pairs_notes(method: MethodConfig, dataset: LatentDataset, process: NoiseProcess) -> list[str]:
+    """What is to be said of a student some of whose levels have no pairs; nothing where all or none have."""
+    levels, stored = method.levels(process), dataset.state_sigmas
+    without = [level for level in levels if not any(same_level(s, level) for s in stored)]
+    if not method.weight("pairs") or not without or len(without) == len(levels):
+        return []
+    spell = lambda levels: ", ".join(f"{level:.4g}" for level in levels)  # noqa: E731
+    return [
+        f"the pairs term works at some of the student's levels only: {spell(without)} of {spell(levels)} have no pairs "
+        f"in {dataset.folder.name} (it keeps {spell(stored)})"
+    ]
+
+
+def longer(done: int, steps: int) -> str:
+    """What is to be said of a run that had gone further than it is asked for now."""
+    return (
+        f"this run has already done {done} steps, and steps is {steps} now: the student is that of step {done}; for a "
+        "shorter run choose another name or folder"
+    )
 
 
 Watcher = Callable[[Event, Condition], None]
 
 
 def train_to_end(
-    run: Run, config: RunConfig, folder: RunFolder, student_file: str | Path, watchers: Sequence[Watcher] = ()
-) -> None:
+    run: Run,
+    config: RunConfig,
+    folder: RunFolder,
+    student_file: str | Path,
+    watchers: Sequence[Watcher] = (),
+    listeners: Sequence[Listener] = (),
+) -> str:
     """Train to the last step, write the student's file and note in the folder that the run has ended.
 
-    watchers: called after each step, once its log is on disk; one that raises stops the run. Whatever ends a run early
-    (a watcher, a cancel, `monitor.Collapse`, an error), its checkpoint and the student of the last step are written.
+    Returns what is to be said of what its student kept (`keeping`), "" for nothing.
+    watchers: called after each step, once its log is on disk; one that raises stops the run.  listeners: called before,
+    and may add to the step's logs (`evaluation.retention_watch`). Whatever ends a run early
+    (a watcher, a cancel, `monitor.Collapse`, an error), its checkpoint and the student of the last step are written,
+    and the log ends with that step. Raises ValueError before the first step while another process trains in the folder.
     """
-    log = LogFile(folder)
-    all_watchers: list[Watcher] = [log, *watchers] if run.is_main else [*watchers]
+    with alone_in(folder.path, "training") if run.is_main else nullcontext():
+        return _train_alone(run, config, folder, student_file, watchers, listeners)
+
+
+def _train_alone(
+    run: Run,
+    config: RunConfig,
+    folder: RunFolder,
+    student_file: str | Path,
+    watchers: Sequence[Watcher],
+    listeners: Sequence[Listener],
+) -> str:
+    run.resume()
+    log, health, validation = LogFile(folder), Health(), Validation(run)
+    health.replay(entry for entry in folder.logs() if entry["step"] <= run.step)
+    trackers = Trackers(config.train.trackers if run.is_main else (), folder.path, decisive(config.train))
+    save = lambda path: save_lora(path, *student_of(run, config)) if run.is_main else None  # noqa: E731
+    keeping = Keeping(config.train.keep_at_least, folder.path / "kept.safetensors", save)
+    keeping.resume((entry for entry in folder.logs() if entry["step"] <= run.step), run.step)
+    all_watchers: list[Watcher] = []
+    if run.is_main:
+        snapshots = Snapshots(config.train.snapshot_every, Path(student_file), save)
+        all_watchers = [log, trackers, snapshots]
+    all_watchers += [keeping, *watchers]
     try:
-        with Monitor(run) as monitor, closing(log), closing(train(run, [monitor])) as events:
-            for event in events:
+        with (
+            Monitor(run, health) as monitor,
+            closing(log),
+            closing(trackers),
+            closing(train(run, [validation, *listeners, monitor])) as events,
+        ):
+            for event in events if not keeping.lost else ():
                 for watch in all_watchers:
                     watch(event, monitor.condition)
+                if keeping.lost:
+                    break
     except BaseException:  # a cancel in the host is no Exception
+        if run.is_main and folder.log.exists():
+            folder.keep_log(run.step)
         save_stopped(run, config, student_file)
         raise
     if run.is_main:
-        save_lora(student_file, *student_of(run, config))
-        folder.finish(config.request())
+        if keeping.lost:
+            keeping.finish(Path(student_file))
+        else:
+            save(Path(student_file))
+        folder.finish(config.request(), **({"said": keeping.said} if keeping.said else {}))
+    return keeping.said
 
 
 def save_stopped(run: Run, config: RunConfig, student_file: str | Path) -> None:
@@ -278,10 +373,17 @@ def save_stopped(run: Run, config: RunConfig, student_file: str | Path) -> None:
         logging.warning("the student of the stopped run could not be written: %s", error)
 
 
+def told_guidance(run: Run) -> dict[str, float]:
+    """The guidance scale that the network was told as an input in training; nothing where it is told none."""
+    told = run.batch(0)[0].cond.guidance
+    return {} if told is None else {"embedded_guidance": told.float().mean().item()}
+
+
 def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The averaged student's tensors (a LoRA, or the differences of all weights), and the description that
     `files.save_lora` writes beside them."""
-    denoiser, method = run.method.student, config.method
+    denoiser, method, members = run.method.student, config.method, run.dataset.members
+    mix = {"mix": [member.digest() for member in members]} if len(members) > 1 else {}  # which `evaluate` knows again
     with run.ema_weights():
         state = denoiser.backend.export(denoiser.lora)
     return state, {
@@ -290,8 +392,10 @@ def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str
         "sigmas": list(run.method.levels),
         "sampler": config.student.sampler,
         "sampler_options": config.student.sampler_options,
-        "cfg": 1.0,
+        "cfg": config.student.cfg,
+        **({"adapter": Path(config.student.lora.adapter).name} if config.student.lora.adapter else {}),
+        **told_guidance(run),
         **run.method.teacher.backend.description(),
         "steps": run.step,
-        "config": {**config.description(), "train": decisive(run.config)},
+        "config": {**config.description(), **mix, "train": decisive(run.config)},
     }

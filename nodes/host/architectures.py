@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ...distill_core.models.denoiser import Limits
 from ...distill_core.models.families import FAMILIES
 from ...distill_core.models.features import depth_scales
 from ...distill_core.models.lora import linear_layers
@@ -35,6 +36,12 @@ def _last(length: int, network: nn.Module, text: int, image: int) -> slice:
     """The image is the end of the sequence, filled up to a multiple."""
     end = length - -image % (network.pad_tokens_multiple or 1)
     return slice(end - image, end)
+
+
+def _width_into(network: nn.Module, layer: str) -> int | None:
+    """What the first layer with this end of a name takes; None where there is none."""
+    layers = (module for name, module in network.named_modules() if layer and name.endswith(layer))
+    return getattr(next(layers, None), "in_features", None)
 
 
 def _blocks(*lists: str) -> Callable[[nn.Module], list[str]]:
@@ -80,6 +87,7 @@ class Architecture:
     misplacing: values of a CONDITIONING that put other tokens where ``image`` expects the image.
     scales: read-outs and entries of a multi-scale discriminator, where the network has scales of its own.
     others: models with this network that no preset is for.
+    text, pooled: layers that text tokens and pooled text go into, by the end of the name ("": they fit any width).
     """
 
     name: str
@@ -96,6 +104,8 @@ class Architecture:
     misplacing: tuple[str, ...] = ()
     scales: Callable[[nn.Module], tuple[list[str], list[str]]] | None = None
     others: tuple[str, ...] = ()
+    text: str = ""
+    pooled: str = ""
 
     def checkpoints(self, network: nn.Module) -> list[str]:
         return (self.checkpointed or self.taps)(network)
@@ -121,6 +131,12 @@ class Architecture:
             return where, slice(0, image)
         return 0, None if args[0].ndim == 4 else self.image(args[0].shape[1], network, text, image)
 
+    def limits(self, network: nn.Module, channels: int) -> Limits:
+        """What the network can take; latents have ``channels``."""
+        positions = getattr(network, "pos_embed_max_size", None)
+        side = positions and positions * self.patch_size
+        return Limits(channels, _width_into(network, self.text), _width_into(network, self.pooled), side)
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
 
@@ -131,6 +147,7 @@ _FLUX = dict(
     image=_after_text,
     two_streams=("img", 0),
     in_place=True,
+    text="txt_in",
 )
 _FLUX1_ONLY = (".proj_mlp", ".proj_out", ".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2")
 _FLUX2_ONLY = (".linear_in", ".linear_out", ".to_qkv_mlp_proj", ".attn.to_out")
@@ -138,7 +155,13 @@ _FLUX2_ONLY = (".linear_in", ".linear_out", ".to_qkv_mlp_proj", ".attn.to_out")
 ARCHITECTURES = {
     # A JointBlock checkpoints itself unless told not to, and would recompute under whichever path is on then.
     "OpenAISignatureMMDITWrapper": Architecture(
-        "sd3", _blocks("joint_blocks"), ("joint_blocks",), two_streams=(1, 1), block_options={"use_checkpoint": False}
+        "sd3",
+        _blocks("joint_blocks"),
+        ("joint_blocks",),
+        two_streams=(1, 1),
+        block_options={"use_checkpoint": False},
+        text="context_embedder",
+        pooled="y_embedder.mlp.0",
     ),
     "Flux": Architecture("flux", foreign=_FLUX2_ONLY, **_FLUX),
     "Flux2": Architecture("flux2", foreign=_FLUX1_ONLY, patch_size=1, **_FLUX),
@@ -149,12 +172,22 @@ ARCHITECTURES = {
         _last,
         checkpointed=_blocks("noise_refiner", "context_refiner", "layers"),
         others=("Lumina 2",),
+        text="cap_embedder.1",
     ),
     "QwenImageTransformer2DModel": Architecture(
-        "qwen-image", _blocks("transformer_blocks"), ("transformer_blocks",), two_streams=("hidden_states", 1)
+        "qwen-image",
+        _blocks("transformer_blocks"),
+        ("transformer_blocks",),
+        two_streams=("hidden_states", 1),
+        text="txt_in",
     ),
     "WanModel": Architecture(
-        "wan", _blocks("blocks"), ("blocks",), key_prefix="diffusion_model.", misplacing=("reference_latents",)
+        "wan",
+        _blocks("blocks"),
+        ("blocks",),
+        key_prefix="diffusion_model.",
+        misplacing=("reference_latents",),
+        text="text_embedding.0",
     ),
     "UNetModel": Architecture(
         "unet",
@@ -164,6 +197,7 @@ ARCHITECTURES = {
         checkpointed=lambda network: list(_unet_parts(network)),
         key_prefix="lora_unet_",
         scales=_unet_scales,
+        text="attn2.to_k",
     ),
 }
 

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -21,33 +24,52 @@ import comfy.samplers
 import torch
 from torch import Tensor, nn
 
-from ...distill_core.files import fingerprint
-from ...distill_core.models.denoiser import Cond
+from ...distill_core.models.denoiser import Cond, Limits
 from ...distill_core.models.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
-from ...distill_core.models.lora import Lora, LoraSwitch
+from ...distill_core.models.lora import Lora, LoraSwitch, is_linear
+from ...distill_core.models.lora_start import Parts
+from ...distill_core.models.offload import NONE, Offload
+from ...distill_core.models.precision import halves_to_bfloat16
+from ...distill_core.training.loop_config import TrainConfig
 from .architectures import Architecture, architecture_of
 from .attention import training_attention
+from .carried import check_teachable
 from .conditioning import check_places, cond_of, host_conds
 from .copies import forget, own_copy, trainable_model
-from .lora_keys import export_differences, export_lora
+from .identity import LAYOUT, loras_below, weights_identity
+from .lora_keys import export_differences, export_lora, read_parts
 from .model import family_of, prediction_of, shift_alpha_of, training_process_of
+from .quantized import in_full, with_gradient
 
 
 @contextmanager
-def training_backend(model, checkpointing: bool = True) -> Iterator[ComfyBackend]:
+def training_backend(
+    model, checkpointing: bool = True, train: TrainConfig | None = None, folder: Path | None = None
+) -> Iterator[ComfyBackend]:
     """MODEL as something that can be trained on, outside of inference mode; everything is as before on exit.
 
     The backend has its own copy of the weights with MODEL's LoRAs in them (the teacher is MODEL as it is) and its own
     patches, so nothing that is trained reaches the MODEL other nodes hold. checkpointing: recompute blocks in the
-    backward, one at a time. Raises ValueError for a model that cannot be distilled.
+    backward, one at a time. train: where its offload says so, the blocks' weights are not on MODEL's device (in host
+    memory, or mapped from ``folder``). Raises ValueError for a model that cannot be distilled, or that carries what
+    training would leave out (`carried`).
     """
     architecture, process = architecture_of(model.model.diffusion_model), training_process_of(model)
-    with torch.inference_mode(False), _in_training():
+    check_teachable(model)
+    with torch.inference_mode(False), in_training():
         patcher = own_copy(model)
         backend = ComfyBackend(patcher, architecture, process, checkpointing)
+        away = train is not None and train.offload != NONE
+        if away:
+            patcher.load_device = patcher.offload_device
         try:
-            comfy.model_management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
+            backend.to_device()
             backend.network.requires_grad_(False).eval()
+            if away:
+                if train.mixed(model.load_device):
+                    halves_to_bfloat16(backend.network)
+                backend.offload(model.load_device, train.offload, folder)
+                backend.to_device()
             yield backend
         finally:
             backend.release()
@@ -63,6 +85,7 @@ class ComfyBackend:
     def __init__(self, patcher, architecture: Architecture, process, checkpointing: bool) -> None:
         self.patcher, self.model, self.architecture, self.process = patcher, patcher.model, architecture, process
         self.checkpointing, self.copies, self.original = checkpointing, [], None
+        self.offloaded: Offload | None = None
         self.tokens: tuple[int, int] = 0, 0  # of text and of the image in the forward that is running
         self.network: nn.Module = patcher.model.diffusion_model
         self.family = family_of(patcher) or architecture.name
@@ -76,7 +99,22 @@ class ComfyBackend:
         # The host's apply_model does everything around the network; what it does to x and sigma is the Denoiser's part.
         patcher.add_object_patch("model_sampling", _NetworkItself())
         self.wrapped = [self.network.get_submodule(name) for name in architecture.checkpoints(self.network)]
+        self.stored_small = [module for module in self.network.modules() if is_linear(module) and in_full(module)]
         self.guard()
+
+    def to_device(self) -> None:
+        """Have the device for this network alone, whatever else the host has on it."""
+        if self.offloaded is None:
+            comfy.model_management.load_models_gpu([self.patcher], memory_required=1e20, force_full_load=True)
+        elif self.offloaded.device.type != "cpu":  # the host counts it as a model on the CPU, and leaves it as it is
+            comfy.model_management.free_memory(1e30, self.offloaded.device)
+
+    def offload(self, device: torch.device | str, tier: str, folder: Path | None = None, copies=False) -> Offload:
+        """Keep the blocks' weights away from the device (`Offload`); the rest of the network moves there."""
+        self.unguard()
+        self.offloaded = Offload(self.network, self.wrapped, device, tier, folder, copies)
+        self.guard()
+        return self.offloaded
 
     @property
     def tap_names(self) -> list[str]:
@@ -109,6 +147,10 @@ class ComfyBackend:
         """A fresh LoRA (output 0) on this backbone."""
         return Lora(self.network, targets or self.lora_targets(), rank, self.switch)
 
+    def lora_parts(self, state: dict[str, Tensor]) -> tuple[Parts, list[str]]:
+        """A LoRA file by the layers of this network, by the host's own reader (`lora_keys.read_parts`)."""
+        return read_parts(state, self.model)
+
     def cond(self, conditioning: list) -> Cond:
         """A CONDITIONING of the host, one row an entry; see `host_conditioning.cond_of`."""
         return cond_of(conditioning)
@@ -134,7 +176,10 @@ class ComfyBackend:
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         """The network's output [B, C, H, W] for its scaled input, its time and conditioning."""
         groups = self._groups(x, cond)
-        outputs = [self._from_host(self._apply(x, timestep, rows, conds)) for rows, conds in groups]
+        outputs = []
+        for rows, conds in groups:
+            with self.switch.dropping(self.switch.dropout and self.switch.dropout.of(rows)):
+                outputs.append(self._from_host(self._apply(x, timestep, rows, conds)))
         return _in_order(outputs, [rows for rows, _ in groups])
 
     def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
@@ -182,6 +227,8 @@ class ComfyBackend:
         finally:
             self.guard()
         model.model_sampling = self.sampling
+        if self.offloaded is not None:
+            model.diffusion_model.to(self.offloaded.device)
         patcher = comfy.model_patcher.ModelPatcher(model, self.patcher.load_device, self.patcher.offload_device)
         patcher.model_options = {"transformer_options": self.options}
         copied = ComfyBackend(patcher, self.architecture, self.process, self.checkpointing)
@@ -209,6 +256,7 @@ class ComfyBackend:
         if len(rows) < len(x):
             x, timestep = x[rows], timestep[rows]
         options = {**comfy.model_patcher.create_model_options_clone(self.options), "cond_or_uncond": [0]}
+        options["sigmas"] = self.process.sigma(timestep)  # some patches work at some noise levels only
         return self.model.apply_model(self._to_host(x), timestep, transformer_options=options, **conds)
 
     def _to_host(self, x: Tensor) -> Tensor:
@@ -217,13 +265,22 @@ class ComfyBackend:
     def _from_host(self, x: Tensor) -> Tensor:
         return x.squeeze(2) if x.ndim == 5 else x
 
-    def description(self) -> dict[str, str]:
-        """What a LoRA's metadata says of its base: prediction, shift factor, family and fingerprint."""
+    def limits(self) -> Limits:
+        """What the network can take."""
+        limits = self.architecture.limits(self.network, self.channels)
+        return replace(limits, pixels=self.spacial_scale)
+
+    def description(self) -> dict[str, Any]:
+        """What a LoRA's metadata says of its base: prediction, shift factor, family, the digest of the weights as they
+        were loaded, and what was patched into them (`identity.loras_below`; left out where nothing was)."""
+        below = loras_below(self.patcher)
         return {
             "prediction": prediction_of(self.sampling),
             "shift_alpha": str(shift_alpha_of(self.sampling) or 1.0),
             "family": self.family,
-            "base": fingerprint(self.network),
+            "base": weights_identity(self.patcher),
+            "base_layout": LAYOUT,
+            **({"below": below} if below else {}),
         }
 
     def export(self, lora: Lora | None) -> dict[str, Tensor]:
@@ -236,18 +293,23 @@ class ComfyBackend:
         return export_differences(self.network, self.original)
 
     def guard(self) -> None:
-        """Give the blocks forwards with right gradients."""
-        for block in self.wrapped:
-            block.forward = _guarded(block.forward, self.architecture, self.switch, self.checkpointing)
+        """Give the blocks, and layers whose weights are not stored in full, forwards with right gradients."""
+        for layer in self.stored_small:
+            layer.forward = with_gradient(layer)
+        for index, block in enumerate(self.wrapped):
+            forward = block.forward if self.offloaded is None else self.offloaded.around(index, block.forward)
+            block.forward = _guarded(forward, self.architecture, self.switch, self.checkpointing)
 
     def unguard(self) -> None:
         """Take them off; their references to each other would keep the network in memory."""
-        for block in self.wrapped:
-            block.__dict__.pop("forward", None)
+        for module in (*self.stored_small, *self.wrapped):
+            module.__dict__.pop("forward", None)
 
     def release(self) -> None:
         """Undo what was done to this network and to its copies."""
         self.unguard()
+        if self.offloaded is not None:
+            self.offloaded.close()
         self.original = None
         while self.copies:
             self.copies.pop().release()
@@ -277,8 +339,10 @@ def _guarded(forward: Callable, architecture: Architecture, switch: LoraSwitch, 
         # The host changes its options (block number, ...) while it walks the blocks; a recompute must see these.
         args = [dict(value) if isinstance(value, dict) else value for value in args]
         kwargs = {k: dict(value) if isinstance(value, dict) else value for k, value in kwargs.items()}
-        block = partial(out_of_place, **{**kwargs, **architecture.block_options})
-        return switch.checkpoint(block, *args) if checkpointing and torch.is_grad_enabled() else block(*args)
+        kwargs |= architecture.block_options
+        if checkpointing and torch.is_grad_enabled():
+            return switch.checkpoint(out_of_place, *args, **kwargs)
+        return out_of_place(*args, **kwargs)
 
     return run
 
@@ -293,8 +357,9 @@ def _in_order(parts: list[Tensor], rows: list[list[int]]) -> Tensor:
 
 def _transformer_options(patcher) -> dict:
     """MODEL's own options and wrappers for the network, with attention that has a gradient and always the same cuts."""
-    patcher.set_model_optimized_attention(training_attention)
     options = patcher.model_options["transformer_options"]
+    # Also what the host's set_model_optimized_attention does, which ComfyUI before 0.32 does not have.
+    options["optimized_attention_override"] = lambda own, *args, **kwargs: training_attention(*args, **kwargs)
     for kind in ("wrappers", "callbacks"):
         own = getattr(patcher, kind)
         comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), own, copy_dict1=False)
@@ -302,7 +367,7 @@ def _transformer_options(patcher) -> dict:
 
 
 @contextmanager
-def _in_training() -> Iterator[None]:
+def in_training() -> Iterator[None]:
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:

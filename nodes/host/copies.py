@@ -10,6 +10,8 @@ import comfy.ops
 import torch
 from torch import nn
 
+from ...distill_core.models.precision import check_in_full
+
 
 def own_copy(model):
     """A patcher with MODEL's patches on weights of its own: loaded again, or copied if its loader cannot be asked.
@@ -26,8 +28,21 @@ def own_copy(model):
         )
     else:
         patcher = model.clone(model_override=_copied(model).get_clone_model_override())
+    _without_fast_fp8(patcher.model)
     patcher.parent = None  # or else the host would consider MODEL loaded once this copy is gone
     return patcher
+
+
+def _without_fast_fp8(network: torch.nn.Module) -> None:
+    """Give layers that multiply in fp8 (fp8_e4m3fn_fast, --fast) the ordinary forward.
+
+    They do so only where no gradient is asked: features of real and of fake latents would differ by 2 %, and a
+    discriminator could tell them apart by that.
+    """
+    fast = getattr(comfy.ops, "fp8_ops", None)
+    for module in network.modules() if fast else ():
+        if type(module) is fast.Linear:
+            module.__class__ = comfy.ops.manual_cast.Linear
 
 
 def _copied(model):
@@ -37,13 +52,28 @@ def _copied(model):
     memo = {id(inner.current_patcher): None} | {id(thing): thing for thing in keep}
     for tensor in [*inner.parameters(), *inner.buffers()]:  # an inference tensor cannot be deep-copied
         if tensor.is_inference():
-            data = tensor.clone()
+            data = _without_inference(tensor)
             memo[id(tensor)] = nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
     patcher = comfy.model_patcher.ModelPatcher(copy.deepcopy(inner, memo), model.load_device, model.offload_device)
     patcher.backup = {key: saved._replace(weight=saved.weight.clone()) for key, saved in model.backup.items()}
     patcher.object_patches_backup = dict(model.object_patches_backup)
     patcher.unpatch_model(model.offload_device)
     return patcher
+
+
+def _without_inference(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that autograd accepts. A class that has none to give (ComfyUI-GGUF's tensors, which a loader maps from the
+    file and nobody writes to) is given another tensor of the same memory."""
+    copied = tensor.clone()
+    if not copied.is_inference():
+        return copied
+    raw = tensor.as_subclass(torch.Tensor)
+    same = torch.empty(0, dtype=raw.dtype, device=raw.device)
+    same = same.set_(raw.untyped_storage(), raw.storage_offset(), raw.size(), raw.stride()).as_subclass(
+        type(tensor.data)
+    )
+    same.__dict__.update(vars(tensor))
+    return same
 
 
 def trainable_model(model):
@@ -55,16 +85,11 @@ def trainable_model(model):
     Raises ValueError for quantized weights, which have no gradient.
     """
     network, memo = model.diffusion_model, {}
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        is_weight = isinstance(tensor, nn.Parameter)
-        if is_weight and (type(tensor.data) is not torch.Tensor or not tensor.is_floating_point()):
-            raise ValueError(
-                f"a quantized network ({name}) cannot be copied to be trained: load a file in bfloat16, float16 or "
-                "plain fp8"
-            )
+    check_in_full(network)
+    for tensor in [*network.parameters(), *network.buffers()]:
         value = tensor.detach().clone()
         value = value.float() if value.is_floating_point() else value
-        memo[id(tensor)] = nn.Parameter(value) if is_weight else value
+        memo[id(tensor)] = nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
     trained = copy.deepcopy(network, memo)
     for module in trained.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):

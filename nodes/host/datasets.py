@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import comfy.samplers
@@ -12,21 +14,29 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...distill_core.data.cache import CacheConfig, write_shards
+from ...distill_core.data.cache import CacheConfig, groups_by_length, write_shards
 from ...distill_core.data.dataset import LatentDataset
+from ...distill_core.data.fits import check_teacher
+from ...distill_core.data.manifest import OtherDataset
+from ...distill_core.data.mix import Mix, open_data
 from ...distill_core.data.real import save_latents
 from ...distill_core.diffusion.schedules import check_sigmas, grid_sigmas, with_levels
 from ...distill_core.methods.defaults import levels_for
 from ...distill_core.models.denoiser import Cond
+from ...distill_core.training.progress import Pace
 from .architectures import architecture_of
+from .carried import check_teachable
 from .conditioning import check_places, cond_of
 from .folders import dataset_folder
-from .identity import family_name, identity
-from .model import training_process_of
+from .glimpse import glimpse
+from .identity import identity
+from .model import family_name, training_process_of
 from .teacher import HostTeacher, one_entry
 
 SIZES = re.compile(r"\s*(\d+)\s*[x×]\s*(\d+)\s*")
-SHARD_SIZE = 256
+SHARD_SIZE = 256  # items
+ROUND, SMALLEST_SHARD = 64, 16  # of all sizes and lengths of prompts, where there are several
+CONSOLE_EVERY, NODE_EVERY = 30.0, 2.0  # seconds between lines on how far it is
 
 
 def parse_sizes(text: str, scale: int) -> tuple[tuple[int, int], ...]:
@@ -52,6 +62,17 @@ def shard_count(name: str) -> int:
     return len(list(dataset_folder(name).glob("shard-*.safetensors")))
 
 
+def sizes_of(folder: Path) -> str:
+    """How many items a dataset has of each size, as text: "7 items in 2 sizes: 4 of 64x64, 3 of 80x48" latents."""
+    counts: Counter[str] = Counter()
+    for (_, height, width, *_), items in LatentDataset(folder).buckets.items():
+        counts[f"{width}x{height}"] += len(items)
+    listed = ", ".join(f"{count} of {size}" for size, count in counts.most_common(12))
+    more = ", ..." if len(counts) > 12 else ""
+    sizes = "1 size" if len(counts) == 1 else f"{len(counts)} sizes"
+    return f"{counts.total()} items in {sizes} of latents: {listed}{more}"
+
+
 def make_teacher_latents(
     model,
     positives: Sequence[list],
@@ -68,56 +89,126 @@ def make_teacher_latents(
     batch_size: int = 4,
     seed: int = 0,
     dtype: str = "bfloat16",
+    say: Callable[[str], object] = logging.info,
 ) -> Path:
     """Sample the MODEL ``count`` times into a dataset, or go on with one that was stopped; returns its folder.
 
-    The arguments are the inputs of Teacher Latents. Raises ValueError for settings that cannot work together.
+    The arguments are the inputs of Teacher Latents; ``say`` shows on the node how far it is.
+    Raises ValueError for settings that cannot work together.
     """
     folder, process = dataset_folder(dataset_name), training_process_of(model)
+    check_teachable(model)
     if pairs_for_steps and sampler is not None:
         raise ValueError("pairs need the node's own Euler sampler: disconnect SAMPLER, or set pairs_for_steps to 0")
     levels = levels_for(process, pairs_for_steps) if pairs_for_steps else ()
     grid = grid_sigmas(process, steps) if sigmas is None else check_sigmas(sigmas.float().cpu())
     grid = with_levels(grid, levels)
+    latent_sizes = parse_sizes(sizes, model.get_model_object("latent_format").spacial_downscale_ratio)
+    conds, uncond, description = training_conditionings(model, positives, negative)
+    kinds = len(latent_sizes) * len(groups_by_length(conds))  # a shard holds one, and all are to have a turn soon
     config = CacheConfig(
         count=count,
         steps=len(grid) - 1,
         guidance=cfg,
-        sizes=parse_sizes(sizes, model.get_model_object("latent_format").spacial_downscale_ratio),
+        sizes=latent_sizes,
         state_sigmas=levels,
-        shard_size=max(batch_size, min(SHARD_SIZE, count)),
+        shard_size=SHARD_SIZE if kinds == 1 else max(SMALLEST_SHARD, ROUND // kinds),
         batch_size=batch_size,
         seed=seed,
         dtype=dtype,
     )
-    conds, uncond, description = training_conditionings(model, positives, negative)
-    bar, done = comfy.utils.ProgressBar(count), 0
-
-    def show(share: float, preview) -> None:
-        bar.update_absolute(min(count, done + share * batch_size), count, preview)
-
+    description |= {"prompts": digest_of(conds)}
     sampler = sampler or comfy.samplers.ksampler("euler")
+    name = getattr(sampler.sampler_function, "__name__", "custom")
     teacher = HostTeacher(
         model,
         positives,
         conds,
         negative=negative,
         cfg=cfg,
-        sampler=sampler,
+        sampler=lambda random, noise: sampler,
         sigmas=grid,
         sizes=config.sizes,
         seed=seed,
         state_sigmas=levels,
-        progress=show,
     )
-    description |= {
-        "prompts": digest_of(conds),
-        "sigmas": grid.tolist(),
-        "sampler": getattr(sampler.sampler_function, "__name__", "custom"),
-    }
-    for done, _, _ in write_shards(teacher, uncond, cfg, config, folder, description):
-        bar.update_absolute(done)
+    try:
+        sample_all(teacher, uncond, config, folder, description | {"sampler": name}, say)
+    except OtherDataset as error:
+        raise ValueError(in_widgets(error, model, process, steps if sigmas is None else None)) from None
     return folder
+
+
+def sample_all(
+    teacher: HostTeacher,
+    uncond: Cond,
+    config: CacheConfig,
+    folder: Path,
+    description: dict,
+    say: Callable[[str], object],
+) -> None:
+    """Let a teacher fill a dataset's folder; the node's bar and previews, and ``say``, show how far it is."""
+    bar, done = comfy.utils.ProgressBar(config.count), 0
+
+    def show(share: float, preview) -> None:
+        bar.update_absolute(min(config.count, done + share * config.batch_size), config.count, preview)
+
+    teacher.progress = show
+    paces = [Pace(f"teacher latents {folder.name}", CONSOLE_EVERY, logging.info), Pace("latents", NODE_EVERY, say)]
+    description = {**description, "sigmas": teacher.sigmas.tolist()}
+    for done, total, latents in write_shards(teacher, uncond, config.guidance, config, folder, description):
+        bar.update_absolute(done, total, glimpse(teacher.layout, latents))
+        for pace in paces:
+            pace.there(done) if latents is None else pace(done, total)
+
+
+CURE = "choose another dataset_name, or delete the folder to make it anew"
+WIDGETS = {
+    "config.state_sigmas": "pairs_for_steps",
+    "config.guidance": "cfg",
+    "guidance": "cfg",
+    "base": "model (its weights, or the LoRAs on it)",
+    "family": "model",
+    "prompts": "positive",
+    "sigmas": "sigmas (or the model's shift)",
+    "content": "a picture or its conditioning",
+}
+
+
+def in_widgets(error: OtherDataset, model, process, steps: int | None) -> str:
+    """What differs from the dataset that is there, with the names and values of the node's widgets.
+
+    steps: of the node, None where its noise levels are connected.
+    """
+    changes, stored = error.changes, error.stored
+    if "config.state_sigmas" in changes:
+        now, before = changes["config.state_sigmas"]
+        if len(now or ()) == len(before or ()):  # the same number of steps on another schedule
+            changes["sigmas"] = changes.pop("config.state_sigmas")
+        else:
+            changes["config.state_sigmas"] = (len(now or ()), len(before or ()))
+    if "config.sizes" in changes:
+        scale = model.get_model_object("latent_format").spacial_downscale_ratio
+        now, before = ([f"{w * scale}x{h * scale}" for h, w in sizes or ()] for sizes in changes["config.sizes"])
+        changes["config.sizes"] = (", ".join(now), ", ".join(before))
+    if changes.keys() & {"config.steps", "sigmas", "config.state_sigmas"}:
+        # The stored grid has the levels of the pairs in it.
+        before = widget_steps(process, stored.get("sigmas") or [], stored.get("state_sigmas") or [])
+        asked = {"config.steps": (steps, before)} if steps and before and steps != before else {}
+        moved = {} if steps and before else {"sigmas": ("", "")}
+        changes = {k: v for k, v in changes.items() if k not in ("config.steps", "sigmas")} | asked | moved
+    error.changes = changes
+    return error.said(WIDGETS, CURE)
+
+
+def widget_steps(process, grid: Sequence[float], levels: Sequence[float]) -> int | None:
+    """The number of steps whose grid on the model's own schedule, with the levels in it, is this one; None if none."""
+    wanted = torch.tensor(grid)
+    for steps in range(1, len(grid)):
+        made = with_levels(grid_sigmas(process, steps), levels)
+        if len(made) == len(wanted) and torch.allclose(made, wanted, rtol=1e-3):
+            return steps
+    return None
 
 
 def make_image_dataset(
@@ -147,7 +238,10 @@ def make_image_dataset(
     conds, uncond, description = training_conditionings(model, positives, negative)
     scaled = [model.model.process_latent_in(image.unsqueeze(0).float())[0].cpu() for image in images]
     single = [image[:, 0] if image.ndim == 4 and image.shape[1] == 1 else image for image in scaled]
-    save_latents(single, conds, uncond, folder, description, dtype)
+    try:
+        save_latents(single, conds, uncond, folder, {"family": description["family"]}, dtype)
+    except OtherDataset as error:
+        raise ValueError(error.said(WIDGETS, CURE)) from None
     return folder
 
 
@@ -173,22 +267,20 @@ def digest_of(conds: Sequence[Cond]) -> str:
     return digest.hexdigest()[:16]
 
 
-def open_dataset(folder: Path, model, pairs: bool) -> LatentDataset:
-    """The dataset in ``folder``, checked against the MODEL that is to be trained on it.
+def open_dataset(source: Path | Mix, model, pairs: bool) -> LatentDataset:
+    """The dataset, or several mixed, checked against the MODEL that is to be trained on it.
 
     Raises ValueError for one of another family or channel count and, with ``pairs``, for one of another teacher.
     """
-    dataset = LatentDataset(folder)
-    manifest, family = dataset.manifest(), family_name(model)
-    channels, wanted = dataset.shapes[0][0], model.get_model_object("latent_format").latent_channels
-    if manifest.get("family") != family or channels != wanted:
-        raise ValueError(
-            f"the dataset {folder.name} was made for {manifest.get('family', 'another family')} ({channels} latent "
-            f"channels), but the model is {family} ({wanted} channels): make the dataset with this model"
-        )
-    if pairs and dataset.state_sigmas and manifest.get("base") != identity(model):
-        raise ValueError(
-            f"the pairs in {folder.name} are paths of another model than the one connected (another checkpoint, or "
-            "other LoRAs on it): connect the teacher that made them, make them again, or set pairs_weight to 0"
-        )
+    dataset, family = open_data(source), family_name(model)
+    wanted = model.get_model_object("latent_format").latent_channels
+    for member in dataset.members:
+        made_for, channels = member.manifest().get("family"), member.shapes[0][0]
+        if made_for != family or channels != wanted:
+            raise ValueError(
+                f"the dataset {member.folder.name} was made for {made_for or 'another family'} ({channels} latent "
+                f"channels), but the model is {family} ({wanted} channels): make the dataset with this model"
+            )
+    if pairs:
+        check_teacher(dataset, identity(model))
     return dataset

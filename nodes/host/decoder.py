@@ -6,6 +6,8 @@ weights, the network's own decoding, and float32 weights around a run's mixed pr
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import comfy.sd
 import torch
 from torch import Tensor, nn
@@ -17,13 +19,13 @@ def autoencoder_of(vae) -> nn.Module:
     network = getattr(vae, "first_stage_model", None)
     if network is None:
         raise ValueError(
-            "ADD works on decoded images and needs a VAE, and this one is empty (a checkpoint without a VAE): "
-            "connect Load VAE, preferably with a tiny VAE (TAESD)"
+            "the pictures need a VAE, and this one is empty (a checkpoint without a VAE): connect Load VAE; for ADD "
+            "preferably with a tiny VAE (TAESD)"
         )
     if vae.latent_dim != 2 or vae.output_channels != 3:
         raise ValueError(
-            "this VAE decodes videos or sound, not single images, so ADD cannot train through it: connect an image VAE "
-            "for this model's latents, or use LADD Trainer, which needs none"
+            "this VAE is for videos or sound, not for single images: connect an image VAE for this model's latents; "
+            "of the trainers, LADD Trainer needs none"
         )
     return network
 
@@ -67,7 +69,10 @@ class Decoder:
     def __call__(self, latents: Tensor) -> Tensor:
         if not (self.checkpointing and latents.requires_grad and torch.is_grad_enabled()):
             return self._decode(latents)
-        return torch.cat([checkpoint(self._decode, row, use_reentrant=False) for row in latents.split(1)])
+        around = self.backend.switch.around_recompute
+        contexts = lambda: (nullcontext(), around())  # noqa: E731
+        rows = latents.split(1)
+        return torch.cat([checkpoint(self._decode, row, use_reentrant=False, context_fn=contexts) for row in rows])
 
     def _decode(self, latents: Tensor) -> Tensor:
         unscaled = self.backend.latents_out(latents)

@@ -26,3 +26,20 @@ def run_folder(name: str) -> Path:
 def lora_file(run_name: str) -> Path:
     """The student of a run, where the host's LoRA loaders look: output/loras/turbo_distill/NAME.safetensors."""
     return _root("loras", "turbo_distill") / f"{run_folder(run_name).name}.safetensors"
+
+
+def lora_files() -> list[str]:
+    """The LoRAs that the host's loaders list."""
+    try:
+        return folder_paths.get_filename_list("loras")
+    except FileNotFoundError:  # a folder that the host had listed is gone: it looks again
+        folder_paths.filename_list_cache.pop("loras", None)
+        return folder_paths.get_filename_list("loras")
+
+
+def lora_path(name: str) -> str:
+    """Where one of them lies. Raises ValueError for a name that is not listed."""
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise ValueError(f"there is no LoRA {name!r} in models/loras or output/loras")
+    return path

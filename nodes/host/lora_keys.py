@@ -8,38 +8,88 @@ of its rows: A is repeated and B is split row-wise, which loses nothing.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import comfy.lora
+import torch
+from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...distill_core.models.lora import Lora, weight_differences
+from ...distill_core.models.lora_start import OF_TEXT, Part, Parts
 from .architectures import Architecture
 
 GENERIC = "diffusion_model."
 Target = tuple[str, tuple[int, int, int] | None, object]  # weight in the host, (dimension, first row, rows), row order
 
 
-def export_lora(lora: Lora, model, architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors of a LoRA file for ``model`` (the host's model_base object), its scale folded in. CPU copies.
+class LowRankNames:
+    """Writes low-rank matrices under names that core and diffusers read.
 
-    Layout: diffusers/peft (``transformer.….lora_A.weight``) where the host has a table of diffusers' names; kohya's
-    with diffusers' names for UNets (``lora_unet_….lora_down.weight``), the only one that core and diffusers both read
-    there; else the generic ``diffusion_model.….lora_A.weight`` (Wan, Lumina 2), which diffusers converts for Wan.
+    diffusers/peft (``transformer.….lora_A.weight``) where the host has a table of diffusers' names; kohya's with
+    diffusers' names for UNets (``lora_unet_….lora_down.weight``), the only one that core and diffusers both read there;
+    else the generic ``diffusion_model.….lora_A.weight`` (Wan, Lumina 2), which diffusers converts for Wan.
+    """
+
+    def __init__(self, model, architecture: Architecture) -> None:
+        """model: the host's model_base object."""
+        self.kohya = architecture.key_prefix == "lora_unet_"
+        self.ends = ("lora_down", "lora_up") if self.kohya else ("lora_A", "lora_B")
+        self.names = _names_by_weight(model, architecture)
+
+    def write(
+        self, layer: str, down: Tensor, up: Tensor, shape: Sequence[int], compact: bool = False
+    ) -> dict[str, Tensor]:
+        """B A of a layer whose weight has ``shape``. down: A [r, in].  up: B [out, r], scale included.  CPU copies.
+
+        compact: leave out columns of B that are 0 in all rows of a name; ranks then differ from name to name.
+        """
+        state = {}
+        for name, rows, reorder in _cover(self.names.get(layer, {}), layer, len(up)):
+            part = up if rows is None else up.narrow(*rows)
+            used = part.any(0) if compact and part.any() else slice(None)
+            part, narrow = part[:, used], down[used]
+            matrices = (
+                narrow.reshape(-1, *shape[1:]),
+                (reorder(part) if reorder else part).reshape(len(part), -1, *[1] * (len(shape) - 2)),
+            )
+            for end, matrix in zip(self.ends, matrices, strict=True):
+                state[f"{name}.{end}.weight"] = matrix.detach().cpu().clone().contiguous()
+            if self.kohya:
+                state[f"{name}.alpha"] = torch.tensor(float(len(narrow)))
+        return state
+
+
+def export_lora(lora: Lora, model, architecture: Architecture) -> dict[str, Tensor]:
+    """The tensors of a LoRA file for ``model`` (the host's model_base object), its scale folded in; see `LowRankNames`.
+
     Core's SaveLoRA and LoraModelLoader (LORA_MODEL) take the same dictionary.
     """
-    kohya = architecture.key_prefix == "lora_unet_"
-    down_name, up_name = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
-    names = _names_by_weight(model, architecture)
-    state = {}
+    names, state = LowRankNames(model, architecture), {}
     for target, down, up in zip(lora.targets, lora.down, lora.up, strict=True):
-        matrix = up.detach() * lora.scale
-        for name, rows, reorder in _cover(names.get(target, {}), target, len(matrix)):
-            part = matrix if rows is None else matrix.narrow(*rows)
-            state[f"{name}.{down_name}.weight"] = down.detach().cpu().clone().contiguous()
-            state[f"{name}.{up_name}.weight"] = (reorder(part) if reorder else part).cpu().clone().contiguous()
-            if kohya:
-                state[f"{name}.alpha"] = down.new_tensor(float(lora.rank)).cpu()
+        state |= names.write(target, down.detach(), up.detach() * lora.scale, (len(up), down.shape[1]))
     return state
+
+
+def read_parts(state: dict[str, Tensor], model) -> tuple[Parts, list[str]]:
+    """A LoRA file in any names that the host reads, by layer, and the layers of it that the host or we cannot place.
+
+    Raises ValueError for another kind of adapter than a LoRA of two matrices.
+    """
+    patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model, {}), log_missing=False)
+    parts: Parts = defaultdict(list)
+    read: set[str] = set()
+    for target, adapter in patches.items():
+        weight, rows, reorder = (*(target if isinstance(target, tuple) else (target,)), None, None)[:3]
+        up, down, alpha, mid, dora, reshape = adapter.weights if isinstance(adapter, LoRAAdapter) else [None] * 6
+        if up is None or any(value is not None for value in (mid, dora, reshape)):
+            raise ValueError(f"{weight} is no plain LoRA of two matrices there: another kind of adapter cannot be used")
+        read |= adapter.loaded_keys
+        scale, layer = 1.0 if alpha is None else alpha / len(down), weight.removeprefix(GENERIC).removesuffix(".weight")
+        up = reorder(up) if reorder else up  # the host has the rows of some layers in another order than the file
+        parts[layer].append(Part(up.float() * scale, down.float(), rows[1] if rows else 0))
+    strange = {key for key in state if key not in read and not key.endswith(".alpha") and not key.startswith(OF_TEXT)}
+    return dict(parts), sorted(strange)
 
 
 def export_differences(network: nn.Module, original: nn.Module) -> dict[str, Tensor]:

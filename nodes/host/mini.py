@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.sd
 import comfy.utils
 
-from ...distill_core.models.mini import ASSETS
+from ...distill_core.models.mini import ASSETS, CLASS_NAMES, load_conditioning
 from .results import with_turbo_lora
 
 
@@ -19,11 +19,29 @@ def asset(name: str) -> str:
     return str(path)
 
 
+class MiniClip:
+    """What encodes prompts for the mini model, as core's CLIP Text Encode asks a CLIP: the names of its classes.
+
+    An empty text is the empty conditioning. Raises ValueError for any other.
+    """
+
+    def tokenize(self, text: str, **options) -> str:
+        return text.strip()
+
+    def encode_from_tokens_scheduled(self, tokens: str, **options) -> list:
+        table, names = load_conditioning(), [*CLASS_NAMES, ""]
+        if tokens not in names:
+            raise ValueError(f"the mini model knows {', '.join(CLASS_NAMES)}; not {tokens!r}")
+        row = names.index(tokens)
+        return [[table["context"][row : row + 1], {"pooled_output": table["pooled"][row : row + 1]}]]
+
+
 def load_mini_model(distilled: bool) -> tuple:
-    """The mini teacher as a MODEL, or with the shipped LoRA on it, and its VAE."""
+    """The mini teacher as a MODEL, or with the shipped LoRA on it, its VAE, and what stands for its CLIP."""
     model = comfy.sd.load_diffusion_model(asset("transformer.safetensors"))
     if distilled:
         model = with_turbo_lora(model, asset("student.safetensors"))
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(asset("autoencoder.safetensors")))
     vae.throw_exception_if_invalid()
-    return model, vae
+    asset("conditioning.safetensors")
+    return model, vae, MiniClip()

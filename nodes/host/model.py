@@ -7,6 +7,7 @@ and not the model inside it. Tensors and models are read, never changed.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from torch import Tensor
 
 from ...distill_core.diffusion.process import DiscreteProcess, FlowProcess
 from ...distill_core.models.families import family_of_host_model
-from ...distill_core.presets.checks import SamplingFacts
+from ...distill_core.presets.facts import SamplingFacts
+from ...distill_core.presets.recipe import describe_metadata
+from .identity import LAYOUT, loras_below, weights_identity
+from .loras import turbo_loras
 
 # The host's prediction classes (comfy/model_sampling.py, nodes_model_advanced.py) in words.
 PREDICTIONS = {
@@ -41,6 +45,7 @@ class HostFlow(FlowProcess):
     def __init__(self, model_sampling: Any) -> None:
         super().__init__(getattr(model_sampling, "multiplier", 1.0), shift_alpha_of(model_sampling) or 1.0)
         self.model_sampling = model_sampling
+        self.noise_scale = getattr(model_sampling, "noise_scale", 1.0)
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
         return self.model_sampling.noise_scaling(sigma, noise, latent_image, max_denoise)
@@ -76,9 +81,11 @@ def training_process_of(model: ModelPatcher) -> HostFlow | HostDiscrete:
         model_sampling, comfy.model_sampling.ModelSamplingDiscrete
     ):
         return HostDiscrete(model_sampling)
+    patched = "model_sampling" in model.object_patches
+    cure = ". Connect the model from before its ModelSampling node, or remove that node" if patched else ""
     raise ValueError(
         f"a model with {prediction_of(model_sampling)} sampling ({type(model_sampling).__mro__[1].__name__}) cannot be "
-        "distilled; flow models and models with 1000 steps of eps or v prediction can"
+        f"distilled; flow models and models with 1000 steps of eps or v prediction can{cure}"
     )
 
 
@@ -87,23 +94,52 @@ def family_of(model: ModelPatcher) -> str | None:
     return family_of_host_model(cls.__name__ for cls in type(model.model.model_config).__mro__)
 
 
+def family_name(model: ModelPatcher) -> str:
+    """The family in the table of presets, or the name of the network's class."""
+    return family_of(model) or type(model.model.diffusion_model).__name__
+
+
 def facts_of(model: ModelPatcher) -> SamplingFacts:
     """All that recipes and the doctor ask of a MODEL."""
     now, native = model.get_model_object("model_sampling"), native_sampling(model)
+    metadata, loras = file_metadata(model), turbo_loras(model)
+    described = [describe_metadata(said) for said in (metadata, *(lora.metadata for lora in loras))]
+    origin = {}
+    if any(said.get("base_layout") == LAYOUT for said in described):  # digests cost some tenths of a second
+        origin = {"base": weights_identity(model), "layout": LAYOUT, "below": loras_below(model)}
     return SamplingFacts(
         family=family_of(model),
         process=process_of(model),
         table=None if is_flow(now) else now.sigmas.float().cpu(),
-        metadata=metadata_of(model),
+        metadata=metadata,
+        loras=loras,
         timestep_of=now.timestep,
         native_timestep_of=native.timestep,
         patched=native is not now,
         shift_alpha=shift_alpha_of(now),
         native_shift_alpha=shift_alpha_of(native),
+        audio_shift=getattr(now, "audio_shift", None),
+        noise_scale=getattr(now, "noise_scale", 1.0),
+        native_noise_scale=getattr(native, "noise_scale", 1.0),
         prediction=prediction_of(now),
         native_prediction=prediction_of(native),
         guidance_embedded=bool(model.model.model_config.unet_config.get("guidance_embed", False)),
+        strengths=lora_strengths(model),
+        **origin,
     )
+
+
+def lora_strengths(model: ModelPatcher) -> tuple[float, ...] | None:
+    """The strengths of the patches on a MODEL's weights, each once; None where they are injected (bypass LoRAs)."""
+    if model.injections and not model.patches:
+        return None
+    return tuple(sorted({float(patch[0]) for patches in model.patches.values() for patch in patches if patch[0]}))
+
+
+def guidance_of(conditioning: list) -> float | None:
+    """The embedded guidance of a CONDITIONING that all its parts have, None if they have none or several."""
+    values = {options.get("guidance") for _, options in conditioning}
+    return values.pop() if len(values) == 1 else None
 
 
 def native_sampling(model: ModelPatcher) -> Any:
@@ -113,13 +149,24 @@ def native_sampling(model: ModelPatcher) -> Any:
     return comfy.model_base.model_sampling(model.model.model_config, model.model.model_type)
 
 
-def with_native_sampling(model: ModelPatcher, shift_alpha: float | None) -> ModelPatcher:
-    """A clone of MODEL with the sampling of its family and, on flow models, the given shift factor."""
+def with_native_sampling(
+    model: ModelPatcher, shift_alpha: float | None, audio_shift: float | None = None
+) -> ModelPatcher:
+    """A clone of MODEL with the sampling of its family and, on flow models, the given shift factors.
+
+    The noise scale that a node set stays, and the sound's shift stays what it is by nature where none is given.
+    """
     sampling = native_sampling(model)
     if shift_alpha is not None and isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
         sampling.set_parameters(shift=math.log(shift_alpha))
+    elif shift_alpha is not None and isinstance(sampling, comfy.model_sampling.ModelSamplingAV):
+        sound = audio_shift or sampling.audio_shift
+        sampling.set_parameters(shift=shift_alpha, audio_shift=sound, multiplier=sampling.multiplier)
     elif shift_alpha is not None and isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow):
         sampling.set_parameters(shift=shift_alpha, multiplier=sampling.multiplier)
+    scale = getattr(model.get_model_object("model_sampling"), "noise_scale", None)
+    if scale is not None and hasattr(sampling, "set_noise_scale"):
+        sampling.set_noise_scale(scale)
     clone = model.clone()
     clone.add_object_patch("model_sampling", sampling)
     return clone
@@ -139,19 +186,21 @@ def prediction_of(model_sampling: Any) -> str:
     return next((PREDICTIONS[name] for name in names if name in PREDICTIONS), "unknown")
 
 
-def metadata_of(model: ModelPatcher) -> dict[str, str]:
-    """Metadata of the file a MODEL was loaded from, overlaid with that of the last LoRA that carried any."""
-    lora = model.attachments.get("lora_metadata") or {}
-    return {**_file_metadata(model), **lora}
-
-
-def _file_metadata(model: ModelPatcher) -> dict[str, str]:
+def file_metadata(model: ModelPatcher) -> dict[str, str]:
+    """Metadata of the file a MODEL was loaded from."""
     source = getattr(model, "cached_patcher_init", None)  # (loader, its arguments): how the host would load it again
     path = source[1][0] if source and source[1] else None
     if not isinstance(path, str) or Path(path).suffix != ".safetensors":
         return {}
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
+        now = Path(path).stat()
+        return _metadata(path, now.st_mtime_ns, now.st_size)
     except (OSError, SafetensorError):
         return {}  # moved or replaced since it was loaded: the model in memory is still good
+
+
+@lru_cache(maxsize=32)
+def _metadata(path: str, written: int, size: int) -> dict[str, str]:
+    """Of the file at a path as it was then: to open one takes as long as all else that is asked of a MODEL."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}

@@ -19,7 +19,7 @@ from ...distill_core.files import weights_digest
 from ...distill_core.methods.base import Distance
 from ...distill_core.methods.components import Components, VisionConfig
 from ...distill_core.methods.config import MethodConfig
-from ...distill_core.training.loop import TrainConfig
+from ...distill_core.training.loop_config import TrainConfig
 from .decoder import Decoder, autoencoder_of
 from .vision import vision_network
 

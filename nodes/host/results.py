@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import comfy.sd
 import folder_paths
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ...distill_core.diffusion.schedules import grid_sigmas
 from ...distill_core.evaluation import live_plots
-from ...distill_core.files import load_tensors, read_lora, save_lora
-from ...distill_core.presets.recipe import Recipe, make_recipe
+from ...distill_core.files import (
+    LORA_FORMAT,
+    check_lora,
+    digest_tensor,
+    load_tensors,
+    read_lora,
+    replacing,
+    save_lora,
+    weights_digest,
+)
+from ...distill_core.presets.origin import origin_notes
+from ...distill_core.presets.recipe import describe_metadata
+from ...distill_core.presets.table import counted
 from ...distill_core.training.run import RunFolder
+from .conditioning import cond_of
 from .folders import lora_file, run_folder
-from .model import facts_of, training_process_of
-from .sampling import sample_latent
-from .teacher import join_conditionings
+from .identity import LAYOUT, loras_below, weights_identity
+from .merge import merged_patches
+from .side_by_side import decode, empty_latent, sample_prompts, student_recipe, teacher_recipe
 
 MOST_COLUMNS = 10
 WIDTH = 860  # of the curves, in pixels
+USUAL_STEPS = 25  # of a teacher whose dataset does not say, such as real images
 
 
 class TurboLora(dict):
     """A LORA_MODEL as core's nodes take it (name -> tensor), with the description that makes it a turbo LoRA."""
 
-    def __init__(self, state: dict[str, Tensor], description: dict) -> None:
+    def __init__(self, state: dict[str, Tensor], description: dict, student: Any = None) -> None:
+        """student: the MODEL with this LoRA on it."""
         super().__init__(state)
-        self.description = description
+        self.description, self.student = description, student
+
+    def merged(self) -> TurboLora:
+        """This LoRA and those that were below it while it was trained, as one. Raises ValueError if unknown."""
+        if not self.description.get("below"):
+            return self
+        if self.student is None:
+            raise ValueError("the LoRA below this student is not known here: connect the trainer's lora output itself")
+        description = {name: value for name, value in self.description.items() if name != "below"}
+        return TurboLora(merged_patches(self.student), {**description, "weights": "merged"})
 
 
 def read_turbo_lora(path: Path) -> TurboLora:
@@ -42,13 +67,16 @@ def read_turbo_lora(path: Path) -> TurboLora:
 def with_turbo_lora(model, path: Path):
     """MODEL with the LoRA in ``path`` and its metadata attached, as core's LoRA loader gives it."""
     lora, metadata = load_tensors(path)
+    check_lora(lora, path)
     patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0, lora_metadata=metadata)
     return patched
 
 
-def save_turbo_lora(lora, filename_prefix: str) -> tuple[str, Path]:
-    """Write a LORA_MODEL into the output folder: the name that LoRA loaders list it under, and its path there.
+def save_turbo_lora(lora, filename_prefix: str, merge_upstream: bool = False) -> tuple[str, Path, bool]:
+    """Write a LORA_MODEL into the output folder: the name that LoRA loaders list it under, its path there, and whether
+    the newest file of that prefix was the same, so that no other was written.
 
+    merge_upstream: together with the LoRAs that were below it (`TurboLora.merged`).
     Raises ValueError for a LORA_MODEL without a description.
     """
     if not isinstance(lora, TurboLora):
@@ -58,9 +86,23 @@ def save_turbo_lora(lora, filename_prefix: str) -> tuple[str, Path]:
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         filename_prefix, folder_paths.get_output_directory()
     )
-    path = Path(subfolder, f"{name}_{counter:05}_.safetensors")
-    save_lora(Path(folder, path.name), dict(lora), lora.description)
-    return os.path.relpath(path, "loras") if path.parts[0] == "loras" else path.name, path
+    lora = lora.merged() if merge_upstream else lora
+    newest = Path(folder, f"{name}_{counter - 1:05}_.safetensors")
+    same = holds(newest, lora)
+    path = Path(subfolder, newest.name if same else f"{name}_{counter:05}_.safetensors")
+    if not same:
+        save_lora(Path(folder, path.name), dict(lora), lora.description)
+    return os.path.relpath(path, "loras") if path.parts[0] == "loras" else path.name, path, same
+
+
+def holds(path: Path, lora: TurboLora) -> bool:
+    """Whether a file is there and has just these tensors and this description."""
+    try:
+        state, description = read_lora(path)
+    except ValueError:
+        return False
+    equal = state.keys() == lora.keys() and all(torch.equal(state[name], lora[name]) for name in state)
+    return equal and description == {"format": LORA_FORMAT, **lora.description}
 
 
 def log_date(run_name: str) -> float:
@@ -74,48 +116,102 @@ def as_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).unsqueeze(0)
 
 
-def report(run_name: str, model=None, vae=None, positive: Sequence = (), negative=None, seed: int = 0) -> Image.Image:
-    """The picture of Training Report. Raises ValueError for a run that has no log yet."""
-    folder = RunFolder(run_folder(run_name))
+def lasting_report(run_name: str, model, vae, positive: Sequence, negative, kept: Sequence = ()) -> Image.Image:
+    """`report`, kept in the run's folder as long as its log, its student and what is looked at are the same."""
+    folder, digest = RunFolder(run_folder(run_name)), hashlib.sha256()
+    for file in (folder.log, lora_file(run_name), folder.path / "started.json"):
+        digest.update(file.read_bytes() if file.is_file() else b"none")
+    for conditioning in [*positive, *([negative] if negative else []), *kept[:MOST_COLUMNS]]:
+        for name, value in cond_of(conditioning).tensors().items():
+            digest_tensor(digest, name, value)
+    digest.update(weights_digest(vae.first_stage_model.state_dict()).encode() if vae is not None else b"none")
+    made_of, path = digest.hexdigest(), folder.path / "report.png"
+    try:
+        with Image.open(path) as picture:
+            if picture.info.get("made_of") == made_of:
+                return picture.convert("RGB")
+    except OSError:
+        pass  # none yet, or a damaged one: it is drawn again
+    picture, info = report(run_name, model, vae, positive, negative, kept=kept), PngInfo()
+    info.add_text("made_of", made_of)
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG", pnginfo=info)
+    return picture
+
+
+def report(
+    run_name: str, model=None, vae=None, positive: Sequence = (), negative=None, seed: int = 0, kept: Sequence = ()
+) -> Image.Image:
+    """The picture of Training Report; of a run whose log is gone, as far as its LoRA goes.
+
+    kept: prompts that a tuned turbo was to keep. Raises ValueError for a run that has left neither.
+    """
+    folder, lora = RunFolder(run_folder(run_name)), lora_file(run_name)
     logs = folder.logs()
-    if not logs:
+    if not logs and not lora.is_file():
         raise ValueError(f"there is no run {run_name!r} in output/turbo_distill/runs, or it has not done a step")
     condition = folder.condition()
-    title = f"{run_name}: step {logs[-1]['step']}; {condition.word}: {condition.advice}"
-    if model is None or vae is None or not positive:
+    title = f"{run_name}: its log is missing, so there are no curves"
+    if condition is not None:
+        title = f"{run_name}: step {logs[-1]['step']}; {condition.word}: {condition.advice}"
+    shape = folder.path / "started.json"
+    if model is None or vae is None or not positive or not lora.is_file() or not shape.is_file():
         return live_plots.curves(logs, WIDTH, title=title)
-    lora, prompts = lora_file(run_name), list(positive)[:MOST_COLUMNS]
-    rows = before_after(model, vae, lora, prompts=prompts, negative=negative, started=folder.started(), seed=seed)
-    grid = live_plots.grid(rows, "the same noise in every column")
-    return live_plots.stack([live_plots.curves(logs, max(WIDTH, grid.width), title=title), grid])
+    prompts, started = list(positive)[:MOST_COLUMNS], folder.started()
+    if started.get("tunes"):
+        shown = {"before and after, the same noise in every column": prompts, "prompts to keep": list(kept)}
+        grids = [
+            live_plots.grid(tuned(model, vae, lora, some[:MOST_COLUMNS], negative, started, seed), text)
+            for text, some in shown.items()
+            if some
+        ]
+    else:
+        rows = before_after(model, vae, lora, prompts=prompts, negative=negative, started=started, seed=seed)
+        grids = [live_plots.grid(rows, "the same noise in every column")]
+    width = max(WIDTH, *(grid.width for grid in grids))
+    return live_plots.stack([live_plots.curves(logs, width, title=title), *grids])
+
+
+def tuned(model, vae, lora: Path, prompts: Sequence, negative, started: dict, seed: int) -> list[tuple[str, Tensor]]:
+    """Rows (label, images [N, H, W, 3]): a turbo and what it was tuned to, both at the turbo's own steps."""
+    student = with_turbo_lora(model, lora)
+    recipe = student_recipe(student, len(read_turbo_lora(lora).description["sigmas"]))
+    shared = dict(latent=empty_latent(model, len(prompts), started["latent_shape"]), recipe=recipe, seed=seed)
+    steps = counted(len(recipe.sigmas) - 1)
+    return [
+        (f"{name}, {steps}", decode(vae, sample_prompts(turbo, prompts, negative, **shared)))
+        for name, turbo in (("before", model), ("after", student))
+    ]
+
+
+def report_warnings(run_name: str, model) -> list[str]:
+    """What is to be said of the run's student above this MODEL (`origin_notes`); nothing where there is none yet."""
+    lora = lora_file(run_name)
+    if model is None or not lora.is_file():
+        return []
+    described = describe_metadata(load_tensors(lora)[1])
+    return origin_notes(described, weights_identity(model), LAYOUT, loras_below(model))
 
 
 def before_after(
     model, vae, lora: Path, *, prompts: Sequence, negative, started: dict, seed: int
 ) -> list[tuple[str, Tensor]]:
-    """Rows (label, images [N, H, W, 3]): teacher and student at 1 step and at the trained number of steps.
+    """Rows (label, images [N, H, W, 3]): the teacher at 1, at the trained number and at its usual number of steps, and
+    the student at 1 and at the trained number.
 
-    started: what the run noted of itself (`RunFolder.started`): the dataset's guidance and the shape of a latent.
+    started: what the run noted of itself (`RunFolder.started`): the dataset's guidance, the teacher's steps there, and
+    the shape of a latent.
     """
-    student, trained_steps = with_turbo_lora(model, lora), len(read_turbo_lora(lora).description["sigmas"])
-    cfg = started["guidance"] if negative is not None else 1.0
-    channels, *size = started["latent_shape"]
-    frames = (1,) if model.get_model_object("latent_format").latent_dimensions == 3 else ()
-    latent = {"samples": torch.zeros(len(prompts), channels, *frames, *size)}
-    positive, process = join_conditionings(prompts), training_process_of(model)
-    teachers, students = [], []
-    for steps in sorted({1, trained_steps}):
-        label = f"{steps} step{'s' * (steps > 1)}"
-        recipe = Recipe(grid_sigmas(process, steps), "euler", {}, cfg, "")
-        sampled, _ = sample_latent(model, positive, negative, latent=latent, recipe=recipe, seed=seed)
-        teachers.append((f"teacher, {label}\n{'guided' if cfg != 1 else 'cfg 1'}", decode(vae, sampled)))
-        recipe = make_recipe(facts_of(student), steps=steps)
-        sampled, _ = sample_latent(student, positive, None, latent=latent, recipe=recipe, seed=seed)
-        students.append((f"student, {label}", decode(vae, sampled)))
-    return [*teachers, *students]
-
-
-def decode(vae, latent: dict) -> Tensor:
-    """Images [N, H, W, 3] of a LATENT; the first frame of a video."""
-    images = vae.decode(latent["samples"])
-    return images[:, 0] if images.ndim == 5 else images
+    student, trained = with_turbo_lora(model, lora), len(read_turbo_lora(lora).description["sigmas"])
+    usual, cfg = started.get("teacher_steps", USUAL_STEPS), started["guidance"] if negative is not None else 1.0
+    latent = empty_latent(model, len(prompts), started["latent_shape"])
+    shared = dict(latent=latent, seed=seed)
+    rows = []
+    for steps in sorted({1, trained, usual}):
+        sampled = sample_prompts(model, prompts, negative, recipe=teacher_recipe(model, steps, cfg), **shared)
+        guided = "guided" if cfg != 1 else "cfg 1"
+        rows.append((f"teacher, {counted(steps)}\n{guided}", decode(vae, sampled)))
+    for steps in sorted({1, trained}):
+        sampled = sample_prompts(student, prompts, None, recipe=student_recipe(student, steps), **shared)
+        rows.append((f"student, {counted(steps)}", decode(vae, sampled)))
+    return rows

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
@@ -36,7 +38,7 @@ def host_sampler(
     """One of ``samplers.SAMPLERS`` as the host's SAMPLER.
 
     Noise is drawn by ``noise_sampler``, else for each row of a batch from (the run's seed + 1, first_item + row). On a
-    CPU the network runs for one row at a time, so that not even its rounding depends on the batch.
+    CPU the network runs for one image at a time, so that not even its rounding depends on the batch.
     """
     function = SAMPLERS[name]
 
@@ -46,53 +48,85 @@ def host_sampler(
             items = ItemNoise((extra_args.get("seed") or 0) + 1, range(first_item, first_item + len(x)))
             noise = lambda sigma, sigma_next: items.normal_like(x)  # noqa: E731
         if x.device.type == "cpu":
-            extra_args = {**extra_args, "model_options": row_by_row(extra_args.get("model_options", {}))}
+            model_options = comfy.model_patcher.create_model_options_clone(extra_args.get("model_options", {}))
+            kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+            wrap = comfy.patcher_extension.add_wrapper_with_key
+            wrap(kind, ImageByImage.KEY, ImageByImage(), model_options, is_model_options=True)
+            extra_args = {**extra_args, "model_options": model_options}
         return function(HostDenoiser(model), x, sigmas, extra_args, callback, disable, noise_sampler=noise, **options)
 
     return comfy.samplers.KSAMPLER(sample)
 
 
-def row_by_row(model_options: dict) -> dict:
-    """Model options that make the network process one row at a time, whatever the host puts into one batch.
+class ImageByImage:
+    """A wrapper of the network's call that gives it one image at a time: all rows of the image, its prompts', together.
 
-    Matrix products of different heights round differently, so an image would depend on the rest of its batch.
+    Matrix products of different heights round differently, so an image would depend on the rest of its batch. Patches
+    that compare the rows of an image (normalized attention guidance) still find them side by side.
+    A patch may need the whole batch (one embedding a row, frames as rows). So where the network is patched, the first
+    call is computed in both ways, and if they differ by more than rounding the batch stays whole for the rest of the
+    run. Under wrappers of others, which may keep something from call to call, it stays whole from the start.
     """
-    inner = model_options.get("model_function_wrapper")
 
-    def call(apply_model, args: dict) -> Tensor:
-        count, groups = len(args["input"]), len(args["cond_or_uncond"])
-        outputs = []
-        for row in range(count):
-            group = slice(row * groups // count, row * groups // count + 1)
-            pick = lambda value: _row_of(value, row, count)  # noqa: B023, E731
-            cond = {key: pick(value) for key, value in args["c"].items() if key != "transformer_options"}
-            options = dict(args["c"].get("transformer_options", {}))
-            options |= {key: options[key][group] for key in ("cond_or_uncond", "uuids") if key in options}
-            options |= {"sigmas": pick(args["timestep"])}
-            single = {
-                "input": pick(args["input"]),
-                "timestep": pick(args["timestep"]),
-                "c": {**cond, "transformer_options": options},
-                "cond_or_uncond": args["cond_or_uncond"][group],
-            }
-            if inner is None:
-                outputs.append(apply_model(single["input"], single["timestep"], **single["c"]))
-            else:
-                outputs.append(inner(apply_model, single))
-        return torch.cat(outputs)
+    KEY = "turbo_distill"
+    ROUNDING = 50.0  # relative difference, in units of the last bit of the network's numbers
 
-    return {**model_options, "model_function_wrapper": call}
+    def __init__(self) -> None:
+        self.whole: bool | None = None  # whether the batch must stay together; None until the first call
+
+    def __call__(self, network, x, t, c_concat, c_crossattn, control, transformer_options, **conditions) -> Tensor:
+        images = len(x) // len(transformer_options["cond_or_uncond"])
+        named = {"c_concat": c_concat, "c_crossattn": c_crossattn, "control": control, **conditions}
+        if images > 1 and self.whole is None:
+            self.whole = self._must_stay_whole(network, x, t, transformer_options, named, images)
+        if images == 1 or self.whole:
+            return network(x, t, transformer_options=transformer_options, **named)
+        return self._apart(network, x, t, transformer_options, named, images)
+
+    def _apart(self, network, x: Tensor, t: Tensor, options: dict, named: dict, images: int) -> Tensor:
+        """Rows lie prompt after prompt: prompt 0 of image 0, prompt 0 of image 1, ..., prompt 1 of image 0, ..."""
+        rows, parts = len(x), []
+        xs, ts = _rows_of(x, images, rows), _rows_of(t, images, rows)
+        sigmas = _rows_of(options["sigmas"], images, images)  # one for each image, not for each row
+        cut = {name: _rows_of(value, images, rows) for name, value in named.items()}
+        for image in range(images):
+            # ad_params: where IP-Adapter and AnimateDiff packs look for the part of the batch that is computed.
+            part = {"ad_params": {"sub_idxs": [image], "full_length": images}, **options, "sigmas": sigmas[image]}
+            own = {name: values[image] for name, values in cut.items()}
+            parts.append(network(xs[image], ts[image], transformer_options=part, **own))
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    def _must_stay_whole(self, network, x: Tensor, t: Tensor, options: dict, named: dict, images: int) -> bool:
+        wrappers = options.get("wrappers", {}).values()
+        if any(by_key.keys() - {self.KEY} for by_key in wrappers) or options.get("callbacks"):
+            return True
+        patched = any(options.get(kind) for kind in ("patches", "patches_replace", "optimized_attention_override"))
+        if not patched and "num_video_frames" not in named:
+            return False
+        together = network(x, t, transformer_options=options, **named)
+        try:
+            apart = self._apart(network, x, t, options, named, images)
+        except RuntimeError:  # a patch that holds tensors of the whole batch
+            return True
+        rounding = self.ROUNDING * torch.finfo(network.class_obj.get_dtype_inference()).eps
+        return bool((together - apart).abs().max() > rounding * together.abs().max())
 
 
-def _row_of(value, row: int, count: int):
-    """The part of a conditioning that belongs to one row: tensors with a batch of ``count`` are cut, also in lists."""
+def _rows_of(value, images: int, rows: int) -> Sequence:
+    """``value`` for each image: tensors with ``rows`` rows are cut, also in lists and dictionaries."""
     if isinstance(value, Tensor):
-        return value[row : row + 1] if value.ndim and len(value) == count else value
+        if not value.ndim or len(value) != rows:
+            return [value] * images
+        if rows == images:
+            return value.split(1)
+        return [part.contiguous() for part in value.unflatten(0, (rows // images, images)).unbind(1)]
     if isinstance(value, (list, tuple)):
-        return type(value)(_row_of(part, row, count) for part in value)
+        parts = [_rows_of(part, images, rows) for part in value]
+        return [type(value)(part[image] for part in parts) for image in range(images)]
     if isinstance(value, dict):
-        return {key: _row_of(part, row, count) for key, part in value.items()}
-    return value
+        parts = {name: _rows_of(part, images, rows) for name, part in value.items()}
+        return [{name: part[image] for name, part in parts.items()} for image in range(images)]
+    return [value] * images
 
 
 def batch_items(latent: dict, batch: int) -> Sequence[int]:
@@ -104,6 +138,12 @@ def batch_items(latent: dict, batch: int) -> Sequence[int]:
 def is_video(samples: Tensor) -> bool:
     """Whether latents [B, C, T, H, W] have more than one frame."""
     return samples.ndim == 5 and samples.shape[2] > 1
+
+
+def is_empty_mask(latent: dict) -> bool:
+    """Whether a LATENT has a noise mask that leaves every pixel as it is."""
+    mask = latent.get("noise_mask")
+    return mask is not None and not bool(mask.any())
 
 
 def fitting_latent(model, latent: dict) -> Tensor:
@@ -125,27 +165,36 @@ def fitting_latent(model, latent: dict) -> Tensor:
             "encode the image with this model's own VAE"
         )
     if samples.ndim != layout.latent_dimensions + 2:
+        kind = {3: "sound", 4: "an image", 5: "a video"}.get(samples.ndim, "something else")
         raise ValueError(
-            f"the latent is {'a video' if samples.ndim == 5 else 'an image'} of shape {tuple(samples.shape)}, which "
-            "this model does not take; use the empty latent node of its family"
+            f"the latent is {kind} (shape {tuple(samples.shape)}), which this model does not take; use the empty "
+            "latent node of its family"
         )
     return samples
 
 
-def sample_latent(model, positive, negative, *, latent: dict, recipe: Recipe, seed: int) -> tuple[dict, dict]:
+def recipe_sampler(recipe: Recipe, noise: ItemNoise, initial: Tensor) -> comfy.samplers.KSAMPLER:
+    """A recipe's sampler for a batch that starts as ``initial``; what it adds are the rows' next draws."""
+    return host_sampler(recipe.sampler, recipe.sampler_options, lambda sigma, sigma_next: noise.normal_like(initial))
+
+
+def sample_latent(
+    model, positive, negative, *, latent: dict, recipe: Recipe, seed: int, previews: bool = True
+) -> tuple[dict, dict]:
     """Run a recipe on a LATENT: the sampled LATENT and the last denoised one.
 
     All noise of row i comes from (seed, its batch index), so that it can be remade alone. Where the mask is 0 the
-    latent comes back as it was, to the last bit. Raises ValueError for a cfg other than 1 without a negative.
+    latent comes back as it was, to the last bit. previews: whether the node shows them, and its bar.
+    Raises ValueError for a cfg other than 1 without a negative.
     """
     samples = fitting_latent(model, latent)
     noise = ItemNoise(seed, batch_items(latent, len(samples)))
     initial = noise.normal(*samples.shape[1:])
-    injected = lambda sigma, sigma_next: noise.normal_like(initial).to(model.load_device)  # noqa: E731
-    sampler = host_sampler(recipe.sampler, recipe.sampler_options, injected)
+    sampler = recipe_sampler(recipe, noise, initial.to(model.load_device))
     guider = _guider(model, positive, negative, recipe.cfg)
     mask, last = latent.get("noise_mask"), {}
-    callback = latent_preview.prepare_callback(model, len(recipe.sigmas) - 1, last)
+    keep_last = lambda step, x0, x, steps: last.update(x0=x0)  # noqa: E731
+    callback = latent_preview.prepare_callback(model, len(recipe.sigmas) - 1, last) if previews else keep_last
     sampled = guider.sample(
         initial,
         samples,
@@ -153,7 +202,7 @@ def sample_latent(model, positive, negative, *, latent: dict, recipe: Recipe, se
         recipe.sigmas,
         denoise_mask=mask,
         callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        disable_pbar=not (previews and comfy.utils.PROGRESS_BAR_ENABLED),
         seed=seed,
     )
     denoised = model.model.process_latent_out(last["x0"].to(torch.float32))
@@ -164,8 +213,8 @@ def _guider(model, positive, negative, cfg: float) -> comfy.samplers.CFGGuider:
     if cfg != 1 and negative is None:
         raise ValueError(f"cfg {cfg:g} needs a negative conditioning: connect one, or set cfg to 1")
     guider = comfy.samplers.CFGGuider(model)
-    conds = {"positive": positive} if cfg == 1 else {"positive": positive, "negative": negative}
-    guider.inner_set_conds(conds)
+    # Also at cfg 1, where the host leaves it out unless a patch asks for it (normalized attention guidance does).
+    guider.inner_set_conds({"positive": positive, **({} if negative is None else {"negative": negative})})
     guider.set_cfg(cfg)
     return guider
 

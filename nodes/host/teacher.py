@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import comfy.conds
 import comfy.samplers
@@ -48,8 +48,10 @@ class HostTeacher:
 
     positives: one CONDITIONING per prompt.
     conds: the same as rows for training.
+    sampler: for the noise of a batch's items and the latents [B, ...] it starts as, the SAMPLER.
     sizes: latent sizes [H, W], used in turn, one per shard.
     state_sigmas: levels of ``sigmas`` at which the state of the path is stored.
+    purpose: names the stream of noise (`ItemNoise`).
     progress: called after every sampling step with (fraction of the batch that is done, preview or None).
     """
 
@@ -61,17 +63,19 @@ class HostTeacher:
         *,
         negative: list | None,
         cfg: float,
-        sampler,
+        sampler: Callable[[ItemNoise, Tensor], comfy.samplers.KSAMPLER],
         sigmas: Tensor,
         sizes: Sequence[tuple[int, int]],
         seed: int,
         state_sigmas: Sequence[float] = (),
+        purpose: str = "",
         progress=None,
     ) -> None:
         if cfg != 1 and negative is None:
             raise ValueError(f"cfg {cfg:g} needs a negative conditioning: connect one, or set cfg to 1")
         self.model, self.positives, self.conds, self.sampler, self.sigmas = model, positives, conds, sampler, sigmas
         self.sizes, self.seed, self.state_sigmas, self.progress = sizes, seed, state_sigmas, progress
+        self.purpose = purpose
         self.guider = comfy.samplers.CFGGuider(model)
         self.negative, self.cfg = negative, cfg
         self.layout = model.get_model_object("latent_format")
@@ -87,7 +91,8 @@ class HostTeacher:
 
     def _sample(self, prompts: Sequence[int], size: tuple[int, int], items: range) -> tuple[Tensor, Tensor | None]:
         frames = (1,) if self.layout.latent_dimensions == 3 else ()
-        noise = ItemNoise(self.seed, items).normal(self.layout.latent_channels, *frames, *size)
+        random = ItemNoise(self.seed, items, self.purpose)
+        noise = random.normal(self.layout.latent_channels, *frames, *size)
         positive = join_conditionings([self.positives[i] for i in prompts])
         conds = {"positive": positive} if self.cfg == 1 else {"positive": positive, "negative": self.negative}
         self.guider.inner_set_conds(conds)
@@ -105,7 +110,7 @@ class HostTeacher:
         sampled = self.guider.sample(
             noise,
             torch.zeros_like(noise),
-            self.sampler,
+            self.sampler(random, noise.to(self.model.load_device)),
             self.sigmas,
             callback=after_step,
             disable_pbar=True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,35 @@ import torch
 from PIL import Image
 
 from ...distill_core.data.dataset import LatentDataset
-from ...distill_core.diffusion.samplers import sample
-from ...distill_core.diffusion.schedules import explicit_sigmas
+from ...distill_core.data.mix import Mix, mixed
 from ...distill_core.evaluation import live_plots
+from ...distill_core.evaluation.retention_watch import retention_listeners
+from ...distill_core.evaluation.run_page import RunPage, note
+from ...distill_core.evaluation.student_pictures import StudentPictures
 from ...distill_core.methods.config import MethodConfig
-from ...distill_core.training.loop import Event, Run, TrainConfig
+from ...distill_core.models.offload import NONE
+from ...distill_core.training.aside import put_aside
+from ...distill_core.training.changes import OtherSettings
+from ...distill_core.training.loop import Event, Run
+from ...distill_core.training.loop_config import TrainConfig
 from ...distill_core.training.monitor import Condition
 from ...distill_core.training.preflight import preflight
-from ...distill_core.training.run import RunConfig, RunFolder, StudentConfig, new_run, train_to_end
+from ...distill_core.training.progress import StatusLine
+from ...distill_core.training.run import RunConfig, RunFolder, StudentConfig, longer, new_run, pairs_notes, train_to_end
 from .backend import ComfyBackend, training_backend
+from .carried import check_teachable
 from .conditioning import cond_of
 from .datasets import open_dataset
 from .folders import lora_file, run_folder
 from .identity import identity
+from .kept import TurboSamples
 from .parts import Parts, check_dataset_pairs
-from .results import TurboLora, decode, read_turbo_lora, with_turbo_lora
+from .plan import check_memory, memory_verdict
+from .results import TurboLora, read_turbo_lora, with_turbo_lora
+from .side_by_side import decode
+from .widgets import in_widgets, widget_of
 
 CURVES_EVERY = 2.0  # seconds between pictures of the curves on the node
-PREVIEW_MOST = 6  # pictures of a preview
 # How far a path run again may end from the stored latent. Noise in bfloat16 and a half-precision network cost some
 # percent at high guidance; another solver or noise gives about 1, and whether the teacher is the same a hash tells.
 PATH_TOLERANCE = 0.25
@@ -47,11 +58,15 @@ class Request:
     """Everything a run is asked to be.
 
     pairs_if_stored: leave the pairs term out where the dataset keeps no pairs.  parts: what the method takes beside the
-    model.  guidance: of the teacher, None for that of the dataset.
+    model.  guidance: of the teacher, None for that of the dataset.  say: shows what is to be known of the run; notes:
+    what it has shown.  progress: shows how far the preparation is, for now.  start_again: put a run of this name aside
+    unless it is the finished one that is asked for.
+    tunes: MODEL is a turbo that is to stay one.  kept: its own samples, which are made first.  keep_share: of the
+    batches, the others are of the dataset (None: there is no other).
     """
 
     model: Any
-    dataset: Path
+    dataset: Path | Mix | None
     run_name: str
     method: MethodConfig
     train: TrainConfig
@@ -61,9 +76,21 @@ class Request:
     vae: Any = None
     preview_positive: Sequence = ()
     preview_negative: Any = None
-    preview_every: int = 50
+    notes: Sequence[str] = ()
     pairs_if_stored: bool = False
+    say: Callable[[str], None] = logging.info
+    progress: Callable[[str], None] = logging.info
     guidance: float | None = None
+    start_again: bool = False
+    tunes: bool = False
+    kept: TurboSamples | None = None
+    keep_share: float = 0.5
+
+    def looked_at(self) -> tuple[Any, Any, Sequence, Any, Sequence]:
+        """What the report of the run shows: of `results.lasting_report`."""
+        kept = self.kept.prompts if self.kept and self.dataset else ()
+        negative = self.preview_negative or (self.kept.empty if self.kept else None)
+        return self.model, self.vae, self.preview_positive, negative, kept
 
     def run_config(self, dataset: LatentDataset) -> RunConfig:
         """What decides the run, known before anything is copied for it."""
@@ -83,32 +110,71 @@ class Request:
 def train_in_graph(request: Request) -> tuple[object, TurboLora, dict]:
     """Train, or go on, or find that it is done: the student MODEL, its LORA_MODEL and the LOSS_MAP.
 
-    Raises ValueError for what cannot work, InterruptProcessingException on cancel, torch.OutOfMemoryError and OSError
-    with advice; after each of them the checkpoint and, once a step is done, the LoRA are on disk.
+    Raises ValueError for what cannot work, InterruptProcessingException on cancel, torch.OutOfMemoryError
+    with advice, OSError; after each of them the checkpoint and, once a step is done, the LoRA are on disk.
     """
     folder, lora_path = RunFolder(run_folder(request.run_name)), lora_file(request.run_name)
     dataset, config = describe(request)
-    if folder.finished(config.request()) is None or not lora_path.exists():
+    report = folder.finished(config.request())
+    answered = report is not None and lora_path.exists()
+    said = report.get("said", "") if report else ""
+    if not answered:
         try:
-            with training_backend(request.model, request.checkpointing) as backend:
+            check_memory(request, config, dataset)
+            with training_backend(request.model, request.checkpointing, request.train, folder.path) as backend:
                 run = open_run(request, config, dataset, backend, folder)
-                preflight(run)
-                train_to_end(run, config, folder, lora_path, [LiveView(request, run, folder)])
+                if request.train.preflight:
+                    preflight(run)
+                if request.start_again and (aside := put_aside(folder, lora_path)):
+                    request.say(f"started again: the run before, and its LoRA, are now called {aside}")
+                note_start(folder, dataset, request.tunes)
+                name, terms = request.run_name, tuple(config.method.terms)
+                line = StatusLine(request.train.log_every, terms, lambda text: logging.info("%s: %s", name, text))
+                with run_page(request, run, config, folder) as page:
+                    watchers = [page, LiveView(request, folder, page), line]
+                    said = train_to_end(run, config, folder, lora_path, watchers, retention_listeners(run, config))
+        except OtherSettings as error:
+            cure = "choose another run_name, or set existing_run to start again"
+            raise ValueError(error.said(widget_of, cure)) from None
+        except ValueError as error:
+            raise ValueError(in_widgets(str(error))) from error
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                raise torch.OutOfMemoryError(advice(request)) from error
+                planned = memory_verdict(request, config, dataset)
+                raise torch.OutOfMemoryError(advice(request) + (f". {planned}" if planned else "")) from error
             raise
-        except OSError as error:
-            raise OSError(f"{error}. What was saved before is as it was: make room and queue again") from error
     weights = config.method.terms
     losses = [sum(w * entry.get(term, 0.0) for term, w in weights.items()) for entry in folder.logs()]
-    return with_turbo_lora(request.model, lora_path), read_turbo_lora(lora_path), {"loss": losses}
+    student, lora = with_turbo_lora(request.model, lora_path), read_turbo_lora(lora_path)
+    lora.student = student
+    if said:
+        request.say(said)
+        note(folder, said)
+    if lora.description["steps"] > request.train.steps:
+        request.say(longer(lora.description["steps"], request.train.steps))
+    elif answered and request.start_again:
+        request.say("this run is finished, with just these settings: it would become the same and is not done again")
+    return student, lora, {"loss": losses}
 
 
 def describe(request: Request) -> tuple[LatentDataset, RunConfig]:
     """The opened dataset, checked against the model, and what decides the run."""
-    dataset = open_dataset(request.dataset, request.model, request.method.weight("pairs") > 0)
+    if request.train.offload != NONE and not request.checkpointing:
+        raise ValueError("offload needs gradient_checkpointing: without it, it saves nothing. Switch one of them")
+    check_teachable(request.model)  # before the pairs are compared: its message is the better one
+    source = request.dataset if request.kept is None else with_turbo_samples(request, request.kept)
+    dataset = open_dataset(source, request.model, request.method.weight("pairs") > 0)
     return dataset, request.run_config(dataset)
+
+
+def with_turbo_samples(request: Request, kept: TurboSamples) -> Path | Mix:
+    """The dataset with the turbo's own samples, which are made where they are not there yet."""
+    own = request.dataset
+    if own is not None and not kept.complete:
+        dataset = open_dataset(own, request.model, pairs=False)
+        check_memory(request, request.run_config(dataset), dataset)  # before what may be hours of sampling
+    folder = kept.make(request.progress)
+    return folder if own is None else mixed(own, folder, request.keep_share)
 
 
 def open_run(
@@ -116,6 +182,9 @@ def open_run(
 ) -> Run:
     """The run on the opened backend; resumes later, when its first step is asked for."""
     check_dataset_pairs(config.method, dataset, backend.process)
+    for sentence in pairs_notes(config.method, dataset, backend.process):
+        levels = len(config.method.levels(backend.process))
+        request.say(f"{sentence}: for all of them make it with Teacher Latents and pairs_for_steps = {levels}")
     run = new_run(
         config,
         request.parts.components(backend, request.train, request.checkpointing),
@@ -124,8 +193,16 @@ def open_run(
         distance=request.parts.distance(backend.channels),
         path_tolerance=PATH_TOLERANCE,
     )
-    folder.start(guidance=dataset.manifest()["guidance"], latent_shape=list(dataset.shapes[0]))
     return run
+
+
+def note_start(folder: RunFolder, dataset: LatentDataset, tunes: bool) -> None:
+    """Note what reports need to know of the dataset, and whether the run tunes a turbo."""
+    manifest = dataset.manifest()
+    usual = manifest.get("config", {}).get("steps")
+    facts = {"teacher_steps": usual} if usual else {}
+    facts |= {"tunes": True} if tunes else {}
+    folder.start(guidance=manifest["guidance"], latent_shape=list(dataset.shapes[0]), **facts)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -151,17 +228,42 @@ def advice(request: Request) -> str:
     )
 
 
-class LiveView:
-    """Shows a run on its node: the bar every step, curves every two seconds, samples every ``preview_every`` steps."""
+def run_page(request: Request, run: Run, config: RunConfig, folder: RunFolder) -> RunPage:
+    """The run's page, with pictures of the preview's prompts where there is a VAE."""
+    train, pictures = request.train, None
+    if request.vae is not None and request.preview_positive and train.sample_every:
+        conds = [cond_of(conditioning) for conditioning in request.preview_positive]
+        pictures = StudentPictures(run, request.student, conds, lambda latents: images_of(request.vae, run, latents))
+    page = RunPage(
+        folder,
+        config.request(),
+        pictures,
+        every=train.sample_every,
+        write_every=train.checkpoint_every,
+        say=logging.warning,
+    )
+    for text in request.notes:
+        note(folder, text)
+    return page
 
-    def __init__(self, request: Request, run: Run, folder: RunFolder) -> None:
-        self.request, self.run, self.logs = request, run, folder.logs()
+
+def images_of(vae, run: Run, latents: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Images [N, H, W, 3] of latents in model space."""
+    with torch.inference_mode():
+        images = torch.cat([decode(vae, run.method.student.backend.latents_out(x)) for x in latents])
+    run.method.teacher.backend.to_device()  # the VAE may have needed its room
+    return images
+
+
+class LiveView:
+    """Shows a run on its node: the bar every step, curves every two seconds, and the page's samples when there are new
+    ones."""
+
+    def __init__(self, request: Request, folder: RunFolder, page: RunPage) -> None:
+        self.request, self.page, self.logs = request, page, folder.logs()
         self.bar = comfy.utils.ProgressBar(request.train.steps)
-        self.samples: Image.Image | None = None
         self.shown = self.started = time.monotonic()
         self.first = None
-        positive = request.preview_positive[:PREVIEW_MOST] if request.vae is not None and request.preview_every else ()
-        self.conds = [cond_of(conditioning).to(run.device) for conditioning in positive]
 
     def __call__(self, event: Event, condition: Condition) -> None:
         if self.first is None:
@@ -170,11 +272,8 @@ class LiveView:
                 logging.info("run %s goes on after step %d", self.request.run_name, event.step - 1)
             self.logs = [entry for entry in self.logs if entry["step"] < event.step]
         self.logs.append(event.logs)
-        due = bool(self.conds) and event.step % self.request.preview_every == 0
-        if due:
-            self.samples = self.draw()
-        picture = None
-        if due or event.step == event.steps or time.monotonic() - self.shown >= CURVES_EVERY:
+        picture, due = None, self.page.drawn == event.step or event.step == event.steps
+        if due or time.monotonic() - self.shown >= CURVES_EVERY:
             self.shown = time.monotonic()
             picture = ("JPEG", self.picture(event, condition), 1024)
         self.bar.update_absolute(event.step, event.steps, picture)
@@ -184,21 +283,4 @@ class LiveView:
         left = seconds * (event.steps - event.step)
         title = f"step {event.step} of {event.steps}, {seconds:.2g} s each, {left / 60:.0f} min left; {condition.word}"
         parts = [live_plots.curves(self.logs, title=title)]
-        return live_plots.stack([*parts, self.samples] if self.samples else parts)
-
-    def draw(self) -> Image.Image:
-        """Samples of the averaged student at its levels, always from the same noise."""
-        run, request = self.run, self.request
-        student, backend = run.method.student, run.method.student.backend
-        shape, sigmas = run.dataset.shapes[0], explicit_sigmas(run.method.levels)
-        choice, latents = request.student, []
-        with run.ema_weights():
-            for item, cond in enumerate(self.conds):
-                sampler = {"sampler": choice.sampler, **choice.sampler_options}
-                latents.append(sample(student, student.process, sigmas, cond, shape, seed=0, items=[item], **sampler))
-        with torch.inference_mode():
-            images = torch.cat([decode(request.vae, {"samples": backend.latents_out(x)}) for x in latents])
-        # The VAE may have needed the room of the network, which stays where it is for the rest of the run.
-        teacher = run.method.teacher.backend.patcher
-        comfy.model_management.load_models_gpu([teacher], memory_required=1e20, force_full_load=True)
-        return live_plots.grid([(f"student, {len(sigmas) - 1} steps", images)])
+        return live_plots.stack([*parts, self.page.latest] if self.page.latest else parts)

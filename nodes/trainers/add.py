@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ...distill_core.methods.add import SPACES, ADDConfig
-from ...distill_core.methods.losses import DISTILLATION_WEIGHTS
+from ..common import setting_input
 from ..host.parts import VisionParts
 from .base import Trainer
-from .inputs import loss_input, r1_input, setting_input, task_inputs, weight_input
+from .inputs import loss_input, r1_input, task_inputs, weight_input
 
 
 def vision_inputs() -> list:
@@ -22,9 +22,9 @@ def vision_inputs() -> list:
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="The frozen network under the discriminator's heads, from Load CLIP Vision: DINOv2 (ADD's choice), "
-            "DINOv3 or CLIP. Without it a tiny VAE's own encoder serves, which was never trained to recognise "
-            "anything.",
+            tooltip="The frozen network under the discriminator's heads, from Load CLIP Vision: DINOv2 (ADD's choice; "
+            "ComfyUI opens large and giant only), DINOv3 or CLIP. Without it a tiny VAE's own encoder serves, which "
+            "was never trained to recognise anything.",
         ),
         io.Int.Input(
             "vision_size",
@@ -53,11 +53,10 @@ def method_inputs() -> list:
             ADDConfig,
             "weighting",
             "nfsd costs three more teacher forwards a step.",
-            options=list(DISTILLATION_WEIGHTS),
             default="exponential",
             advanced=True,
         ),
-        setting_input(io.Combo, ADDConfig, "space", options=list(SPACES), default=SPACES[0], advanced=True),
+        setting_input(io.Combo, ADDConfig, "space", default=SPACES[0], advanced=True),
         io.Float.Input(
             "teacher_cfg",
             default=0.0,
@@ -74,6 +73,7 @@ def method_inputs() -> list:
             0.0,
             "Weight of the distance to the end of the teacher's path (Diffusion2GAN), which ADD does not have. It "
             "needs a dataset that keeps pairs at this student's levels.",
+            advanced=True,
         ),
         loss_input("hinge", "ADD"),
         r1_input(ADDConfig, 1e-5, "It helps against an overpowering discriminator; ADD uses 0.00001."),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ...distill_core.methods.diffusion2gan import Diffusion2GANConfig
-from ...distill_core.methods.losses import REGRESSIONS
+from ..common import setting_input
 from ..host.parts import Parts
 from ..perceptual import Perceptual
 from .base import Trainer
-from .inputs import loss_input, r1_input, setting_input, task_inputs, weight_input
+from .inputs import loss_input, r1_input, task_inputs, weight_input
 
 
 def method_inputs() -> list:
@@ -21,9 +21,7 @@ def method_inputs() -> list:
             tooltip="The distance to the end of the path, of Load E-LatentLPIPS; its weights must be for this model's "
             "latents. Without it: regression.",
         ),
-        setting_input(
-            io.Combo, Diffusion2GANConfig, "regression", options=list(REGRESSIONS), default="huber", advanced=True
-        ),
+        setting_input(io.Combo, Diffusion2GANConfig, "regression", default="huber", advanced=True),
         weight_input(
             "adversarial_weight",
             0.1,
@@ -31,8 +29,8 @@ def method_inputs() -> list:
             "the regression alone.",
         ),
         loss_input("nonsaturating", "Diffusion2GAN"),
-        setting_input(io.Combo, Diffusion2GANConfig, "critic", options=["lora", "copy"], default="lora"),
-        setting_input(io.Int, Diffusion2GANConfig, "critic_rank", default=32, min=1, max=1024, advanced=True),
+        setting_input(io.Combo, Diffusion2GANConfig, "critic", default="lora", advanced=True),
+        setting_input(io.Int, Diffusion2GANConfig, "critic_rank", default=32, advanced=True),
         setting_input(
             io.Float,
             Diffusion2GANConfig,

@@ -9,22 +9,17 @@ from comfy_api.latest import io
 from ...distill_core.diffusion.samplers import SAMPLERS
 from ...distill_core.methods.config import MethodConfig
 from ...distill_core.methods.defaults import MOST_STEPS, NO_PRESET
-from ...distill_core.methods.losses import GAN_LOSSES
+from ...distill_core.presets.recipe import AUTO
 from ...distill_core.presets.table import presets
 from ...distill_core.settings import help_of
-from ...distill_core.training.loop import PRECISIONS, TrainConfig
-from ...distill_core.training.run import StudentConfig
-from ..common import OF_PRESET, SEED_MAX
+from ...distill_core.training.loop_config import TrainConfig
+from ...distill_core.training.student import StudentConfig
+from ..common import OF_PRESET, setting_input
 from ..datasets import Dataset
 
 LORA, ALL_WEIGHTS = "LoRA", "all weights"
+GO_ON, START_AGAIN = "go on", "start again"
 FAMILYS = "0 takes the starting value of the model's family."
-
-
-def setting_input(kind: Any, config: type, name: str, more: str = "", widget: str = "", **options: Any) -> Any:
-    """An optional input for a setting of the core, with the setting's words. ``more`` is said after them."""
-    words = " ".join([help_of(config, name), more]).strip()
-    return kind.Input(widget or name, optional=True, tooltip=words, **options)
 
 
 def task_inputs(dataset: str, target_steps: int) -> list:
@@ -34,13 +29,7 @@ def task_inputs(dataset: str, target_steps: int) -> list:
             "model", tooltip="The teacher, including its LoRAs and ModelSampling patches. It is never modified."
         ),
         Dataset.Input("dataset", tooltip=dataset),
-        io.String.Input(
-            "run_name",
-            default="my_turbo",
-            tooltip="Name of the run: its folder is output/turbo_distill/runs/NAME, its LoRA "
-            "output/loras/turbo_distill/NAME.safetensors. The same name with the same settings resumes a stopped run. "
-            "Other settings need another name.",
-        ),
+        run_name_input("my_turbo"),
         io.Int.Input(
             "target_steps",
             default=target_steps,
@@ -48,27 +37,40 @@ def task_inputs(dataset: str, target_steps: int) -> list:
             max=MOST_STEPS,
             tooltip="Number of sampling steps that the student is trained for.",
         ),
-        io.Int.Input("steps", default=2000, min=1, max=1000000, tooltip=help_of(TrainConfig, "steps")),
+        steps_input(2000),
     ]
 
 
-def loop_inputs() -> list:
-    """What decides how long and how fast it learns."""
+def run_name_input(default: str) -> io.String.Input:
+    return io.String.Input(
+        "run_name",
+        default=default,
+        tooltip="Name of the run: its folder is output/turbo_distill/runs/NAME, its LoRA "
+        "output/loras/turbo_distill/NAME.safetensors. The same name with the same settings resumes a stopped run. "
+        "Other settings need another name, or existing_run.",
+    )
+
+
+def steps_input(default: int) -> io.Int.Input:
+    return io.Int.Input("steps", default=default, min=1, max=1000000, tooltip=help_of(TrainConfig, "steps"))
+
+
+def loop_inputs(discriminator: bool = True) -> list:
+    """What decides how long and how fast it learns. discriminator: whether its rate is shown at first."""
     rate = dict(default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-7)
+    hidden = {} if discriminator else {"advanced": True}
     return [
-        setting_input(io.Int, TrainConfig, "batch_size", default=4, min=1, max=4096),
+        setting_input(io.Int, TrainConfig, "batch_size", default=4),
         setting_input(
             io.Int,
             TrainConfig,
             "accumulation",
             "A larger batch in the memory of a smaller one.",
             default=1,
-            min=1,
-            max=1024,
             advanced=True,
         ),
         setting_input(io.Float, TrainConfig, "student_lr", FAMILYS, **rate),
-        setting_input(io.Float, TrainConfig, "discriminator_lr", FAMILYS, **rate),
+        setting_input(io.Float, TrainConfig, "discriminator_lr", FAMILYS, **rate, **hidden),
         setting_input(io.Int, TrainConfig, "discriminator_updates", default=1, min=1, max=20, advanced=True),
         setting_input(
             io.Float, TrainConfig, "ema_decay", default=0.99, min=0.0, max=0.9999, step=0.001, round=1e-4, advanced=True
@@ -77,26 +79,22 @@ def loop_inputs() -> list:
             "gradient_checkpointing",
             default=True,
             optional=True,
+            advanced=True,
             tooltip="Recompute each block in the backward pass, which takes far less memory. Off is faster where there "
             "is memory to spare.",
         ),
-        setting_input(io.Combo, TrainConfig, "precision", options=list(PRECISIONS), default="auto", advanced=True),
+        setting_input(io.Combo, TrainConfig, "precision", default="auto", advanced=True),
         setting_input(
-            io.Int,
-            TrainConfig,
-            "seed",
-            default=0,
-            min=0,
-            max=SEED_MAX,
-            control_after_generate=io.ControlAfterGenerate.fixed,
+            io.Int, TrainConfig, "seed", default=0, control_after_generate=io.ControlAfterGenerate.fixed, advanced=True
         ),
         setting_input(io.Int, TrainConfig, "checkpoint_every", default=250, min=1, max=100000, advanced=True),
     ]
 
 
-def weight_input(name: str, default: float, tooltip: str) -> io.Float.Input:
+def weight_input(name: str, default: float, tooltip: str, **options: Any) -> io.Float.Input:
     """The weight of a term of the student's loss."""
-    return io.Float.Input(name, default=default, min=0.0, max=1000.0, step=0.1, optional=True, tooltip=tooltip)
+    shared = dict(min=0.0, max=1000.0, step=0.1, optional=True)
+    return io.Float.Input(name, default=default, tooltip=tooltip, **shared, **options)
 
 
 def loss_input(default: str, of: str) -> Any:
@@ -107,7 +105,6 @@ def loss_input(default: str, of: str) -> Any:
         "gan_loss",
         f"{of} uses {default}. nonsaturating also works with a batch of 1.",
         "loss",
-        options=list(GAN_LOSSES),
         default=default,
         advanced=True,
     )
@@ -125,12 +122,12 @@ def student_inputs() -> list:
     return [
         io.Combo.Input(
             "preset",
-            options=[NO_PRESET, *presets()],
-            default=NO_PRESET,
+            options=[AUTO, NO_PRESET, *presets()],
+            default=AUTO,
             optional=True,
             advanced=True,
-            tooltip="Train at the noise levels of a known turbo model, so that the student is sampled like it. none: "
-            "evenly spaced levels.",
+            tooltip="Train at the noise levels of a known turbo model, so that the student is sampled like it. auto: "
+            "those of the model itself if it is a turbo, else none. none: evenly spaced levels.",
         ),
         setting_input(
             io.Combo,
@@ -149,6 +146,13 @@ def student_inputs() -> list:
             tooltip="LoRA: a small file and one copy of the model in memory. all weights: full fine-tuning of a second "
             "copy, which takes about 20 bytes more for each weight, and a file of 4 bytes a weight.",
         ),
+        *lora_inputs(),
+    ]
+
+
+def lora_inputs() -> list:
+    """What the student's LoRA is."""
+    return [
         io.Int.Input(
             "rank", default=0, min=0, max=1024, optional=True, tooltip=f"Rank of the student's LoRA. {FAMILYS}"
         ),
@@ -188,3 +192,16 @@ def preview_inputs(vae: bool) -> list:
             "the curves only.",
         ),
     ]
+
+
+def existing_run_input() -> io.Combo.Input:
+    """What to do with a run that is there."""
+    return io.Combo.Input(
+        "existing_run",
+        options=[GO_ON, START_AGAIN],
+        default=GO_ON,
+        optional=True,
+        tooltip="If there is a run of this name. go on: resume it, or answer with it if it is finished. start again: "
+        "call it, and its LoRA, NAME_old1 and begin at step 0. A finished run with just these settings is not done "
+        "again.",
+    )

@@ -6,8 +6,9 @@ from comfy_api.latest import io
 
 from ...distill_core.methods.defaults import probabilities_for
 from ...distill_core.methods.ladd import LADDConfig
+from ..common import setting_input
 from .base import Trainer
-from .inputs import loss_input, r1_input, setting_input, task_inputs, weight_input
+from .inputs import loss_input, r1_input, task_inputs, weight_input
 
 
 def method_inputs() -> list:
@@ -72,13 +73,10 @@ class LADDTrainer(Trainer):
 
     @classmethod
     def method(cls, widgets, levels, start) -> LADDConfig:
-        probabilities = probabilities_for(len(levels))
         return LADDConfig(
             terms={"adversarial": 1.0, "pairs": widgets.pairs_weight},
             student_sigmas=levels,
-            probabilities=probabilities,
-            warmup_probabilities=probabilities,
-            warmup_steps=0,
+            probabilities=probabilities_for(len(levels)),
             renoise_mean=widgets.renoise_mean if widgets.renoise_std else start.renoise_mean,
             renoise_std=widgets.renoise_std or start.renoise_std,
             gan_loss=widgets.loss,

@@ -24,7 +24,7 @@ from graphs import class_samples, guided_teacher, saved_student  # noqa: E402
 from make_workflows import numbered  # noqa: E402
 from server import Host  # noqa: E402
 
-from distill_core.evaluation.metrics import MiniEvaluator  # noqa: E402
+from distill_core.evaluation.metrics import mini_scores  # noqa: E402
 from distill_core.experiments.demo import machine  # noqa: E402
 from distill_core.files import git_commit, save_json  # noqa: E402
 from distill_core.models import mini  # noqa: E402
@@ -47,7 +47,7 @@ def main() -> None:
         report = measure(host, args.workflow, args.images)
     finally:
         host.stop()
-    picture = next((host.base_dir / "output").glob(f"{args.workflow}_*.png"))
+    picture = next((host.base_dir / "output").glob(f"{args.workflow}_report_*.png"))
     Image.open(picture).convert("RGB").save(args.picture or args.out / f"{args.workflow}.jpg", quality=85)
     save_json(args.out / f"{args.workflow}.json", report | {"commit": git_commit(), "machine": machine()})
 
@@ -62,7 +62,7 @@ def measure(host: Host, name: str, images: int) -> dict:
         "seconds": time.monotonic() - started,
         "cpu_seconds": after.user + after.system - before.user - before.system,
     }
-    labels, evaluate = torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(images), MiniEvaluator()
+    labels, evaluate = torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(images), mini_scores
     most = WORKFLOWS[name]["train"]["inputs"]["target_steps"]
     for steps in (n for n in (1, 2, 4) if n <= most):
         teacher, guided = guided_teacher(steps)

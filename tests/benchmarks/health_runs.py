@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from distill_core.data.cache import CacheConfig
 from distill_core.data.dataset import LatentDataset
-from distill_core.evaluation.metrics import MiniEvaluator  # noqa: E402
+from distill_core.evaluation.metrics import mini_scores  # noqa: E402
 from distill_core.experiments.demo import (  # noqa: E402
     LADD_SETTINGS,
     LEVELS,
@@ -63,7 +63,7 @@ def observe(name: str, data: Path) -> dict:
         "accuracy": last.accuracy,
         "gap": last.logit_gap,
         "diversity": last.diversity,
-        "fd": MiniEvaluator()(samples, torch.arange(400) % 10)["fd"],
+        "fd": mini_scores(samples, torch.arange(400) % 10)["fd"],
     }
 
 

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from distill_core.cli.main import main
 from distill_core.cli.sample import load_student
 from distill_core.cli.train import perceptual_distance
 from distill_core.data.dataset import LatentDataset
+from distill_core.diffusion.noise import ItemNoise
 from distill_core.files import fingerprint, load_tensors, read_lora, save_lora, save_tensors
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser
@@ -76,14 +79,28 @@ def test_cache_refuses_a_folder_of_other_prompts(folder, tmp_path, capsys):
     text = CONFIG + f"[prompts]\nprompts = {json.dumps(str(tmp_path / 'p.txt'))}\n"
     (tmp_path / "c.toml").write_text(text)
     assert main(arguments("cache", tmp_path, "--out", folder / "data")) == 2
-    assert "other settings, prompts or model" in capsys.readouterr().err
+    assert (
+        "other settings ([prompts] prompts or negative is another one now); choose another --out"
+        in capsys.readouterr().err
+    )
 
 
 def test_train_writes_student_log_curves_and_checkpoint(folder):
-    names = {path.name for path in (folder / "run").iterdir()}
-    assert names == {"student.safetensors", "checkpoint.safetensors", "log.jsonl", "report.json", "curves.png"}
+    names = {path.name for path in (folder / "run").glob("[!.]*")}
+    files = {"student.safetensors", "checkpoint.safetensors", "log.jsonl", "report.json", "curves.png"}
+    assert names == files | {"run.html", "samples"}
     logs = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in logs] == [1, 2, 3] and {"adversarial", "pairs", "accuracy"} <= logs[0].keys()
+
+
+@pytest.mark.case("host console", "headless, too: samples over time and one page that shows the whole run")
+def test_train_writes_samples_over_time_and_a_page(folder):
+    """The last step's samples only, of the dataset's own first prompts."""
+    (path,) = (folder / "run" / "samples").iterdir()
+    with Image.open(path) as picture:
+        assert path.name == "step000003.jpg" and picture.height == 138
+    html = (folder / "run" / "run.html").read_text()
+    assert html.count("data:image/jpeg") == 1 and "step 3 of 3" in html
 
 
 def test_the_student_says_how_to_sample_it(folder):
@@ -177,24 +194,98 @@ def test_sample_draws_pictures_of_student_and_teacher(folder, tmp_path):
     assert max(abs(a - b) for p, q in zip(*pixels, strict=True) for a, b in zip(p, q, strict=True)) <= 1
 
 
-def test_evaluate_compares_with_the_dataset(folder, tmp_path):
+@pytest.fixture(scope="module")
+def evaluated(folder, tmp_path_factory) -> tuple[dict, str]:
+    """The report of `evaluate` against the teacher, and what it printed."""
+    out, printed = tmp_path_factory.mktemp("evaluation"), io.StringIO()
     lora = folder / "run" / "student.safetensors"
-    out = ["--out", tmp_path, "--count", 3]
-    assert main(arguments("evaluate", folder, "--lora", lora, "--data", folder / "data", *out)) == 0
+    with contextlib.redirect_stdout(printed):
+        assert main(arguments("evaluate", folder, "--lora", lora, "--out", out, "--count", 20)) == 0
+    return json.loads((out / "evaluation.json").read_text()), printed.getvalue()
+
+
+def test_evaluate_sets_the_student_beside_the_teacher(evaluated):
+    report, printed = evaluated
+    assert list(report["figures"]) == ["teacher, 3 steps", *(f"student, {n} step{'s' * (n > 1)}" for n in (1, 2, 3, 4))]
+    assert report["reference"] == {"items": 20, "from": "the teacher, other noises"} and report["independent"]
+    one, teacher = report["figures"]["student, 1 step"], report["figures"]["teacher, 3 steps"]
+    spaces = {f"{name}{suffix}" for name in ("fd", "accuracy", "diversity") for suffix in ("", "_pixels")}
+    imagenet = {"fd_imagenet", "density_imagenet", "coverage_imagenet"}
+    assert one.keys() == spaces | imagenet | {"detail", "edges", "kurtosis"} | {
+        *("drift", "drift_pixels", "coherence", "detail_ratio", "detail_error")
+    }
+    assert teacher.keys() == spaces | imagenet | {"detail", "edges", "kurtosis"}
+    for name, apart in report["differences"]["student, 1 step"].items():
+        assert apart["value"] == pytest.approx(one[name]["value"] - teacher[name]["value"], abs=2e-4)
+        fd = one["fd"]
+        assert fd["low"] < fd["value"] < fd["high"]
+        assert f"{fd['value']:.3f} [{fd['low']:.3f}, {fd['high']:.3f}]" in printed
+        assert f"{apart['value']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]" in printed
+
+
+@pytest.mark.case("methods B2", "evaluate draws from a stream of its own; no training has seen a noise of it")
+def test_no_noise_of_an_evaluation_was_trained_on(tmp_path, monkeypatch):
+    """Every row of noise that cache and train draw, against every row that evaluate draws with the same seed."""
+    drawn: set[bytes] = set()
+    normal = ItemNoise.normal
+
+    def watch(self, *shape):
+        rows = normal(self, *shape)
+        drawn.update(row.flatten()[:8].numpy().tobytes() for row in rows)
+        return rows
+
+    monkeypatch.setattr(ItemNoise, "normal", watch)
+    (tmp_path / "c.toml").write_text(CONFIG)
+    assert main(arguments("cache", tmp_path, "--out", tmp_path / "data")) == 0
+    assert main(arguments("train", tmp_path, "--data", tmp_path / "data", "--out", tmp_path / "run")) == 0
+    trained, drawn = drawn, set()
+    assert len(trained) > 12
+    lora = tmp_path / "run" / "student.safetensors"
+    assert main(arguments("evaluate", tmp_path, "--lora", lora, "--out", tmp_path / "e", "--count", 12)) == 0
+    # The reference's first noises, the student's, and its fresh ones at up to three levels in between.
+    assert len(drawn) == 12 * (1 + 1 + 3) and not drawn & trained
+
+
+@pytest.mark.case("methods B2", "latents that the student was trained on are refused as the reference")
+def test_what_was_trained_on_is_no_reference(folder, tmp_path, capsys):
+    lora = folder / "run" / "student.safetensors"
+    out = ["--lora", lora, "--out", tmp_path, "--count", 12]
+    assert main(arguments("evaluate", folder, *out, "--data", folder / "data")) == 2
+    assert "is what this student was trained on" in one_line(capsys)
+    mixed = f"[data]\nmix = {{ '{folder / 'data'}' = 1, '{tmp_path / 'data'}' = 1 }}\n"
+    (tmp_path / "c.toml").write_text(CONFIG.replace("count = 12", "count = 12\nseed = 8"))
+    assert main(arguments("cache", tmp_path, "--out", tmp_path / "data")) == 0
+    assert main(arguments("evaluate", folder, *out, "--data", tmp_path / "data")) == 0
     report = json.loads((tmp_path / "evaluation.json").read_text())
-    assert report["fd"].keys() == {"1", "2", "3", "4"} and report["reference"] == 3
-    assert all(value > 0 for value in report["fd"].values()) and report["independent"]
+    assert report["reference"] == {"items": 12, "from": str(tmp_path / "data")}
+    (tmp_path / "c.toml").write_text(CONFIG + mixed)
+    assert main(arguments("train", tmp_path, "--out", tmp_path / "run")) == 0
+    out[1] = tmp_path / "run" / "student.safetensors"
+    for data in (folder / "data", tmp_path / "data"):
+        capsys.readouterr()
+        assert main(arguments("evaluate", folder, *out, "--data", data)) == 2
+        assert "is what this student was trained on" in one_line(capsys)
 
 
-def test_a_score_by_the_students_own_discriminator_is_marked(folder, tmp_path, capsys):
+def test_a_student_is_not_scored_by_its_own_discriminator(folder, tmp_path, capsys):
     """ADD may train on the very network that `evaluate` scores with; its file says so."""
     state, description = read_lora(folder / "run" / "student.safetensors")
     config = {**description["config"], "add": {}, "vision": {"network": "efficientnet"}}
     save_lora(tmp_path / "s.safetensors", state, {**description, "config": config})
-    out = ["--lora", tmp_path / "s.safetensors", "--data", folder / "data", "--out", tmp_path, "--count", 3]
+    out = ["--lora", tmp_path / "s.safetensors", "--out", tmp_path, "--count", 12]
     assert main(arguments("evaluate", folder, *out)) == 0
-    assert not json.loads((tmp_path / "evaluation.json").read_text())["independent"]
-    assert "trained against the network that scores it" in capsys.readouterr().err
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert not report["independent"] and not [n for n in report["figures"]["student, 1 step"] if "imagenet" in n]
+    assert "no figure is taken from it" in capsys.readouterr().err
+
+
+def test_evaluate_of_prompts_that_were_not_trained_on(folder, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("bag\nsandal\n")
+    lora = folder / "run" / "student.safetensors"
+    out = ["--lora", lora, "--out", tmp_path, "--prompts", tmp_path / "p.txt"]
+    assert main(arguments("evaluate", folder, *out, "--count", 6)) == 0
+    assert main(arguments("evaluate", folder, *out, "--count", 1)) == 2
+    assert "--count must be at least 2" in one_line(capsys)
 
 
 # Mistakes
@@ -228,11 +319,37 @@ def test_a_mistake_ends_with_one_line_and_status_2(folder, tmp_path, capsys, cha
     assert not list(tmp_path.glob("run/*.safetensors"))
 
 
-def test_a_student_of_another_base_is_refused(folder, tmp_path, capsys):
+@pytest.mark.case("training L2", "a student used above another model, or without the LoRA below it, says so and runs")
+def test_a_student_of_another_base_or_above_a_lora_is_sampled_with_a_warning(folder, tmp_path, capsys):
     state, description = read_lora(folder / "run" / "student.safetensors")
-    save_lora(tmp_path / "s.safetensors", state, {**description, "base": "0123"})
+    below = [{"digest": "feed", "strength": 0.8, "layers": 3, "name": "my style"}]
+    save_lora(tmp_path / "s.safetensors", state, {**description, "base": "0123", "below": below})
+    command = arguments("sample", folder, "--lora", tmp_path / "s.safetensors", "--count", 1, "--out", tmp_path)
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert "warning: this student was made above another model (its base is 0123" in said
+    assert "warning: this student was made above the LoRA my style at strength 0.8, which the model does not" in said
+
+
+def test_a_student_of_another_shape_is_refused(folder, tmp_path, capsys):
+    state, description = read_lora(folder / "run" / "student.safetensors")
+    save_lora(tmp_path / "s.safetensors", {name: value[:, :3] for name, value in state.items()}, description)
     assert main(arguments("sample", folder, "--lora", tmp_path / "s.safetensors", "--out", tmp_path)) == 2
-    assert "distilled from another model" in one_line(capsys)
+    assert "does not fit the model" in one_line(capsys)
+
+
+@pytest.mark.case("training D7", "headless, too, nobody trains on the pairs of another model")
+@pytest.mark.parametrize("method", ["ladd", "add", "diffusion2gan"])
+def test_pairs_of_another_model_are_refused_by_every_method(folder, tmp_path, capsys, method):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    manifest = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({**manifest, "base": "0123"}))
+    terms = "terms = { adversarial = 1.0, pairs = 1.0 }"
+    (tmp_path / "c.toml").write_text(f'method = "{method}"\n[{method}]\n{terms}\n')
+    command = arguments("train", tmp_path, "--data", tmp_path / "data", "--out", tmp_path / "run")
+    assert main(command) == 2
+    said = one_line(capsys)
+    assert "are paths of another model (its base is 0123, this one is" in said and "make them again" in said
 
 
 def test_more_steps_than_trained_are_refused(folder, tmp_path, capsys):
@@ -266,11 +383,13 @@ def test_a_command_gives_the_signals_back(folder):
 @pytest.mark.parametrize(
     "method, section, key, value, named",
     [
-        ("add", "vision", "size", 64, "vision.size"),
-        ("ladd", "discriminator", "width", 24, "discriminator.width"),
-        ("add", "model", "perceptual", "mini", "perceptual"),
-        ("add", "add", "r1", 1e-3, "add.r1"),
-        ("ladd", "train", "student_lr", 1e-5, "student_lr"),
+        ("add", "vision", "size", 64, "[vision] size is 64 now, was 32"),
+        ("ladd", "discriminator", "width", 24, "[discriminator] width is 24 now, was"),
+        ("add", "model", "perceptual", "mini", "[model] perceptual is another one now"),
+        ("add", "add", "r1", 1e-3, "[add] r1 is 0.001 now, was"),
+        ("ladd", "train", "student_lr", 1e-5, "[train] student_lr is 1e-05 now, was 0.0001"),
+        ("ladd", "lora", "alpha", 8.0, "[lora] alpha is 8 now, was left out"),
+        ("ladd", "lora", "dropout", 0.5, "[lora] dropout is 0.5 now, was left out"),
     ],
 )
 def test_a_run_does_not_go_on_with_another_setting(folder, tmp_path, capsys, method, section, key, value, named):
@@ -290,10 +409,36 @@ def test_a_run_does_not_go_on_with_another_setting(folder, tmp_path, capsys, met
     write({**settings, section: {**settings.get(section, {}), key: value}})
     capsys.readouterr()
     assert main(command) == 2
-    assert f"other settings ({named})" in one_line(capsys)
+    assert f"other settings ({named}" in one_line(capsys)
     assert (tmp_path / "run" / "student.safetensors").read_bytes() == student
 
 
+def test_another_method_is_named_as_one_change(folder, tmp_path, capsys):
+    command = arguments("train", tmp_path, "--data", folder / "data", "--out", tmp_path / "run")
+    for method, status in (("ladd", 0), ("add", 2)):
+        (tmp_path / "c.toml").write_text(
+            f'method = "{method}"\n[model]\nlora_rank = 4\n[train]\nsteps = 2\nbatch_size = 4\n[vision]\nsize = 32\n'
+        )
+        assert main(command) == status
+    assert "other settings (method is add now, was ladd); choose" in one_line(capsys)
+
+
+@pytest.mark.case("host D6", "headless, too, levels without pairs are named")
+@pytest.mark.case("host D7", "headless, too, fewer steps than were done are told")
+def test_levels_without_pairs_and_fewer_steps_are_told(folder, tmp_path, capsys):
+    """The dataset keeps pairs at 1 and .5, and LADD's student has four levels."""
+    command = arguments("train", tmp_path, "--data", folder / "data", "--out", tmp_path / "run")
+    config = (folder / "c.toml").read_text()
+    (tmp_path / "c.toml").write_text(config)
+    assert main(command) == 0
+    assert "have no pairs in data (it keeps 1, 0.5)" in capsys.readouterr().err
+    (tmp_path / "c.toml").write_text(config.replace("[train]\nsteps = 3", "[train]\nsteps = 2"))
+    assert main(command) == 0
+    assert "this run has already done 3 steps, and steps is 2 now" in capsys.readouterr().err
+
+
+@pytest.mark.case("training L3", "another dataset under the same run name is refused")
+@pytest.mark.case("training 8", "a run goes on with its own dataset and settings only, and names what differs")
 def test_a_run_does_not_go_on_with_another_dataset(folder, tmp_path, capsys):
     """Also one of the same settings: what counts is its content."""
     data, out = tmp_path / "data", tmp_path / "run"
@@ -304,9 +449,11 @@ def test_a_run_does_not_go_on_with_another_dataset(folder, tmp_path, capsys):
         save_tensors(shard, {**tensors, "latents": 0.999 * tensors["latents"]}, metadata)
     capsys.readouterr()
     assert main(arguments("train", folder, "--data", data, "--out", out)) == 2
-    assert "other settings (dataset)" in one_line(capsys)
+    assert "other settings (--data (or [data] mix) is another one now)" in one_line(capsys)
 
 
+@pytest.mark.case("attack 4", "a log with a cut last line is read on, and mended")
+@pytest.mark.case("training D12", "the log has each step once after a kill")
 def test_the_log_of_a_run_that_was_killed_has_every_step_once(folder, tmp_path):
     """Its log knows steps that its checkpoint does not; they are written again, not twice."""
     out = tmp_path / "run"
@@ -402,3 +549,42 @@ def test_two_processes_train_the_mini_model_as_one_does(folder, tmp_path):
         if name.startswith(("generator.", "ema.")):
             torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0, msg=name)
     assert (tmp_path / "log.jsonl").read_text().count("\n") == 3  # the first process alone writes
+
+
+@pytest.mark.parametrize("option", ["--images", "--out"])
+def test_an_empty_path_is_not_the_folder_one_is_in(folder, tmp_path, capsys, option):
+    """As of a shell's variable that is not set."""
+    paths = {"--images": folder, "--out": tmp_path / "data"} | {option: ""}
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments("cache", folder, *(part for pair in paths.items() for part in pair)))
+    assert f"argument {option}: is empty: give a path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sizes = [[7, 8]]", "[7, 8], and this model takes latents whose sides are multiples of 2"),
+        ("sizes = [[4096, 8]]", "[4096, 8], and this model knows no position beyond"),
+        ("state_sigmas = [0.5, 1.0]", "[cache] state_sigmas must fall, the highest first, not [0.5, 1.0]"),
+        ("sizes = [[8, 8]]\nstate_sigmas = [1.5]", "state_sigmas has 1.5, and the model's highest level is 1"),
+    ],
+)
+def test_what_no_latent_can_be_made_for_is_refused(tmp_path, capsys, change, message):
+    (tmp_path / "c.toml").write_text(f"[cache]\ncount = 2\nsteps = 2\n{change}\n")
+    assert main(arguments("cache", tmp_path, "--out", tmp_path / "data")) == 2
+    assert message in one_line(capsys) and not list((tmp_path / "data").glob("shard*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "value", "message"),
+    [
+        (["sample", "--out", "x", "--count"], "0", "argument --count: must be a whole number of at least 1, not 0"),
+        (["sample", "--out", "x", "--count"], "many", "argument --count: must be a whole number of at least 1"),
+        (["plan", "--free"], "nan", "argument --free: must be a number of GiB, not nan"),
+        (["plan", "--free"], "24GB", "argument --free: must be a number of GiB, not 24GB"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(capsys, command, value, message):
+    with pytest.raises(SystemExit, match="2"):
+        main([command[0], "c.toml", *command[1:], value])
+    assert message in capsys.readouterr().err

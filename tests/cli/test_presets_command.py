@@ -3,6 +3,7 @@ import argparse
 import pytest
 
 from distill_core.cli.presets import add_presets_command
+from distill_core.presets.table import presets
 
 
 def run(*argv):
@@ -14,7 +15,7 @@ def run(*argv):
 
 def test_command_lists_all_and_prints_one(capsys):
     run()
-    assert len(capsys.readouterr().out.splitlines()) == 48
+    assert len(capsys.readouterr().out.splitlines()) == len(presets())
     run("flux-schnell", "--steps", "2")
     out = capsys.readouterr().out
     assert "2 steps: 1, 0.5, 0" in out and "black-forest-labs/flux" in out

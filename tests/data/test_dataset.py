@@ -93,18 +93,6 @@ def test_masks_and_extra_tensors_of_a_conditioning_are_stored(tmp_path):
     assert dataset.uncond().extra["size"].tolist() == [7]
 
 
-def test_a_stopped_run_goes_on(folder, tmp_path):
-    cache_toy(tmp_path)
-    paths = sorted(tmp_path.glob("shard-*"))
-    whole = load_file(paths[1])
-    kept = paths[0].stat().st_mtime_ns
-    paths[1].unlink()
-    cache_toy(tmp_path)
-    again = load_file(paths[1])
-    assert paths[0].stat().st_mtime_ns == kept
-    assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
-
-
 def test_sizes_take_turns_and_batches_hold_one_each(tmp_path):
     dataset = cache_toy(tmp_path, count=24, shard_size=4, sizes=((4, 6), (6, 4), (8, 2)), state_sigmas=())
     assert dataset.shapes == [(CHANNELS, 4, 6), (CHANNELS, 6, 4), (CHANNELS, 8, 2)]
@@ -179,6 +167,8 @@ DAMAGES = {
     "no safetensors file": (lambda path: path.write_text("hello"), "not a safetensors file"),
     "foreign": (lambda path: save_file({"weight": torch.zeros(2)}, path), "not a shard"),
     "counts": (edit(lambda t: t.update(context=t["context"][:-1].clone())), "differ in count"),
+    "no items": (edit(lambda t: t.update({name: value[:0] for name, value in t.items()})), "without items"),
+    "context without tokens": (edit(lambda t: t.update(context=t["context"][:, 0].clone())), r"\[N, tokens, width\]"),
     "video": (edit(lambda t: t.update(latents=t["latents"].unsqueeze(2).contiguous())), r"\[N, C, H, W\]"),
 }
 
@@ -191,11 +181,22 @@ def test_a_damaged_shard_is_named_when_the_dataset_is_opened(tmp_path, damage, m
         LatentDataset(tmp_path)
 
 
-def test_a_truncated_shard_is_named_when_caching_goes_on(tmp_path):
+def test_states_go_with_their_levels_whatever_order_the_file_names_them_in(tmp_path):
+    """Datasets of before could name them rising; their states are in the order of the path all the same."""
+    dataset = cache_toy(tmp_path)
+    path, levels = tmp_path / "shard-00000.safetensors", dataset.state_sigmas
+    assert len(levels) > 1 and list(levels) == sorted(levels, reverse=True)
+    save_file(load_file(path), path, {"state_sigmas": json.dumps(levels[::-1])})
+    assert LatentDataset(tmp_path).state_sigmas == levels
+
+
+@pytest.mark.parametrize("said", ["no json", '["a"]', "[1.0, 0.5, 0.25, 0.125, 0.0625]", "3"])
+def test_levels_that_a_shard_does_not_hold_are_named(tmp_path, said):
     cache_toy(tmp_path)
-    cut(tmp_path / "shard-00000.safetensors")
-    with pytest.raises(ValueError, match="shard-00000"):
-        cache_toy(tmp_path)
+    path = tmp_path / "shard-00000.safetensors"
+    save_file(load_file(path), path, {"state_sigmas": said})
+    with pytest.raises(ValueError, match="shard-00000.* is damaged: .*levels|shard-00000.* is damaged: state_sigmas"):
+        LatentDataset(tmp_path)
 
 
 def test_nan_latents_are_refused_with_their_place(tmp_path):
@@ -216,10 +217,10 @@ def test_a_teacher_that_gives_nan_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("change", [{"guidance": 3.0}, {"seed": 1}, {"description": {"base": "another"}}])
 def test_a_folder_with_another_dataset_is_refused(folder, change):
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    with pytest.raises(ValueError, match="other settings"):
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*")}
+    with pytest.raises(ValueError, match=f"other settings .{next(iter(change)).replace('description', 'base')} is"):
         cache_toy(folder, **change)
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*")} == before
 
 
 def test_an_empty_folder_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from distill_core.diffusion.process import DiscreteProcess, cumulative_alphas
 from distill_core.diffusion.schedules import (
     DENOISE_MODES,
     check_sigmas,
+    level_denoise,
     respace_denoise,
     shifted_sigmas,
     sigmas_at_timesteps,
@@ -16,7 +17,8 @@ from distill_core.diffusion.schedules import (
     trailing_timesteps,
     turbo_timesteps,
 )
-from distill_core.presets.table import find_preset, preset_sigmas
+from distill_core.presets.levels import preset_sigmas
+from distill_core.presets.table import find_preset
 
 EPS = DiscreteProcess(cumulative_alphas())
 STEPS = st.integers(1, 8)
@@ -39,7 +41,9 @@ def test_never_empty_never_full_noise_always_falling(mode, steps, denoise):
         sigmas = mode(grid, denoise, table)
         assert len(sigmas) >= 2 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
         assert sigmas.dtype == grid.dtype
-        if denoise < 1 - 1e-5:
+        # Only as a noise level a denoise below 1 can be above all that a model of timesteps has: then it is the grid.
+        above_all = mode is level_denoise and table is not None and denoise / (1 - min(denoise, 1 - 1e-9)) >= grid[0]
+        if denoise < 1 - 1e-5 and not above_all:
             assert sigmas[0] < grid[0]
 
 
@@ -99,6 +103,12 @@ def test_discrete_grids_are_interpolated_in_timesteps():
     assert EPS.timestep(half[:1]).item() == pytest.approx(499, abs=1)
 
 
+@pytest.mark.case("sampling 6", "image to image on schnell, denoise .5 of 4 steps, starts at half the noise")
+def test_img2img_of_schnell():
+    grid = preset_sigmas(find_preset("flux-schnell"), 4)
+    assert snap_denoise(grid, 0.5).tolist() == pytest.approx([0.5, 0.25, 0])
+
+
 def test_img2img_at_two_steps_of_four():
     grid = preset_sigmas(find_preset("sd3.5-large-turbo"))
     assert snap_denoise(grid, 0.5).tolist() == pytest.approx([0.75, 0.5, 0])
@@ -127,3 +137,27 @@ def test_denoise_out_of_range(mode, denoise):
 def test_unusable_sigmas(sigmas, message):
     with pytest.raises(ValueError, match=message):
         check_sigmas(torch.tensor(sigmas))
+
+
+@given(STEPS, st.floats(1e-3, 0.9))
+def test_a_noise_level_is_the_same_share_of_noise_on_every_grid(steps, denoise):
+    for grid, table in grids(steps):
+        sigmas = level_denoise(grid, denoise, table)
+        share = sigmas[0] if table is None else sigmas[0] / (1 + sigmas[0])
+        assert share.item() == pytest.approx(denoise, rel=1e-4)
+        assert torch.equal(sigmas[1:], grid[len(grid) - len(sigmas) + 1 :]), "then trained levels only"
+
+
+@pytest.mark.case(
+    "sampling new 8 (leejet/stable-diffusion.cpp#1738)", "denoise can be the share of noise to start with"
+)
+def test_one_noise_level_on_models_whose_shares_of_steps_differ():
+    """Half the steps start with 91 % noise on FLUX.2 klein and 84 % on SDXL-Turbo; half the noise is half the noise."""
+    klein = preset_sigmas(find_preset("flux2-klein"))
+    turbo = preset_sigmas(find_preset("sdxl-turbo"), process=EPS)
+    assert snap_denoise(klein, 0.5)[0].item() == pytest.approx(0.908, abs=2e-3)
+    assert level_denoise(klein, 0.5)[0].item() == 0.5
+    assert snap_denoise(turbo, 0.5, EPS.sigmas)[0].item() == pytest.approx(5.088, abs=1e-3), "0.836 of noise"
+    assert level_denoise(turbo, 0.5, EPS.sigmas).tolist() == pytest.approx([1.0, 0.0]), "below all trained levels"
+    assert level_denoise(turbo, 0.8, EPS.sigmas).tolist() == pytest.approx([4.0, 0.0], rel=1e-4), "3.32 is too near"
+    assert level_denoise(turbo, 0.88, EPS.sigmas).tolist() == pytest.approx([7.333, 5.088, 3.321, 0.0], rel=1e-3)

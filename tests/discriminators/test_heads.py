@@ -9,6 +9,7 @@ from distill_core.discriminators.latent import ConvBlock, FeatureNorm, LatentDis
 from distill_core.discriminators.network import add_small_copy
 from distill_core.discriminators.pixel import PixelDiscriminator, TokenHead, text_embedding
 from distill_core.models.denoiser import Cond
+from distill_core.models.vision import VisionNetwork
 
 CHANNELS, POOLED_DIM = (8, 12), 6
 
@@ -205,6 +206,16 @@ def test_every_vision_head_weighs_the_same():
     each = [head(t, one).mean(1) for head, t in zip(discriminator.heads, (fine, coarse), strict=True)]
     assert logits.shape == (3, 40)
     torch.testing.assert_close(logits.mean(1), (each[0] + each[1]) / 2)
+
+
+def test_images_with_too_few_tokens_are_refused_before_the_first_step():
+    """A head looks at nine neighbours in a circle; fewer than four tokens cannot be padded to one."""
+    vision = VisionNetwork(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, 8)), ["0"], (8, 8), mean=None, std=None)
+    images, cond = torch.zeros(2, 3, 32, 32), Cond(torch.zeros(2, 1, 8))
+    with pytest.raises(ValueError, match=r"8 x 8 px as 1 tokens.*at least 4: set \[vision\] size"):
+        PixelDiscriminator.for_images(vision, images, cond)
+    vision.size = (16, 16)
+    assert len(PixelDiscriminator.for_images(vision, images + torch.rand(3, 32, 32), cond).heads) == 1
 
 
 def test_text_is_pooled_or_the_mean_of_its_real_tokens():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from distill_core.evaluation.live_plots import COLOURS, curves, grid, stack
-from distill_core.evaluation.plots import panels
+from distill_core.evaluation.plots import line, panels
 
 
 def logs(values) -> list[dict]:
@@ -23,10 +23,32 @@ def test_a_falling_loss_is_drawn_falling():
         assert sign * (right - left) > 50
 
 
+def test_what_only_some_steps_have_is_drawn_where_it_was_measured():
+    """Three validations in 300 steps: a line over all steps, and not one over the first three."""
+    measured = {0: 3.0, 149: 2.0, 299: 1.0}
+    entries = [{"step": i + 1} | ({"validation": measured[i]} if i in measured else {}) for i in range(300)]
+    values, strong = line(entries, "validation")
+    assert values == strong == [3.0] * 149 + [2.0] * 150 + [1.0]
+    assert line(entries, "pairs") == ([], [])
+    points = strong_points(curves(entries))
+    left, right = points[points[:, 1] < 200][:, 0].mean(), points[(points[:, 1] > 300) & (points[:, 1] < 400)][:, 0]
+    assert right.mean() - left > 50
+
+
 @pytest.mark.parametrize("values", [[], [1.0], [2.0] * 5, [1.0, float("nan"), float("inf"), 2.0]])
 def test_any_log_can_be_drawn(values):
     image = curves(logs(values), 600, 300, title="t")
     assert image.size == (600, 300)
+
+
+def test_without_a_discriminator_its_panels_leave_their_room_to_the_others():
+    game = [{"step": 1, "adversarial": 1.0, "accuracy": 0.5, "logit_gap": 0.1, "generator_grad_norm": 1.0}] * 2
+    plain = [{"step": 1, "denoising": 1.0, "generator_grad_norm": 1.0}] * 2
+    upper, lower = slice(0, 230), slice(250, 480)
+    for logs, filled in ((game, True), (plain, False)):
+        pixels = np.asarray(curves(logs))
+        titles = (pixels[lower, :200] < 100).all(-1).any()  # in ink
+        assert titles == filled and (pixels[upper, :200] < 100).all(-1).any() and pixels.shape[:2] == (480, 860)
 
 
 def test_a_grid_keeps_places_and_proportions():

@@ -1,93 +1,76 @@
-import numpy as np
+"""The figures of a set of samples, all together."""
+
 import pytest
-import scipy.linalg
 import torch
 
-from distill_core.evaluation.metrics import (
-    MiniEvaluator,
-    fd_between,
-    features_and_accuracy,
-    frechet_distance,
-    trained_on,
-)
+from distill_core.evaluation.intervals import Bootstrap
+from distill_core.evaluation.metrics import MiniEvaluator, diversity, mini_scores
 from distill_core.models import mini
 
-
-def moments(seed: int, dim: int = 12, rank: int | None = None):
-    g = torch.Generator().manual_seed(seed)
-    half = torch.randn(dim, rank or dim, generator=g, dtype=torch.float64)
-    return torch.randn(dim, generator=g, dtype=torch.float64), half @ half.T / dim
+OWN = {"drift", "drift_pixels", "coherence", "detail_ratio", "detail_error"}
+DETAIL = {"detail", "edges", "kurtosis"}
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_equals_the_textbook_formula(seed):
-    (mean_a, a), (mean_b, b) = moments(seed), moments(seed + 10)
-    root = scipy.linalg.sqrtm((a @ b).numpy())
-    expected = ((mean_a - mean_b) ** 2).sum().item() + np.trace(a.numpy() + b.numpy() - 2 * root.real)
-    assert frechet_distance(mean_a, a, mean_b, b) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(mean_b, b, mean_a, a) == pytest.approx(expected, rel=1e-9)
+@pytest.fixture(scope="module")
+def latents() -> torch.Tensor:
+    return torch.randn(60, *mini.LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def test_closed_forms():
-    mean, cov = moments(0)
-    assert frechet_distance(mean, cov, mean, cov) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(mean, cov, mean + 2, cov) == pytest.approx(4 * 12)
-    a, b = torch.tensor([1.0, 4.0, 9.0]), torch.tensor([4.0, 4.0, 1.0])  # diagonal: sum of (sqrt a - sqrt b)^2
-    zero = torch.zeros(3)
-    assert frechet_distance(zero, a.diag(), zero, b.diag()) == pytest.approx(1 + 0 + 4)
-    assert frechet_distance(zero, torch.zeros(3, 3), zero, b.diag()) == pytest.approx(9)
-
-
-def test_singular_covariances_give_no_nan():
-    """Fewer samples than dimensions: the product of the covariances has eigenvalues at 0, some rounded below it."""
-    (mean_a, a), (mean_b, b) = moments(1, rank=3), moments(2, rank=3)
-    root = scipy.linalg.sqrtm((a @ b).numpy() + 1e-12 * np.eye(12))
-    expected = ((mean_a - mean_b) ** 2).sum().item() + np.trace(a.numpy() + b.numpy() - 2 * root.real)
-    assert frechet_distance(mean_a.float(), a.float(), mean_b, b) == pytest.approx(expected, rel=1e-4)
-
-
-def test_distance_between_sets_uses_their_moments():
-    a, b = (torch.randn(50, 4, generator=torch.Generator().manual_seed(i)) * (i + 1) + i for i in (0, 1))
-    covs = [torch.from_numpy(np.cov(x.double().numpy(), rowvar=False)) for x in (a, b)]
-    expected = frechet_distance(a.double().mean(0), covs[0], b.double().mean(0), covs[1])
-    assert fd_between(a, b) == pytest.approx(expected, rel=1e-9) and fd_between(a, a) == pytest.approx(0, abs=1e-6)
-
-
-def test_features_and_accuracy_do_not_depend_on_the_batches():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = mini.new_classifier("latent").eval()
-    x = torch.randn(23, *mini.LATENT_SHAPE, generator=torch.Generator().manual_seed(1))
-    predicted = net(x).argmax(1)
-    labels = predicted.clone()
-    labels[:5] = (labels[:5] + 1) % 10
-    features, accuracy = features_and_accuracy(net, x, labels, size=7)
-    assert accuracy == pytest.approx(18 / 23) and features.shape == (23, 64)
-    torch.testing.assert_close(features, features_and_accuracy(net, x, labels)[0], atol=1e-5, rtol=1e-4)
-
-
-def test_the_evaluator_reports_both_spaces():
+def test_the_evaluator_reports_both_spaces_and_the_detail(latents):
     """Noise is far from the data in both, and a set at the reference's own moments would be at 0."""
-    evaluator = MiniEvaluator()
-    latents = torch.randn(20, *mini.LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
-    scores = evaluator(latents, torch.arange(20) % 10)
-    assert scores.keys() == {"fd", "accuracy", "diversity", "fd_pixels", "accuracy_pixels"}
+    figures = MiniEvaluator(repeats=20)(latents, torch.arange(60) % 10, own=latents[:30])
+    spaces = {f"{name}{suffix}" for name in ("fd", "accuracy", "diversity") for suffix in ("", "_pixels")}
+    assert figures.keys() == spaces | DETAIL | OWN
     floor = mini.training_log()["floor"]
-    assert scores["fd"] > 5 * floor["fd"] and scores["fd_pixels"] > 5 * floor["fd_pixels"]
-    assert scores["accuracy"] < 0.5 and scores["diversity"] > 0
-    assert evaluator.decode(latents, size=7).shape == (20, 3, 64, 64)
+    assert figures["fd"].value > 5 * floor["fd"] and figures["fd_pixels"].value > 5 * floor["fd_pixels"]
+    assert figures["accuracy"].value < 0.5 and figures["diversity"].value > 0
+    assert figures["drift"].value == 0 and figures["coherence"].value == pytest.approx(1, abs=1e-5)
+    assert figures["detail_ratio"].value == pytest.approx(1, abs=1e-5)
+    for name in spaces | DETAIL:
+        low, high = figures[name].interval()
+        assert low < high and len(figures[name].replicates) == 20, name
 
 
-@pytest.mark.parametrize(
-    "config, seen",
-    [
-        ({"add": {}, "vision": {"network": "efficientnet", "size": 64}}, True),
-        ({"add": {}, "vision": {"network": "encoder", "size": 64}}, False),
-        ({"add": {}, "vision": ["0123456789abcdef", 224]}, False),  # ComfyUI: a CLIP vision model, by its hash
-        ({"ladd": {}, "discriminator": {"width": 64}}, False),  # a method that has no vision writes none
-        ({"add": {}}, False),
-    ],
-)
-def test_a_student_that_was_judged_by_the_evaluator_is_known_by_its_file(config, seen):
-    assert trained_on({"sigmas": [1.0], "config": config}) == seen
-    assert not trained_on({})
+def test_figures_do_not_depend_on_the_batches(latents):
+    one, other = MiniEvaluator(repeats=5), MiniEvaluator(repeats=5)
+    other.size = 7
+    labels = torch.arange(60) % 10
+    for name, figure in one(latents, labels, latents[5:35]).items():
+        again = other(latents, labels, latents[5:35])[name] if name == "fd" else None
+        assert again is None or again.value == pytest.approx(figure.value, rel=1e-4)
+    assert other.decode(latents[:20]).shape == (20, 3, 64, 64)
+
+
+def test_accuracy_counts_the_classes_asked_for(latents):
+    net, _ = mini.load_classifier("latent")
+    labels = net(mini.classifier_input("latent", latents)).argmax(1)
+    labels[:15] = (labels[:15] + 1) % 10
+    assert mini_scores(latents, labels, pixels=False)["accuracy"] == pytest.approx(45 / 60)
+
+
+def test_a_reference_adds_density_and_coverage(latents):
+    figures = MiniEvaluator(pixels=False, repeats=10, examples=latents)(latents, torch.arange(60) % 10)
+    assert figures.keys() == {"fd", "accuracy", "diversity", "density", "coverage"}
+    assert figures["coverage"].value == 1  # every example is in its own ball
+
+
+def test_diversity_is_the_spread_within_classes():
+    """By torch's own standard deviation, for the set and for a resample's repeated rows."""
+    labels = torch.arange(40) % 4
+    features = torch.randn(40, 3, generator=torch.Generator().manual_seed(1)) + 100 * labels[:, None]
+    bootstrap = Bootstrap(40, strata=4, repeats=2)
+    figure = diversity(features, labels, bootstrap)
+
+    def brute_force(counts: torch.Tensor) -> float:
+        x, of = features.repeat_interleave(counts, 0), labels.repeat_interleave(counts)
+        return torch.stack([x[of == label].double().std(0).mean() for label in range(4)]).mean().item()
+
+    assert figure.value == pytest.approx(brute_force(torch.ones(40, dtype=torch.long)), rel=1e-6)
+    for counts, value in zip(bootstrap.counts.long(), figure.replicates, strict=True):
+        assert value.item() == pytest.approx(brute_force(counts), rel=1e-5)
+
+
+def test_the_quick_scores_are_the_values(latents):
+    labels = torch.arange(60) % 10
+    figures = MiniEvaluator(pixels=False, repeats=3)(latents, labels)
+    assert mini_scores(latents, labels, pixels=False) == {name: round(f.value, 4) for name, f in figures.items()}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from distill_core.cli.main import main
-from distill_core.experiments import compare, tables
+from distill_core.evaluation.intervals import Figure
+from distill_core.experiments import compare, results, tables
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
@@ -24,9 +25,9 @@ def small(monkeypatch):
         for name in names
     }
     monkeypatch.setattr(compare, "ENTRIES", short)
-    monkeypatch.setattr(compare, "IMAGES", 20)
-    monkeypatch.setattr(compare, "DRIFT_IMAGES", 10)
-    monkeypatch.setattr(compare, "TEACHER_STEPS", (1,))
+    monkeypatch.setattr(compare, "OWN_IMAGES", 10)
+    monkeypatch.setattr(compare, "REFERENCE_IMAGES", 12)
+    monkeypatch.setattr(compare, "TEACHER_STEPS", (1, 2))
     monkeypatch.setattr(compare, "CACHE", replace(compare.CACHE, count=32, steps=4, batch_size=32))
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     return names
@@ -37,24 +38,56 @@ def test_a_comparison_goes_on_where_it_was(small, tmp_path, monkeypatch):
     trained = []
     run_entry = compare.run_entry
 
-    def watch(out, seed, name):
+    def watch(out, seed, name, images):
         trained.append((seed, name))
-        run_entry(out, seed, name)
+        run_entry(out, seed, name, images)
 
     monkeypatch.setattr(compare, "run_entry", watch)
-    arguments = ["compare", "--out", str(tmp_path), "--seeds", "7"]
+    arguments = ["compare", "--out", str(tmp_path), "--seeds", "7", "--images", "20"]
     assert main([*arguments, "--entries", first]) == 0
     assert main([*arguments, "--entries", first, second]) == 0
     assert trained == [(7, first), (7, second)]
     result = json.loads(compare.result_path(tmp_path, first, 7).read_text())
     assert result["entry"] == first and result["steps"] == 2 and result["cpu_s"] > 0 and list(result["scores"]) == ["1"]
-    assert {"fd", "fd_pixels", "accuracy", "diversity", "drift", "detail_error"} <= result["scores"]["1"].keys()
+    figures = {"fd", "fd_pixels", "accuracy", "diversity", "drift", "detail_error", "coverage", "coherence"}
+    assert figures <= result["scores"]["1"].keys() and result["images"] == 20
+    fd = result["scores"]["1"]["fd"]
+    assert fd["low"] < fd["value"] < fd["high"]
     # 16 real latents calibrate the heads; a step passes 4 fakes twice and 4 reals once, the first R1's one item on top
     assert result["forwards"]["discriminator copy"] == 16 + 2 * (4 + 4 + 4) + 1 - 16
+    # and two steps of 4 through the student's backbone: none of the 20 images that were scored
+    assert result["forwards"]["backbone"] == 2 * 4
     table = (tmp_path / "table.md").read_text()
     assert "not run" in (tmp_path / "claims.md").read_text()
     assert (tmp_path / "compare.png").stat().st_size > 5000
     assert all(name in table for name in ("teacher", first, second)) and table.count("| consistency only |") == 3
+    # The teacher at its most steps is what the others are set beside: its own pictures are its own.
+    teacher = results.read_result(tmp_path / "teacher.json")
+    assert teacher["seed"] is None and teacher["scores"]["2"]["drift"].value == 0
+    student = results.read_result(compare.result_path(tmp_path, first, 7))
+    apart = student["scores"]["1"]["fd"] - teacher["scores"]["2"]["fd"]
+    assert len(apart.replicates) == 400 and apart.interval()[0] < apart.value < apart.interval()[1]
+
+
+def test_results_of_another_number_of_images_are_refused(small, tmp_path, capsys):
+    """fd depends on the number; a table of both would be wrong."""
+    path = compare.result_path(tmp_path, small[0], 7)
+    old = {"entry": small[0], "seed": 7, "scores": {"1": {"fd": 3.0}}}  # as 0.2 wrote it
+    for content, found in ((old, "another number of"), ({**old, "images": 1000}, "1000")):
+        path.write_text(json.dumps(content))
+        assert main(["compare", "--out", str(tmp_path), "--seeds", "7", "--entries", small[0]]) == 2
+        assert f"scored on {found} images, not 10000" in capsys.readouterr().err
+    assert results.read_result(path)["scores"]["1"]["fd"].value == 3.0
+
+
+def test_a_count_of_forwards_ends_with_the_training(small, tmp_path):
+    compare.cache_dataset(compare.mini_backend(), replace(compare.CACHE, count=16, steps=2, batch_size=16), tmp_path)
+    run, cost = compare.train_entry(compare.ENTRIES["Diffusion2GAN"], compare.LatentDataset(tmp_path), 0)
+    before = dict(cost["forwards"])
+    classes, _ = mini_conditioning()
+    compare.draw_samples(run.method.student, 2, "euler", 0, 10, classes)
+    assert cost["forwards"] == before
+    assert not run.method.student.backend.network._forward_pre_hooks
 
 
 def test_unknown_entries_are_refused(tmp_path, capsys):
@@ -88,19 +121,15 @@ def test_photographs_become_a_dataset_of_their_classes(tmp_path, monkeypatch):
     assert all(any(torch.equal(row, known) for known in classes.pooled) for row in batch.cond.pooled)
 
 
-def test_fine_detail_is_what_halving_loses():
-    flat = torch.ones(1, 3, 8, 8)
-    checks = flat * (torch.arange(8) % 2 * 2 - 1)
-    assert compare.fine_detail(flat) == 0 and compare.fine_detail(checks) == 1
+def test_the_table_gives_medians_and_intervals():
+    def run(seed, fd):
+        spread = torch.linspace(-1, 1, 401)
+        scores = {"fd": Figure(fd, fd + spread), "accuracy": Figure(0.9, 0.9 + 0.02 * spread)}
+        forwards = {"backbone": 7, "vision": 2}
+        return {"seed": seed, "scores": {"1": scores}, "cpu_s": 40.0, "wall_s": 90.0, "forwards": forwards}
 
-
-def test_the_table_gives_medians_and_ranges():
-    def run(fd):
-        scores = {"fd": fd, "fd_pixels": 1.0, "accuracy": 0.9, "diversity": 0.5}
-        return {"scores": {"1": scores}, "cpu_s": 40.0, "wall_s": 90.0, "forwards": {"backbone": 7, "vision": 2}}
-
-    lines = tables.table({"ADD": [run(3.0), run(1.0), run(2.0)]}).splitlines()
-    assert "| ADD | 1 | 3 | 2.00 (1.00-3.00) | 1.00 (1.00-1.00) | 90.0 (90.0-90.0) |" in lines[2]
+    lines = tables.table({"ADD": [run(0, 3.0), run(1, 1.0), run(2, 2.0)]}).splitlines()
+    assert "| ADD | 1 | 3 | 2.00 [0.05, 3.95] |  | 90.0 [88.1, 91.9] |" in lines[2]
     assert lines[2].endswith("| 40 | 90 | 9 |")
 
 

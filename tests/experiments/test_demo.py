@@ -39,6 +39,12 @@ def test_the_report_has_what_was_promised(finished):
     scores = [*report["teacher"].values(), *report["student"].values(), *report["ladd_only"].values()]
     assert all({"fd", "fd_pixels", "accuracy", "accuracy_pixels"} <= score.keys() for score in scores)
     assert all(0 <= score["accuracy"] <= 1 and score["fd"] > 0 for score in scores)
+    for model in ("teacher", "student", "ladd_only"):
+        for steps, score in report[model].items():
+            assert {name: f["value"] for name, f in report["intervals"][model][steps].items()} == score
+    apart = report["differences"]["student"]["4"]["fd"]
+    assert apart["low"] < apart["value"] < apart["high"]
+    assert apart["value"] == pytest.approx(report["student"]["4"]["fd"] - report["teacher"]["25"]["fd"], abs=2e-4)
     assert report["seed"] == 3 and report["config"]["mixed"]["train"]["seed"] == 3 and report["seconds"] > 0
     assert demo.DemoConfig().images >= 1000
 
@@ -50,8 +56,10 @@ def test_both_recipes_see_the_same_number_of_items():
 
 def test_the_table_shows_every_score(finished):
     table = demo.table(finished[1])
-    for row in ("teacher 25", "student 4", "ladd_only 1", "real data"):
+    for row in ("teacher 25", "student 4", "ladd_only 1", "real (floor)"):
         assert row in table
+    apart = finished[1]["differences"]["student"]["4"]["fd"]
+    assert f"{apart['value']:.2f} [{apart['low']:.2f}, {apart['high']:.2f}]" in table
 
 
 def test_the_pictures_are_pictures(finished):
@@ -65,7 +73,7 @@ def test_the_pictures_are_pictures(finished):
 def test_the_student_file_is_the_student(finished):
     state, description = read_lora(finished[0] / "student.safetensors")
     assert description["sampler"] == "ancestral" and description["cfg"] == 1.0 and description["prediction"] == "flow"
-    assert description["sigmas"] == list(SMALL.mixed.ladd.student_sigmas)
+    assert description["sigmas"] == list(demo.LEVELS)
     backend = demo.mini_backend()
     assert description["base"] == fingerprint(backend.network)
     path = backend.new_lora(2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import gguf_pack
 import pytest
-from server import HERE, HOST_FOUND, HOW_TO, Host
+from server import HERE, HOST_FOUND, HOW_TO, PYTHON, Host
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +22,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say in one loud line that the host tests did not run, and how to make them run."""
     if not HOST_FOUND:
         terminalreporter.write_line(HOW_TO, yellow=True, bold=True)
+    elif not gguf_pack.found(PYTHON):
+        terminalreporter.write_line(gguf_pack.HOW_TO, yellow=True, bold=True)
 
 
 @pytest.fixture(scope="session")

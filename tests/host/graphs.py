@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from server import Host
 
-from distill_core.evaluation.metrics import MiniEvaluator
+from distill_core.evaluation.metrics import mini_scores
 from distill_core.models import mini
 
 SCALE, SHIFT = 1.5305, 0.0609  # the host's units of SD3 latents: x / SCALE + SHIFT
@@ -118,7 +118,7 @@ def guided_teacher(steps: int = 1) -> tuple[dict, dict]:
 
 def one_step_score(latents: torch.Tensor) -> dict[str, float]:
     """fd, accuracy, ... of latents that are 30 of each class in turn."""
-    return MiniEvaluator()(latents, torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(30))
+    return mini_scores(latents, torch.arange(len(mini.CLASS_NAMES)).repeat_interleave(30))
 
 
 def student_score(host: Host, lora_name: str) -> dict[str, float]:

@@ -34,6 +34,8 @@ def define_missing_vision_ops() -> None:
 
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
+            if hasattr(torch.ops.torchvision, name):  # of another package, or of an earlier call
+                continue
             library.define(name + NMS_SCHEMA)
         KEEP_ALIVE.append(library)
 

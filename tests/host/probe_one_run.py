@@ -47,8 +47,6 @@ checkpoint_every = 3
 terms = { adversarial = 1.0, pairs = 4.0 }
 student_sigmas = LEVELS
 probabilities = [0.5, 0.5]
-warmup_probabilities = [0.5, 0.5]
-warmup_steps = 0
 renoise_mean = 0.5
 """
 
@@ -69,8 +67,10 @@ def by_command(model, dataset, out) -> None:
         levels = list(LADDTrainer.request(model=model, dataset=dataset, run_name="x", **WIDGETS).method.student_sigmas)
         config = folder / "c.toml"
         config.write_text(CONFIG.replace("LEVELS", str(levels)))
-        source = SimpleNamespace(backend=backend, channels=backend.channels, decode_with_gradient=None, encoder=None)
-        command.open_source = lambda settings: source
+        unused = dict(decode_with_gradient=None, encoder=None)
+        source = SimpleNamespace(backend=backend, channels=backend.channels, decode=lambda x: x[:, :3], **unused)
+        backend.below = []  # LoRAs that the command puts under a student
+        command.open_source = lambda settings, embedded_guidance, on_device: source
         assert main(["train", str(config), "--data", str(dataset), "--out", str(out)]) == 0
 
 

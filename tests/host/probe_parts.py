@@ -8,7 +8,6 @@ from host_tools import folder, load, relative, write
 
 # isort: split
 import json
-from collections import defaultdict
 
 import comfy.clip_vision
 import comfy.sd
@@ -18,6 +17,7 @@ import folder_paths
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from pack.distill_core.models.vision import encoder_vision
+from pack.distill_core.training.figures import Figures
 from pack.distill_core.training.loop import accumulate, training_step
 from pack.distill_core.training.run import RunFolder
 from pack.nodes import mini
@@ -62,7 +62,7 @@ def conditioning(name: str) -> list:
 
 def mini_parts():
     with torch.inference_mode():
-        return mini.LoadMiniModel.execute(False).result
+        return mini.LoadMiniModel.execute(False).result[:2]  # not its text encoder
 
 
 def vaes() -> dict:
@@ -280,7 +280,7 @@ def gradients() -> dict:
             found = {}
             step = method.start(batch, random, 0)
             for player in run.players:
-                accumulate(run, player, step, defaultdict(list))
+                accumulate(run, player, step, Figures())
                 found[player.name] = sorted(
                     who
                     for who, values in {**players, "others": strangers}.items()

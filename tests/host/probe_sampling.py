@@ -22,6 +22,7 @@ import tiny_models
 import torch
 from pack.distill_core.diffusion.noise import ItemNoise
 from pack.distill_core.diffusion.samplers import SAMPLERS
+from pack.distill_core.diffusion.schedules import DENOISE_MODES
 from pack.distill_core.presets.doctor import diagnose
 from pack.distill_core.presets.recipe import make_recipe
 from pack.nodes import doctor, sampling
@@ -157,15 +158,16 @@ def forwards_and_progress() -> dict:
 def inpainting() -> dict:
     """The largest change of the kept and of the masked part, per family and mode."""
     result = {}
-    for family in ("sd3", "flux-schnell", "sd15", "wan"):
+    for family in ("sd3", "flux-schnell", "flux2", "sd15", "wan"):
         latent = tiny_models.empty_latent(family)
+        half = latent.shape[-1] // 2
         image = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5)) * 3
         mask = torch.zeros(1, 8, 8)
         mask[:, :, 4:] = 1.0
-        for mode in ("snap", "respace"):
+        for mode in DENOISE_MODES:
             output = turbo(family, {"samples": image, "noise_mask": mask}, denoise=0.6, denoise_mode=mode)
-            change = (output - image).abs()
-            result[f"{family} {mode}"] = {"kept": change[..., :4].max().item(), "masked": change[..., 4:].max().item()}
+            kept, masked = (output - image).abs().split(half, -1)
+            result[f"{family} {mode}"] = {"kept": kept.max().item(), "masked": masked.max().item()}
     return result
 
 

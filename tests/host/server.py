@@ -38,8 +38,8 @@ ANSI_COLOUR = re.compile(r"\x1b\[\d+m")
 class Host:
     """A running ComfyUI server and the few calls that tests make to it."""
 
-    def __init__(self, base_dir: Path) -> None:
-        """Lay out a fresh base directory; start() starts the server."""
+    def __init__(self, base_dir: Path, *packs: Path) -> None:
+        """Lay out a fresh base directory, with other node packs if asked; start() starts the server."""
         self.base_dir = base_dir
         self.process: subprocess.Popen[bytes] | None = None
         self.log_file = base_dir / "server.log"
@@ -51,6 +51,8 @@ class Host:
         (base_dir / "custom_nodes" / "test_nodes").symlink_to(HERE / "test_nodes", True)
         if (REPO / "__init__.py").is_file():
             (base_dir / "custom_nodes" / "turbo-distill").symlink_to(REPO, True)
+        for pack in packs:
+            (base_dir / "custom_nodes" / pack.name).symlink_to(pack, True)
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
@@ -151,6 +153,16 @@ class Host:
         entry = self.wait(self.queue(prompt), timeout)
         assert entry["status"]["status_str"] == "success", failure_text(entry)
         return entry
+
+    def forget(self) -> None:
+        """Make the server drop its cache of results and its models.
+
+        It does so after the prompt that it works on, so one without any use is run first: a prompt that is queued at
+        once may come before.
+        """
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        image = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}
+        self.run({"1": image, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
 
     def add_model(self, folder: str, source_path: str | Path, name: str | None = None) -> str:
         """Copy a file into models/<folder> and return the name a loader node knows it by."""

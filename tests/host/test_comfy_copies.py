@@ -22,7 +22,8 @@ def probe(tmp_path_factory) -> dict:
 def test_a_copy_is_the_teacher_with_weights_of_its_own(probe, family):
     """MODEL has a LoRA, which the copy has in its weights; a path that was hooked onto the teacher stays there."""
     found = probe["same_network"][family]
-    assert found["difference"] == 0 and found["hooked"] == 0 and found["moved"] > 1e-2 and found["teacher as before"]
+    assert found["difference"] < 1e-6, "rounding at most: a product depends on where its matrices lie in memory"
+    assert found["hooked"] == 0 and found["moved"] > 1e-2 and found["teacher as before"]
     loose = {"wan": 2, "lumina": 2}  # modulations, padding tokens: the host cannot load them
     assert (
         len(found["frozen"]) == loose.get(family, 0)

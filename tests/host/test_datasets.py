@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from graphs import mini_dataset, mini_training, node
+from run_files import log_of
 from safetensors.torch import load_file, save_file
 from server import Host, failure_text
 
@@ -67,11 +68,49 @@ def test_the_host_samples_what_the_headless_teacher_does(cached, tmp_path):
 
 def test_a_dataset_that_is_there_is_taken_as_it_is_and_another_is_refused(host, cached):
     before = {path.name: path.stat().st_mtime_ns for path in cached.glob("shard-*")}
-    host.post("/free", {"unload_models": True, "free_memory": True})
+    host.forget()
     host.run(only(mini_dataset("teacher", count=48, steps=6, pairs_for_steps=4, batch_size=20)), 120)
     assert {path.name: path.stat().st_mtime_ns for path in cached.glob("shard-*")} == before
     text = fails(host, only(mini_dataset("teacher", count=48, steps=7, pairs_for_steps=4, batch_size=20)))
-    assert "holds a dataset made with other settings" in text
+    assert "holds a dataset made with other settings (steps is 7 now, was 6); choose another dataset_name" in text
+
+
+@pytest.mark.case("host D5", "the refusal of a dataset names each setting that differs, with both values")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(cfg=2.0, seed=5), "cfg is 2 now, was 1.5; seed is 5 now, was 0"),
+        (dict(pairs_for_steps=0), "pairs_for_steps is 0 now, was 4"),
+        (dict(sizes="64x64, 80x48"), "sizes is 64x64, 80x48 now, was 64x64"),
+        (dict(positive=["one", 0]), "positive is another one now"),
+        (dict(negative=["one", 0]), "negative is another one now"),
+        (dict(model=["mini", 0]), "sigmas .or the model's shift. is another one now"),
+        (dict(model=["other", 0]), r"model .its weights, or the LoRAs on it. is another one now"),
+    ],
+)
+def test_a_refusal_names_the_widgets_that_differ(host, cached, change, said):
+    settings = dict(count=48, steps=6, pairs_for_steps=4, batch_size=20)
+    lora = host.add_model("loras", mini.ASSETS / "student.safetensors", "mini-student.safetensors")
+    graph = only(mini_dataset("teacher", **(settings | change)))
+    graph["one"] = node("TurboDistillMiniConditioning", class_name="bag")
+    graph["other"] = node("LoraLoaderModelOnly", model=["teacher", 0], lora_name=lora, strength_model=0.5)
+    assert re.search(
+        rf"holds a dataset made with other settings \({said}.*; choose another dataset_name", fails(host, graph)
+    )
+
+
+@pytest.mark.case("training D6", "Teacher Latents goes on with another batch_size and to a larger count")
+def test_a_dataset_grows_to_what_is_made_at_once(host):
+    settings = dict(steps=3, pairs_for_steps=1, sizes="64x64,48x80")
+    for name, steps in (("grown", ((20, 8), (150, 4), (150, 9))), ("once", ((150, 4),))):
+        for count, batch in steps:
+            host.run(only(mini_dataset(name, count=count, batch_size=batch, **settings)), 120)
+    grown, once = LatentDataset(folder_of(host, "grown")), LatentDataset(folder_of(host, "once"))
+    assert len(grown) == 150 and sorted(grown.shapes) == [(16, 8, 8), (16, 10, 6)]
+    for buckets in zip(grown.buckets.values(), once.buckets.values(), strict=True):
+        a, b = grown.read(buckets[0]), once.read(buckets[1])
+        torch.testing.assert_close(a.latents, b.latents, rtol=0, atol=1e-4)
+        assert torch.equal(a.states[:, 0], b.states[:, 0]) and torch.equal(a.cond.context, b.cond.context)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +140,8 @@ def test_core_samplers_and_sigmas_make_a_dataset(host):
     )
     graph["sampler"] = node("KSamplerSelect", sampler_name="dpmpp_2m")
     graph["levels"] = node("BasicScheduler", model=["teacher", 0], scheduler="normal", steps=5, denoise=1.0)
-    host.run(graph, 120)
+    said = "".join(host.run(graph, 120)["outputs"]["dataset"]["text"])
+    assert "64 items in 2 sizes of latents: 32 of 8x8, 32 of 6x10" in said
     dataset = LatentDataset(folder_of(host, "core"))
     assert dataset.state_sigmas == () and dataset.manifest()["sampler"] == "sample_dpmpp_2m"
     assert len(dataset.manifest()["sigmas"]) == 6
@@ -203,7 +243,7 @@ def test_pairs_of_another_teacher_are_refused(host):
     graph = mini_training("other_teacher")
     graph["other"] = node("LoraLoaderModelOnly", model=["teacher", 0], lora_name=lora, strength_model=0.5)
     graph["train"]["inputs"]["model"] = ["other", 0]
-    assert "are paths of another model than the one connected" in fails(host, graph)
+    assert "are paths of another model (its base is" in fails(host, graph)
     graph["train"]["inputs"]["pairs_weight"] = 0.0
     host.run(graph, 120)
 
@@ -216,3 +256,33 @@ def test_a_prompt_list_gives_a_text_a_line(host):
     assert host.run(graph)["outputs"]["show"]["text"] == ["a fox", "a boat"]
     graph["list"]["inputs"]["prompts"] = " \n"
     assert "the list has no prompts" in fails(host, graph)
+
+
+@pytest.mark.case("host limitation: prompts from a file", "Prompt List reads a .txt file; a set is shipped")
+def test_a_prompt_list_reads_a_file_first(host):
+    (host.base_dir / "input" / "mine.txt").write_text("\ufeffa ship\n\n a dog\n", encoding="utf-8")
+    graph = {
+        "list": node("TurboDistillPrompts", prompts="a fox", file="mine.txt"),
+        "show": node("PreviewAny", source=["list", 0]),
+    }
+    assert host.run(graph)["outputs"]["show"]["text"] == ["a ship", "a dog", "a fox"]
+    graph["list"]["inputs"] |= {"prompts": "", "file": "assorted (shipped)"}
+    shipped = host.run(graph)["outputs"]["show"]["text"]
+    assert len(shipped) == len(set(shipped)) == 124
+
+
+@pytest.mark.case("training 5.2", "datasets mix with weights: own pictures and the teacher's samples")
+def test_trainers_take_mixed_datasets(host):
+    """The teacher's samples with pairs, and latents without: pairs are in the log of every second step."""
+    pictures = real(host, "mixed_own", ["ten", 0], ["classes", 0])
+    graph = mini_training("mixed", steps=4, pairs_weight=1.0) | {"ten": pictures["ten"]}
+    graph["own"] = pictures["dataset"] | {"inputs": pictures["dataset"]["inputs"] | {"model": ["teacher", 0]}}
+    graph["mix"] = node("TurboDistillMixDatasets", dataset_a=["dataset", 0], dataset_b=["own", 0], share_of_b=0.5)
+    graph["train"]["inputs"]["dataset"] = ["mix", 0]
+    graph["any"] = node("TurboDistillTrainingSettings", preflight=False)
+    graph["train"]["inputs"]["settings"] = ["any", 0]
+    host.run(graph, 120)
+    assert ["pairs" in entry for entry in log_of(host, "mixed")] == [True, False, True, False]
+    graph["mix"]["inputs"]["share_of_b"] = 0.2
+    graph["train"]["inputs"]["steps"] = 5
+    assert "other settings (dataset is another one now)" in fails(host, graph)

@@ -75,11 +75,11 @@ def test_a_finished_run_is_found_for_the_same_question_only(probe):
     found = probe["identities"]
     assert found["same"] and found["add"] == [6, 6] and found["diffusion2gan"] == [4, 4]
     assert probe["finished"]["method"] == "ADD" and probe["finished"]["losses"] == 2
-    assert "belongs to a run with other settings (vision.size)" in probe["finished"]["other size"]
+    assert "belongs to a run with other settings (vision_size is" in probe["finished"]["other size"]
 
 
 MISTAKES = {
-    "video": "this VAE decodes videos or sound, not single images",
+    "video": "this VAE is for videos or sound, not for single images",
     "empty": "this one is empty (a checkpoint without a VAE)",
     "channels": "the VAE decodes latents of 4 channels, this model's have 16",
     "no vision": "connect clip_vision (Load CLIP Vision with a DINOv2), or as vae a tiny one (TAESD)",

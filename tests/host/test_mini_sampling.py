@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from graphs import node as node_of
 from safetensors.torch import load_file
 from server import failure_text
 
@@ -69,5 +70,97 @@ def test_the_node_gives_the_latents_of_the_headless_sampler(host, student, steps
 def test_the_node_tells_the_user_what_is_wrong(host, student):
     entry = host.wait(host.queue(graph(student[1], steps=5)))
     assert "ValueError: this file was trained at 4 noise levels, so steps must be 1-4" in failure_text(entry)
-    entry = host.wait(host.queue(graph(student[1], denoise=0.0)))
-    assert "ValueError: denoise must be above 0" in failure_text(entry)
+    with pytest.raises(AssertionError, match="Value 0.0 smaller than min of 0.01"):
+        host.queue(graph(student[1], denoise=0.0))
+
+
+@pytest.mark.case("sampling D11", "Turbo Sampler says on its node what the Doctor would: another timestep multiplier")
+def test_the_sampler_warns_where_the_doctor_would(host, student):
+    _, lora, _ = student
+    wrong = graph(lora) | {"7": {"class_type": "ModelSamplingAuraFlow", "inputs": {"model": ["2", 0], "shift": 1.0}}}
+    wrong["5"]["inputs"]["model"] = ["7", 0]
+    (text,), (right,) = (host.run(each)["outputs"]["5"]["text"] for each in (wrong, graph(lora)))
+    assert "ERROR: " in text and "another timestep multiplier" in text and "remove the node" in text
+    assert "ERROR" not in right and "WARNING" not in right
+
+
+@pytest.mark.case("host D13", "an empty mask is said on the sampler's node; the workflow has a mask that is not empty")
+def test_an_empty_mask_is_said(host):
+    graph = {
+        "mini": node_of("TurboDistillLoadMiniModel", distilled=True),
+        "class": node_of("TurboDistillMiniConditioning", class_name="bag"),
+        "latent": node_of("EmptySD3LatentImage", width=64, height=64, batch_size=1),
+        "mask": node_of("SolidMask", value=0.0, width=64, height=64),
+        "masked": node_of("SetLatentNoiseMask", samples=["latent", 0], mask=["mask", 0]),
+        "sampler": node_of(
+            "TurboDistillSampler",
+            model=["mini", 0],
+            positive=["class", 0],
+            latent_image=["masked", 0],
+            preset="auto",
+            steps=1,
+            denoise=1.0,
+            denoise_mode="snap",
+            seed=0,
+            sampler="of the preset",
+            cfg=0.0,
+        ),
+        "save": node_of("SaveLatent", samples=["sampler", 0], filename_prefix="masked"),
+    }
+    said = lambda: host.run(graph)["outputs"]["sampler"]["text"][0]  # noqa: E731
+    assert "the mask is empty" in said()
+    graph["mask"]["inputs"]["value"] = 1.0
+    assert "mask" not in said()
+
+
+def test_a_teacher_at_its_own_levels_is_not_warned_of(host):
+    """Levels and cfg that the user chose on a model that names no distillation; a fault of the model is still said."""
+    graph = {
+        "mini": node_of("TurboDistillLoadMiniModel", distilled=False),
+        "class": node_of("TurboDistillMiniConditioning", class_name="bag"),
+        "none": node_of("TurboDistillMiniConditioning", class_name="none"),
+        "latent": node_of("EmptySD3LatentImage", width=64, height=64, batch_size=1),
+        "levels": node_of("BasicScheduler", model=["mini", 0], scheduler="simple", steps=6, denoise=1.0),
+        "sampler": node_of(
+            "TurboDistillSampler",
+            model=["mini", 0],
+            positive=["class", 0],
+            negative=["none", 0],
+            latent_image=["latent", 0],
+            sigmas=["levels", 0],
+            preset="auto",
+            steps=0,
+            denoise=1.0,
+            denoise_mode="snap",
+            seed=0,
+            sampler="euler",
+            cfg=1.5,
+        ),
+        "save": node_of("SaveLatent", samples=["sampler", 0], filename_prefix="own_levels"),
+    }
+    said = lambda: host.run(graph)["outputs"]["sampler"]["text"][0]  # noqa: E731
+    text = said()
+    assert "WARNING" not in text and "ERROR" not in text, text
+    graph["broken"] = node_of("ModelSamplingAuraFlow", model=["mini", 0], shift=1.73)
+    graph["sampler"]["inputs"]["model"] = ["broken", 0]
+    assert "ERROR" in said()
+
+
+@pytest.mark.case("host limitation: KSampler", "Turbo Preset says which settings of KSampler give a student's levels")
+def test_the_preset_says_how_ksampler_gets_the_levels(host):
+    """With the shift that the student was trained at; without it no scheduler gives them, and nothing is said."""
+    name = host.add_model("loras", mini.ASSETS / "student.safetensors", "mini-student.safetensors")
+    graph = {
+        "mini": node_of("TurboDistillLoadMiniModel", distilled=False),
+        "shifted": node_of("ModelSamplingSD3", model=["mini", 0], shift=1.0),
+        "lora": node_of("LoraLoaderModelOnly", model=["shifted", 0], lora_name=name, strength_model=1.0),
+        "preset": node_of(
+            "TurboDistillPreset", model=["lora", 0], preset="auto", steps=0, denoise=1.0, denoise_mode="snap"
+        ),
+        "show": node_of("PreviewAny", source=["preset", 3]),
+    }
+    said = lambda: host.run(graph)["outputs"]["show"]["text"][0]  # noqa: E731
+    text = said()
+    assert "KSampler: sampler_name euler_ancestral, scheduler simple, steps 4, cfg 1" in text, text
+    graph["shifted"]["inputs"]["shift"] = 3.0
+    assert "KSampler" not in said()

@@ -14,7 +14,7 @@ import subprocess
 import pytest
 from server import COMFYUI, HERE, PYTHON, run_probe
 
-from distill_core.presets.table import flux2_mu
+from distill_core.presets.levels import flux2_mu
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,8 @@ def test_sd_turbo_scheduler_cuts_steps_and_empties_the_list(probe):
 
 
 def test_both_turbo_grids_have_a_preset(probe):
-    from distill_core.presets.table import find_preset, preset_sigmas
+    from distill_core.presets.levels import preset_sigmas
+    from distill_core.presets.table import find_preset
 
     lists = probe["lists_of_the_host"]
     for name, key in (("turbo", "sdxl-turbo"), ("trailing", "sdxl-turbo-trailing")):
@@ -127,6 +128,9 @@ def test_injected_noise_depends_on_the_batch_in_core(probe):
     assert probe["item_alone_in_core"] > 0.1
 
 
+@pytest.mark.case(
+    "sampling new 7 (Comfy-Org/ComfyUI#12051)", "an image taken from its batch and made alone is the same, on a CPU"
+)
 def test_an_image_of_a_batch_is_bit_for_bit_the_image_made_alone(probe):
     """Six families, five samplers: initial noise, injected noise and the network's own rounding."""
     pairs = probe["item_alone_equals_item_in_batch"]
@@ -145,9 +149,10 @@ def test_our_samplers_give_what_cores_give_with_the_same_noise(probe):
 
 def test_one_forward_a_step_at_cfg_1_with_progress_as_in_core(probe):
     assert probe["forwards_and_progress"]["1.0"] == {"rows": [1] * 4, "callbacks": [0, 1, 2, 3], "bar": [4]}
-    assert len(probe["forwards_and_progress"]["2.0"]["rows"]) == 8
+    assert probe["forwards_and_progress"]["2.0"]["rows"] == [2] * 4, "both prompts of an image together"
 
 
+@pytest.mark.case("sampling 7", "inpainting on FLUX.2 klein takes any denoise and keeps the rest bit for bit")
 def test_inpainting_keeps_the_rest_exactly(probe):
     for name, change in probe["inpainting"].items():
         assert change["kept"] == 0.0 and change["masked"] > 0.1, name
@@ -194,7 +199,7 @@ def test_mistakes_are_explained(probe, mistake, message):
 
 # In the server.
 
-IDS = ["Preset", "Sampler", "SamplerSelect", "Doctor", "LoadMiniModel", "MiniConditioning"]
+IDS = ["Preset", "Sampler", "SamplerSelect", "SeedVariety", "Doctor", "LoadMiniModel", "MiniConditioning"]
 
 
 def test_the_server_knows_every_node_with_category_and_tooltips(host):
@@ -217,7 +222,7 @@ def test_the_server_loads_the_pack(host):
     assert line and "FAILED" not in line.group(1)
 
 
-def test_the_pack_loads_in_half_a_second_without_diffusers_or_transformers(tmp_path):
+def test_the_pack_loads_in_a_fifth_of_the_hosts_time_without_diffusers_or_transformers(tmp_path):
     """The modules and the CPU time that the pack, with the schemas of its nodes, adds to a host that has started."""
     script = f"""
 import sys, time
@@ -232,14 +237,14 @@ before, start = set(sys.modules), time.process_time()
 load_pack("turbo_pack")
 for node in sys.modules["turbo_pack.nodes"].NODES:
     node.GET_SCHEMA()
-print("RESULT", time.process_time() - start, *sorted(set(sys.modules) - before))
+print("RESULT", time.process_time() - start, start, *sorted(set(sys.modules) - before))
 """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([PYTHON, "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
     assert line, done.stderr[-3000:]
-    seconds, *modules = line.split()[1:]
-    print(f"{float(seconds):.3f} s of CPU time, {len(modules)} modules")
-    assert float(seconds) < 0.5
+    seconds, host_seconds, *modules = line.split()[1:]
+    print(f"{seconds} s of CPU time after the host's {host_seconds}, {len(modules)} modules")
+    assert float(seconds) < 0.2 * float(host_seconds), "in one process, so a busy machine slows both"
     assert not [name for name in modules if name.split(".")[0] in ("diffusers", "transformers", "accelerate", "peft")]
     assert "turbo_pack.nodes.sampling" in modules

@@ -159,7 +159,10 @@ def test_a_path_of_another_solver_is_refused(host):
 
 @pytest.mark.parametrize(
     ("method", "changes", "setting"),
-    [("ADD", {"vision_size": 64}, "vision.size"), ("Diffusion2GAN", {"perceptual": ["perceptual", 0]}, "perceptual")],
+    [
+        ("ADD", {"vision_size": 64}, "vision_size is 64 now, was 32"),
+        ("Diffusion2GAN", {"perceptual": ["perceptual", 0]}, "perceptual is another one now"),
+    ],
 )
 def test_another_judge_is_another_run(host, method, changes, setting):
     name = f"judge_{method}"

@@ -1,5 +1,7 @@
 """ADD: levels, the pixel discriminator, the distillation term and its weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy import CHANNELS, TERMS, cache_toy, toy_method, toy_parts, toy_run
@@ -102,7 +104,7 @@ def test_it_judges_decoded_images_given_text_and_image(start):
     image = image_embedding(real) * (~at.at_top).unsqueeze(1)
     logits = method.discriminator(tokens, at.batch.cond.pooled, image)
     assert logs["adversarial"] == pytest.approx(-logits.mean().item(), abs=1e-3)  # spectral norms move a little
-    assert loss.item() == pytest.approx(logs["adversarial"] + 2.5 * logs["distillation"], rel=1e-5)
+    assert loss.item() == pytest.approx((logs["adversarial"] + 2.5 * logs["distillation"]).item(), rel=1e-5)
     assert torch.equal(at.image, image) and at.at_top.any() and not at.at_top.all()
 
 
@@ -152,8 +154,8 @@ def test_updates_on_one_batch_share_a_penalty(start):
     method, at = start(r1=2.0, r1_every=2)
     method.discriminator.eval()  # spectral norms stay where they are
     (first, logs), (second, more), (third, again) = (method.discriminator_loss(at) for _ in range(3))
-    assert "r1" not in more and logs["r1"] == pytest.approx(again["r1"], rel=1e-6)
-    assert first.item() == pytest.approx(second.item() + 2 * 2.0 * logs["r1"], rel=1e-5)
+    assert "r1" not in more and logs["r1"] == pytest.approx(again["r1"].item(), rel=1e-6)
+    assert first.item() == pytest.approx(second.item() + 2 * 2.0 * logs["r1"].item(), rel=1e-5)
     assert third.item() == pytest.approx(first.item(), rel=1e-6)
 
 
@@ -227,6 +229,36 @@ def test_nfsd_gradient_is_the_weighted_direction(start):
     denoising = torch.where(sigma < 0.2, without, without - bad)
     expected = losses.sds_weight(sigma) * (denoising + 3.0 * (with_text - without)) / 8
     torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=1e-6)
+
+
+@pytest.mark.case(
+    "methods B6", "NFSD's threshold is timestep 200 of 1000, flow time .36 on Stable Diffusion's schedule"
+)
+def test_nfsd_threshold_is_in_timesteps(start):
+    process = DiscreteProcess(cumulative_alphas())
+    method, at = at_exact_teacher(start, process, weighting="nfsd", nfsd_scale=0.0)
+    timesteps = torch.tensor([20, 100, 190, 199, 201, 300, 600, 950])
+    at.teacher_sigma = process.sigma(timesteps).double()
+    method.negative = method.guided_teacher.uncond  # so that above the threshold nothing is left
+    target = method.nfsd_target(at)
+    moved = (target - at.fake.detach()).flatten(1).abs().amax(1) > 1e-9
+    assert moved.tolist() == [True] * 4 + [False] * 4
+
+
+def test_nfsd_negative_prompt_is_a_setting(dataset):
+    parts, seen = toy_parts(), []
+
+    def encode(text):
+        seen.append(text)
+        return dataset.uncond().map(lambda v: v + 1)
+
+    config = ADDConfig(weighting="nfsd", nfsd_negative="blurry, dull")
+    with pytest.raises(ValueError, match="nfsd_negative needs the model's text encoder"):
+        toy_method(dataset, config, parts=parts)
+    method = toy_method(dataset, config, parts=replace(parts, encode=encode))
+    assert seen == ["blurry, dull"] and torch.equal(method.negative.context, dataset.uncond().context + 1)
+    plain = toy_method(dataset, ADDConfig(weighting="nfsd"), parts=replace(parts, encode=encode))
+    assert len(seen) == 1 and torch.equal(plain.negative.context, dataset.uncond().context)
 
 
 def test_exponential_weighs_by_the_signal(start):
@@ -387,3 +419,21 @@ def test_a_step_on_real_architectures(name, make_backend, make_cond, rank):
 def test_the_shared_terms_setting_trains(dataset):
     logs = [event.logs for event in train(toy_run(dataset, ladd=TERMS["add"], steps=2))]
     assert {"adversarial", "distillation", "discriminator", "r1"} <= logs[-1].keys()
+
+
+@pytest.mark.case("methods B5", "the lazy R1 of ADD is taken in one of r1_every updates of the run, not in every step")
+@pytest.mark.parametrize("updates", [1, 3])
+def test_lazy_r1_counts_over_the_run(dataset, updates):
+    config = ADDConfig({"adversarial": 1.0}, r1=0.1, r1_every=4)
+    run, taken = toy_run(dataset, ladd=config, discriminator_updates=updates, steps=8), []
+    plain = run.players[1].loss
+
+    def loss(step):
+        value, logs = plain(step)
+        taken.append("r1" in logs)
+        return value, logs
+
+    object.__setattr__(run.players[1], "loss", loss)
+    for _ in train(run):
+        pass
+    assert taken == [number % 4 == 0 for number in range(8 * updates)]

@@ -2,8 +2,15 @@ import pytest
 import torch
 
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
-from distill_core.methods.defaults import MOST_STEPS, levels_for, preset_levels, probabilities_for, starting_values
-from distill_core.presets.recipe import ModelFacts
+from distill_core.methods.defaults import (
+    MOST_STEPS,
+    auto_levels,
+    levels_for,
+    preset_levels,
+    probabilities_for,
+    starting_values,
+)
+from distill_core.presets.facts import ModelFacts
 
 
 def test_levels_are_the_process_own_grid():
@@ -39,3 +46,32 @@ def test_every_family_has_starting_values():
         starting_values(None) == starting_values("sd3")
         and starting_values("sd15").renoise_mean < starting_values("sdxl").renoise_mean
     )
+
+
+TURBO = {
+    "turbo_distill.family": "sd3",
+    "turbo_distill.sigmas": "[1.0, 0.75, 0.5, 0.25]",
+    "turbo_distill.sampler": "ancestral",
+    "turbo_distill.sampler_options": '{"eta": 1.0}',
+}
+
+
+@pytest.mark.case("training D5", "auto: the file's levels, else those of a family of turbos, else evenly spaced ones")
+@pytest.mark.case("training 5", "a tuned turbo is trained at its own levels, with its own sampler")
+@pytest.mark.parametrize(
+    ("family", "metadata", "steps", "levels", "sampler", "said"),
+    [
+        ("sd3", TURBO, 4, (1.0, 0.75, 0.5, 0.25), "ancestral", "is a turbo: the levels of the file's own metadata"),
+        ("sd3", TURBO, 2, (1.0, 0.5), "ancestral", "is a turbo"),
+        ("sd3", TURBO, 8, None, "renoise", "but not for this: this file was trained at 4 noise levels"),
+        ("sd3", {}, 4, None, "renoise", "evenly spaced levels"),
+        ("flux-schnell", {}, 4, (1.0, 0.75, 0.5, 0.25), "euler", "is a turbo: the levels of FLUX.1 schnell"),
+        ("flux-schnell", {}, 8, None, "renoise", "but not for this"),
+        (None, {}, 4, None, "renoise", "evenly spaced levels"),
+    ],
+)
+def test_auto_levels(family, metadata, steps, levels, sampler, said):
+    process = FlowProcess(1000.0, 1.0 if family == "flux-schnell" else 3.0)
+    found, chosen, _, why = auto_levels(ModelFacts(family, process, metadata=metadata), process, steps)
+    assert found == (levels_for(process, steps) if levels is None else levels)
+    assert chosen == sampler and said in why

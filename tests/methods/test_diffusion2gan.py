@@ -10,7 +10,7 @@ from distill_core.data.cache import CacheConfig, check_pairs, teacher_grid
 from distill_core.data.dataset import Batch, LatentDataset
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.samplers import SAMPLERS
-from distill_core.methods import losses
+from distill_core.methods import diffusion2gan, losses
 from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.registry import new_method
@@ -153,6 +153,31 @@ def test_r1_is_lazy_and_of_a_single_sample(dataset):
     at.number = 5
     without = method.discriminator_loss(at)[0]
     assert with_penalty.item() == pytest.approx(without.item() + 4 * 2.0 * penalty.item(), rel=1e-5)
+
+
+@pytest.mark.case("memory 5.1", "R1 of a large latent is taken from differences, without a double backward")
+def test_r1_of_a_large_latent_needs_no_double_backward(dataset, monkeypatch):
+    method = toy_method(dataset, Diffusion2GANConfig(r1=2.0))
+    at = method.start(dataset.batch(0, 8, 0), ItemNoise(3, range(8)), 0)
+    monkeypatch.setattr(diffusion2gan, "R1_POSITIONS", 23)  # the toy's latents have 24
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: pytest.fail("a gradient of a gradient"))
+    loss, logs = method.discriminator_loss(at)
+    loss.backward()
+    moved = [p for p in method.discriminator.parameters() if p.grad is not None and p.grad.any()]
+    assert logs["r1"] > 0 and moved
+
+
+@pytest.mark.case("memory 5.1", "R1 of a large latent is taken from differences, without a double backward")
+def test_the_difference_estimates_the_gradients_r1(dataset):
+    """Its mean over many noises is the squared norm of the gradient; one draw has a standard deviation of 1.4 x it."""
+    method = toy_method(dataset, Diffusion2GANConfig(r1_by="difference"))
+    drawn = []
+    for seed in range(300):
+        at = method.start(dataset.batch(0, 2, 0), ItemNoise(seed, range(2)), 0)
+        with torch.no_grad():
+            drawn.append(method.r1_by_difference(at).item())
+    exact = method.single_sample_r1(at).item()
+    assert sum(drawn) / len(drawn) == pytest.approx(exact, rel=0.25)
 
 
 def test_r1s_gradient_is_the_double_backward(start):

@@ -6,11 +6,12 @@ from toy import CHANNELS, LADD_TERMS, LEVELS, TAPS, TERMS, cache_toy, toy_method
 
 from distill_core.data.dataset import Batch
 from distill_core.diffusion.noise import ItemNoise
+from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from distill_core.diffusion.schedules import grid_sigmas
 from distill_core.discriminators.latent import LatentDiscriminator
-from distill_core.methods.base import discriminator_health, diversity
 from distill_core.methods.ladd import LADD, LADDConfig
 from distill_core.methods.losses import pseudo_huber, squared_error
+from distill_core.methods.statistics import discriminator_health, diversity
 from distill_core.models.denoiser import Denoiser
 from distill_core.training.loop import train, training_step
 
@@ -40,8 +41,53 @@ def counts(sigma) -> list[float]:
 
 def test_student_levels_follow_the_two_distributions(start):
     for step, expected in ((0, (0.0, 0.0, 0.5, 0.5)), (499, (0.0, 0.0, 0.5, 0.5)), (500, (0.7, 0.1, 0.1, 0.1))):
-        _, at = start(step, size=600, warmup_steps=500)
+        _, at = start(step, size=600, warmup_steps=500, warmup_probabilities=(0.0, 0.0, 0.5, 0.5))
         assert counts(at.sigma) == pytest.approx(expected, abs=0.07) and sum(counts(at.sigma)) == pytest.approx(1)
+
+
+@pytest.mark.case("methods C", "by default LADD warms up for 500 steps above 512 pixels, and not at or below")
+def test_the_default_warm_up_is_for_large_pictures(dataset):
+    method = toy_method(dataset, LADDConfig())
+    batch = dataset.batch(0, 2, 0)
+
+    def of_size(height: int, width: int) -> Batch:
+        return Batch(torch.zeros(2, CHANNELS, height, width), batch.cond, None, ())
+
+    late = pytest.approx((0.7, 0.1, 0.1, 0.1))
+    assert method.probabilities(0, of_size(64, 64)) == late and method.probabilities(500, of_size(128, 128)) == late
+    assert method.probabilities(499, of_size(128, 128)) == (0.0, 0.0, 1.0, 1.0)
+    assert method.probabilities(0, of_size(64, 66)) == (0.0, 0.0, 1.0, 1.0)
+    one = toy_method(dataset, LADDConfig(student_sigmas=(1.0,)))
+    assert one.probabilities(0, of_size(128, 128)) == (1.0,) and one.probabilities(500, batch)[0] > 0
+
+
+@pytest.mark.case("training D3", "LADD's default levels are the model's own grid: it begins at sigma 14.6 on SD 1.5")
+def test_default_levels_are_the_models_own(dataset):
+    assert toy_method(dataset, LADDConfig()).levels == LEVELS
+    for process in (DiscreteProcess(cumulative_alphas()), FlowProcess(shift_alpha=3.0)):
+        levels = LADDConfig().levels(process)
+        assert levels == tuple(grid_sigmas(process, 4)[:-1].tolist()) and levels[0] == pytest.approx(process.sigma_max)
+
+
+def test_own_samples_leave_no_cast_behind(start, monkeypatch):
+    """Before torch 2.10 autocast kept casts of weights that were made without a graph; here it does, too."""
+    casts, made, plain = {}, [], torch.nn.functional.linear
+
+    def linear(x, weight, bias=None):
+        if not torch.is_autocast_enabled("cpu") or not weight.requires_grad:
+            return plain(x, weight, bias)
+        if weight not in casts:
+            casts[weight] = weight.bfloat16()
+            made.append(weight)
+        return plain(x.bfloat16(), casts[weight], bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    monkeypatch.setattr(torch, "clear_autocast_cache", casts.clear)
+    with torch.autocast("cpu", torch.bfloat16):
+        method, at = start(own_share=1.0, probabilities=(0.0, 0.0, 0.5, 0.5))
+    at.fake.float().square().mean().backward()
+    parameters = method.student.trainable()
+    assert len(made) > len(parameters) and [name for name, p in parameters.items() if p.grad is None] == []
 
 
 def test_the_student_sees_the_latent_noised_at_its_level(start):
@@ -180,8 +226,22 @@ def test_approximate_r1_perturbs_the_tensor_the_discriminator_saw(start, monkeyp
         maps = features(x, level, at.batch.cond, TAPS)
         return method.discriminator(maps, at.renoise_time, at.batch.cond.pooled).mean(1)
 
-    expected = ((verdict(real) - verdict(perturbed)) / 0.05).square().mean().item()
+    expected = (verdict(real) - verdict(perturbed)).square().mean().item()  # in APT's unit
     assert logs["approximate_r1"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.case("methods B7", "logits and losses are float32 under autocast, and approximate R1 is right there")
+def test_mixed_precision_rounds_features_but_no_verdict(start):
+    values = {}
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            method, at = start(size=64, approximate_r1=1.0, gan_loss="nonsaturating")
+            logits = method._logits(at.fake_maps, at)
+            loss, logs = method.discriminator_loss(at)
+        assert logits.dtype == loss.dtype == method.generator_loss(at)[0].dtype == torch.float32
+        assert len(logits.unique()) > 0.9 * logits.numel()  # of few thousand, bfloat16 would make many equal
+        values[mixed] = logs["approximate_r1"].item()
+    assert values[True] == pytest.approx(values[False], rel=0.15)
 
 
 def test_penalties_add_their_weight_to_the_loss(start):
@@ -192,7 +252,7 @@ def test_penalties_add_their_weight_to_the_loss(start):
     for name in ("r1", "approximate_r1"):
         loss, logs = values[name]
         assert logs[name] > 0
-        assert loss.item() == pytest.approx(values["none"][0].item() + 3 * logs[name], rel=1e-4)
+        assert loss.item() == pytest.approx(values["none"][0].item() + 3 * logs[name].item(), rel=1e-4)
 
 
 # Regression terms
@@ -276,8 +336,8 @@ def test_weights_add_up(start):
     terms = {"adversarial": 0.5, "pairs": 2.0, "consistency": 3.0}
     method, at = start(terms=terms)
     loss, logs = method.generator_loss(at)
-    assert loss.item() == pytest.approx(sum(terms[name] * logs[name] for name in terms), rel=1e-5)
-    assert logs.keys() == terms.keys() | {"diversity"}
+    assert loss.item() == pytest.approx(sum(terms[name] * logs[name].item() for name in terms), rel=1e-5)
+    assert logs.keys() == terms.keys() | {"diversity", "spread", "size"}
 
 
 # Health and refusals
@@ -291,13 +351,15 @@ def test_health_of_known_logits():
     assert health["accuracy"] == pytest.approx((3 / 4 + 2 / 4) / 2) and health["logit_gap"] == pytest.approx(0.25)
     assert health["logit_spread"] == pytest.approx(spread.item())
     assert discriminator_health(fake[:1], real[:1]).keys() == {"accuracy", "logit_gap"}, "one item has no spread"
+    assert discriminator_health(fake[:0], real) == {}
 
 
 def test_diversity_of_known_outputs():
     real = torch.randn(8, 4, 5, 6, generator=torch.Generator().manual_seed(0))
     assert diversity(0.3 * real + 5.0, real)["diversity"] == pytest.approx(0.3, rel=1e-4)
     assert diversity(real[:1].expand(8, -1, -1, -1), real)["diversity"] == 0.0
-    assert diversity(real[:1], real[:1]) == {}
+    assert diversity(real, real)["spread"] == pytest.approx(real.std(0).mean().item())
+    assert diversity(2 * real[:1], real[:1]) == {"size": pytest.approx(2 * real[:1].square().mean().sqrt().item())}
 
 
 def test_a_discriminator_learns_to_tell_a_frozen_student(dataset):
@@ -313,7 +375,7 @@ def test_a_discriminator_learns_to_tell_a_frozen_student(dataset):
         {"terms": {"adverserial": 1.0}},
         {"terms": {}},
         {"terms": {"pairs": 0.0}},
-        {"probabilities": (1.0,)},
+        {"student_sigmas": (1.0, 0.5), "probabilities": (1.0,)},
         {"gan_loss": "wgan"},
         {"regression": "l1"},
         {"approximate_r1_sigma": 0.0},

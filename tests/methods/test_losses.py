@@ -123,14 +123,15 @@ def test_r1_of_a_linear_head_by_hand():
     assert r1_on_head_inputs(x @ weight.T, [x]).item() == pytest.approx(2.0**2 + 1.0**2)
 
 
+@pytest.mark.case("methods B8", "approximate R1 is in the paper's unit: the squared gradient times sigma squared")
 @pytest.mark.parametrize("sigma", [0.01, 1.0])
 def test_approximate_r1_estimates_the_squared_gradient_of_a_linear_discriminator(sigma):
-    """E (grad D . n)^2 = ||grad D||^2, whatever sigma is."""
+    """E (sigma grad D . n)^2 = sigma^2 ||grad D||^2."""
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(12, generator=g, dtype=torch.float64)
     x, noise = (torch.randn(20_000, 12, generator=g, dtype=torch.float64) for _ in range(2))
-    estimate = approximate_r1((x @ weight)[:, None], ((x + sigma * noise) @ weight)[:, None], sigma)
-    assert estimate.item() == pytest.approx(weight.square().sum().item(), rel=0.03)
+    estimate = approximate_r1((x @ weight)[:, None], ((x + sigma * noise) @ weight)[:, None])
+    assert estimate.item() == pytest.approx(sigma**2 * weight.square().sum().item(), rel=0.03)
 
 
 def test_approximate_r1_tends_to_the_directional_derivative_of_a_nonlinear_discriminator():
@@ -141,7 +142,7 @@ def test_approximate_r1_tends_to_the_directional_derivative_of_a_nonlinear_discr
 
     def error(sigma):
         moved = [m + sigma * d for m, d in zip(maps, directions, strict=True)]
-        return abs(approximate_r1(head(maps), head(moved), sigma).item() / exact - 1)
+        return abs(approximate_r1(head(maps), head(moved)).item() / (sigma**2 * exact) - 1)
 
     assert error(1e-6) < 1e-5 < error(1e-1)
 

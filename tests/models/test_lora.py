@@ -51,6 +51,33 @@ def test_each_view_has_its_own_path(family, make_backend, batch, randomise):
     assert torch.equal(Denoiser(backend, first)(*batch), outputs[0])
 
 
+class Quantized(nn.Module):
+    """A linear layer that is no ``nn.Linear``, as the host's quantized ones: int8 weights and a scale."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.scale = layer.weight.abs().max() / 127
+        self.weight = nn.Parameter((layer.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * self.scale)
+
+
+@pytest.mark.case("memory 5.3", "a LoRA stands beside quantized layers that are not torch's Linear")
+def test_a_lora_stands_beside_layers_of_other_classes(randomise):
+    network, switch = Blocks(), LoraSwitch()
+    for block in network.blocks:
+        block[0] = Quantized(block[0])
+    assert linear_layers(network, ("blocks",)) == TARGETS
+    lora, x = randomise(Lora(network, TARGETS, 2, switch), size=1.0), torch.randn(4, 6, requires_grad=True)
+    plain = network(x)
+    with switch.on(lora):
+        changed = network(x)
+    gradients = torch.autograd.grad(changed.square().sum(), [x, *lora.parameters()])
+    assert not torch.allclose(plain, changed) and all(gradient.any() for gradient in gradients)
+
+
 def test_the_path_adds_scale_b_a_x(toy):
     network, switch, _ = toy
     path = Lora(network, TARGETS[:1], rank=2, switch=switch, alpha=6.0)

@@ -3,7 +3,7 @@ import torch
 from networks import build_network
 
 from distill_core.models import mini
-from distill_core.models.pipelines import ModelConfig, open_source, read_prompts
+from distill_core.models.pipelines import MiniSource, ModelConfig, open_source, read_prompts
 
 
 def tokenizer():
@@ -152,6 +152,19 @@ def test_latents_are_decoded_as_by_the_pipeline(saved, source):
     assert images.std() > 0.01 and source.channels == 4
 
 
+@torch.no_grad()
+def test_pictures_are_encoded_in_the_models_units(saved, source):
+    """What diffusers' own pipelines do with a picture, but for the noise: the mean, shifted and scaled."""
+    pipeline, _ = saved
+    vae = pipeline.vae
+    images = torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = (vae.encode(images).latent_dist.mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    found = source.encode_images(images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert tuple(found.shape[2:]) == (16 // source.scale, 32 // source.scale)
+    assert source.autoencoder_identity() == open_source(ModelConfig(path=str(saved[1]))).autoencoder_identity()
+
+
 def test_the_network_and_its_process_come_from_the_folder(saved, source):
     pipeline, _ = saved
     part = "unet" if "unet" in pipeline.components else "transformer"
@@ -162,6 +175,17 @@ def test_the_network_and_its_process_come_from_the_folder(saved, source):
         assert source.backend.process.shift_alpha == 3.0
     else:
         assert source.backend.process.prediction == "eps" and len(source.backend.process.sigmas) == 1000
+
+
+@pytest.mark.case("memory 5.6", "training from a dataset loads no text encoder, and an autoencoder only to decode with")
+def test_what_is_not_asked_for_is_not_loaded(saved, monkeypatch):
+    import diffusers
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *a, **k: pytest.fail("a text encoder"))
+    _, folder = saved
+    source = open_source(ModelConfig(path=str(folder)))
+    assert source.channels == 4 and source.encoder is None and "vae" not in vars(source)
+    assert source.decode(torch.zeros(1, 4, 4, 4)).shape == (1, 3, 8, 8)
 
 
 def test_a_real_pipeline_has_no_default_prompts(source):
@@ -175,7 +199,7 @@ def test_mini_knows_its_classes_only():
     conds, empty = source.encode(["bag", "dress"])
     table = mini.load_conditioning()
     assert torch.equal(conds.context, table["context"][[8, 3]]) and torch.equal(empty.pooled, table["pooled"][10:])
-    with pytest.raises(ValueError, match="not hat"):
+    with pytest.raises(ValueError, match="not 'hat'"):
         source.encode(["bag", "hat"])
 
 
@@ -194,3 +218,8 @@ def test_bad_paths_are_refused(tmp_path):
         read_prompts(str(tmp_path / "empty.txt"), None)
     (tmp_path / "two.txt").write_text("a dog\n\n  a cat \n")
     assert read_prompts(str(tmp_path / "two.txt"), None) == ["a dog", "a cat"]
+
+
+def test_the_mini_model_refuses_a_negative_prompt_rather_than_forgetting_it():
+    with pytest.raises(ValueError, match=r"no negative prompts: leave \[prompts\] negative out"):
+        MiniSource(ModelConfig()).encode([mini.CLASS_NAMES[0]], "blurred")

@@ -183,7 +183,7 @@ def test_the_dump_is_enough_to_compute_everything_again():
         for i, tap in enumerate(reference.taps(again, state)):
             torch.testing.assert_close(found[f"tap{i}.{side}"], tap)
     for i in range(2):
-        torch.testing.assert_close(found["matrix"][i], reference.affine(draws, i, 8, 8, True))
+        torch.testing.assert_close(found["matrix"][i], reference.affine(draws, i, 8, 8, "bgco"))
     by_tap = sum(found[f"distance{i}"] for i in range(5))
     torch.testing.assert_close(by_tap, found["distance"])
     torch.testing.assert_close(found["gradient"], expected(a, b, 4, "bgco", 4)[1])

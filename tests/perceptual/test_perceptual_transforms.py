@@ -93,9 +93,20 @@ def test_draws_have_the_published_ranges():
 def test_b_is_the_b_part_of_bg():
     d = draw(ItemNoise(5, range(4)))
     d.scale[:] = d.stretch[:] = d.angle_before[:] = d.angle_after[:] = d.move[:] = 0
-    torch.testing.assert_close(geometry(d, 8, 10, True), geometry(d, 8, 10, False), rtol=0, atol=0)
+    torch.testing.assert_close(geometry(d, 8, 10, "bg"), geometry(d, 8, 10, "b"), rtol=0, atol=0)
 
 
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="'xyz'"):
         transform(draw(ItemNoise(0, [0])), "xyz", 8, 8)
+
+
+@pytest.mark.case("methods A.2", "the published metric's presets g, c, o and co are there, each letter on its own")
+def test_each_letter_stands_alone():
+    d, x = draw(ItemNoise(7, range(3))), latents(3, 4, 8, 10)
+    b, g = (geometry(d, 8, 10, preset) for preset in "bg")
+    torch.testing.assert_close(g @ b, geometry(d, 8, 10, "bg"))
+    coloured, boxed = transform(d, "c", 8, 10)(x), transform(d, "o", 8, 10)(x)
+    kept = boxed != 0
+    assert torch.equal(boxed[kept], x[kept]) and 0 < kept.float().mean() < 1  # no resampling where nothing moves
+    assert torch.equal(transform(d, "co", 8, 10)(x), torch.where(kept, coloured, 0.0))

@@ -71,8 +71,9 @@ def test_other_files_are_refused(tmp_path):
         load_metric(tmp_path / "lora.safetensors")
     with pytest.raises(ValueError, match="there is no file"):
         load_metric(tmp_path / "absent.safetensors")
-    with pytest.raises(ValueError, match="perceptual convert"):
-        load_metric(tmp_path / "sd15.pth")
+    for name in ("sd15.pth", "sd15_latent_vgg16.pth.tar"):
+        with pytest.raises(ValueError, match="perceptual convert"):
+            load_metric(tmp_path / name)
 
 
 @pytest.mark.parametrize("layout", ["slices", "features"])
@@ -124,3 +125,35 @@ def test_code_in_a_pickle_is_not_run(tmp_path, capsys):
     with pytest.raises(ValueError, match="not a file of plain tensors"):
         convert_published([tmp_path / "evil.pth"], "sd15", tmp_path / "out.safetensors")
     assert "code of the file" not in capsys.readouterr().out
+
+
+@pytest.mark.case("methods A1", "of the published pair the file that holds trunk and heads is used alone, in any order")
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_published_pair_is_the_whole_file_and_its_trunk(tmp_path, first):
+    whole, _, _ = published(4, WIDTHS)
+    begun, _, _ = published(4, WIDTHS, "features", seed=1)
+    trunk = {f"module.{name}": value for name, value in begun.items() if name.startswith("features")}
+    names = [tmp_path / "sd15_latent_vgg16.pth.tar", tmp_path / "sd15_latest_vgg16_tuned.pth"]
+    torch.save({"state_dict": trunk, "best_acc1": 1.0}, names[0])
+    torch.save(whole, names[1])
+    pair, alone = tmp_path / "pair.safetensors", tmp_path / "alone.safetensors"
+    found = convert_published([names[first], names[1 - first]], "sd15", pair)
+    assert found == convert_published([names[1]], "sd15", alone)
+    assert all(torch.equal(value, load_file(pair)[name]) for name, value in load_file(alone).items())
+    heads = {name: value for name, value in whole.items() if name.startswith("lin")}
+    torch.save(heads, names[1])  # and where the heads have a file of their own, the two are one metric
+    convert_published([names[first], names[1 - first]], "sd15", pair)
+    assert torch.equal(load_file(pair)["trunk.convs.3.weight"], trunk["module.features.10.weight"])
+
+
+@pytest.mark.case("methods A2", "a .pth.tar given as a metric is told to be converted, not to be damaged")
+@pytest.mark.case("methods A3", "a network that pools elsewhere has the same shapes and other numbers, and is refused")
+def test_a_network_that_pools_elsewhere_is_refused():
+    state, _, _ = published(4, METRIC_WIDTHS)
+    moved = {}
+    for name, value in state.items():  # one max-pool fewer before slice 4: all that follows counts one less
+        parts = name.split(".")
+        later = parts[0] == "net" and int(parts[2]) >= 24
+        moved[".".join([*parts[:2], str(int(parts[2]) - 1), *parts[3:]]) if later else name] = value
+    with pytest.raises(ValueError, match="another network: its convolutions are numbered .* 23"):
+        arrange(moved, TrunkConfig(4, METRIC_WIDTHS))

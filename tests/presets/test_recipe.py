@@ -5,8 +5,10 @@ import torch
 
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from distill_core.diffusion.schedules import shifted_sigmas
-from distill_core.presets.recipe import ModelFacts, make_recipe, student_levels
-from distill_core.presets.table import find_preset, preset_sigmas
+from distill_core.presets.facts import ModelFacts
+from distill_core.presets.levels import preset_sigmas
+from distill_core.presets.recipe import make_recipe, student_levels
+from distill_core.presets.table import find_preset
 
 EPS = DiscreteProcess(cumulative_alphas())
 SCHNELL = ModelFacts("flux-schnell", FlowProcess(1.0))

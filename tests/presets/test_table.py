@@ -1,22 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from distill_core.diffusion.process import DiscreteProcess, cumulative_alphas
 from distill_core.diffusion.samplers import SAMPLERS
+from distill_core.presets import levels as grids
 from distill_core.presets import table as table
-from distill_core.presets.table import (
-    auto_preset,
-    explain,
-    find_preset,
-    flux2_mu,
-    flux_mu,
-    preset_sigmas,
-    presets,
-    presets_of,
-    steady_flux2_mu,
-)
+from distill_core.presets.explain import explain, table_page
+from distill_core.presets.levels import flux2_mu, flux_mu, preset_sigmas, steady_flux2_mu
+from distill_core.presets.table import auto_preset, find_preset, presets, presets_of
 
 ROWS = list(presets().values())
 KNOWN = [row for row in ROWS if row.grid["kind"] != "unlisted"]
@@ -28,13 +22,12 @@ def name(value):
 
 
 def test_the_table_is_complete():
-    assert len(ROWS) == 48
     for row in ROWS:
         assert row.source and row.confidence in ("A", "B") and row.title and row.families
-        assert row.grid["kind"] in table.GRIDS and row.default_steps in row.steps
+        assert row.grid["kind"] in grids.GRIDS and row.default_steps in row.steps
         assert row.sampler in (None, *SAMPLERS)
         assert set(row.auto) <= set(row.families)
-    assert len({row.title for row in ROWS}) == 48
+    assert len({row.title for row in ROWS}) == len({row.key for row in ROWS}) == len(ROWS)
 
 
 def test_every_row_quotes_what_its_source_states():
@@ -130,3 +123,10 @@ def test_size_matters_where_the_grid_depends_on_it():
     klein, schnell = find_preset("flux2-klein"), find_preset("flux-schnell")
     assert not torch.equal(preset_sigmas(klein, 4), preset_sigmas(klein, 4, None, 512, 512))
     assert torch.equal(preset_sigmas(schnell, 4), preset_sigmas(schnell, 4, None, 512, 512))
+
+
+def test_the_page_of_presets_is_the_tables():
+    """docs/presets.md is written by ``python -m distill_core presets table``."""
+    page = Path(__file__).parents[2] / "docs" / "presets.md"
+    assert page.read_text(encoding="utf-8") == table_page()
+    assert all(f"`{row.key}`" in table_page() for row in ROWS)

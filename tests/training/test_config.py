@@ -99,9 +99,16 @@ def test_values_arrive_in_the_types_of_the_settings(load):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("[trian]\nsteps = 3", "unknown section.*trian"),
-        ("model = 3", "unknown section.*model"),
-        ("[train]\nstep = 3", r"\[train\]: unknown key \['step'\]; known: .*steps"),
+        ("[trian]\nsteps = 3", "unknown section 'trian'; 'train' is known; known: .*train"),
+        ("[Train]\nsteps = 3", "unknown section 'Train'; 'train' is known"),
+        ("metod = 'ladd'", "unknown key 'metod'; 'method' is known"),
+        ("model = 3", r"model is a section: write \[model\]"),
+        ("[[train]]\nsteps = 3", r"train is a section: write \[train\]"),
+        ("[train]\nstep = 3", r"\[train\]: unknown key 'step'; 'steps' is known; known: .*steps"),
+        ("[ladd]\ncheckpoint_every = 3", r"\[ladd\]: unknown key 'checkpoint_every'; it belongs to \[train\]"),
+        ("[model]\nmethod = 'ladd'", r"\[model\]: unknown key 'method'; it belongs to the top of the file"),
+        ("[train]\ntrackers = 'tensorboard'", r"\[train\] trackers must be of type list of str, not str"),
+        ("[data]\nmix = ['a']", r"\[data\] mix must be of type table of float, not list"),
         ("[train]\nsteps = 3.5", r"\[train\] steps must be of type int, not float"),
         ("[train]\nsteps = true", r"\[train\] steps must be of type int, not bool"),
         ("[train]\nstudent_lr = true", r"\[train\] student_lr must be of type float, not bool"),
@@ -126,5 +133,14 @@ def test_mistakes_are_named(load, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="there is no config file .*none.toml"):
+    with pytest.raises(ValueError, match="there is no file .*none.toml"):
         load_config(tmp_path / "none.toml")
+
+
+@pytest.mark.case("training D11", "a TOML file may have a byte order mark, and a Windows path says how it is written")
+def test_a_byte_order_mark_and_windows_paths(tmp_path):
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbf[train]\r\nsteps = 7\r\n")
+    assert load_config(tmp_path / "c.toml").train.steps == 7
+    (tmp_path / "c.toml").write_text('[model]\npath = "C:\\Users\\me"\n')
+    with pytest.raises(ValueError, match="c.toml is not valid TOML.*with / or in single quotes"):
+        load_config(tmp_path / "c.toml")

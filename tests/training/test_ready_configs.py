@@ -19,6 +19,7 @@ STABLE_DIFFUSION = DiscreteProcess(cumulative_alphas(), "eps")
 PROCESSES = {
     "sd1.5_diffusion2gan": STABLE_DIFFUSION,
     "sdxl_add": STABLE_DIFFUSION,
+    "sdxl_pictures_ladd": STABLE_DIFFUSION,
     "sd3.5_medium_ladd": FlowProcess(1000.0, shift_alpha=3.0),
     "flux1_dev_ladd": FlowProcess(1.0, shift_alpha=2.718281828**1.15),
 }
@@ -29,7 +30,7 @@ def named(paths: list[Path]) -> list:
 
 
 def test_every_method_has_a_mini_and_a_large_model():
-    assert {path.stem for path in FILES} == {*PROCESSES, "mini_ladd", "mini_add", "mini_diffusion2gan"}
+    assert {path.stem for path in FILES} == {*PROCESSES, "mini_ladd", "mini_add", "mini_diffusion2gan", "mini_tune"}
 
 
 @pytest.mark.parametrize("path", named(FILES))
@@ -69,7 +70,8 @@ def shortened(text: str) -> str:
 def test_a_mini_file_trains_a_student(path, tmp_path):
     config, data, run = tmp_path / path.name, tmp_path / "data", tmp_path / "run"
     config.write_text(shortened(path.read_text(encoding="utf-8")), encoding="utf-8")
-    assert main(["cache", str(config), "--out", str(data)]) == 0
+    pictures = ["--images", str(FOLDER.parent / "distill_core/assets/pictures")] if "tune" in path.stem else []
+    assert main(["cache", str(config), *pictures, "--out", str(data)]) == 0
     assert main(["train", str(config), "--data", str(data), "--out", str(run)]) == 0
     _, description = read_lora(run / "student.safetensors")
     assert description["steps"] == 2 and len(description["sigmas"]) == (1 if "diffusion2gan" in path.stem else 4)

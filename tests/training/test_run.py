@@ -11,7 +11,7 @@ from toy import LEVELS, ToyBackend, ToyEncoder, cache_toy, toy_run
 from distill_core.data.cache import CacheConfig, cache_latents
 from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.process import FlowProcess
-from distill_core.files import fingerprint, load_tensors, read_lora, save_lora, save_tensors
+from distill_core.files import fingerprint, load_tensors, read_lora, save_json, save_lora, save_tensors
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.config import MethodConfig
@@ -21,17 +21,12 @@ from distill_core.methods.registry import METHODS
 from distill_core.models.backends.diffusers import DiffusersBackend
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.settings import settings_of
-from distill_core.training.loop import TrainConfig, train
-from distill_core.training.run import (
-    RunConfig,
-    RunFolder,
-    StudentConfig,
-    folder_in,
-    new_run,
-    pick_targets,
-    student_of,
-    train_to_end,
-)
+from distill_core.training import loop, progress
+from distill_core.training.loop import Event, TrainConfig, train
+from distill_core.training.monitor import Collapse, Condition, Health
+from distill_core.training.progress import StatusLine
+from distill_core.training.run import RunConfig, RunFolder, StudentConfig, folder_in, new_run, student_of, train_to_end
+from distill_core.training.student import pick_targets
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +55,7 @@ def test_a_name_is_a_folder_inside_the_root(tmp_path, name):
         "dot.",
         "con",
         "NUL.txt",
-        "x" * 101,
+        "x" * 201,
         "a\nb",
     ],
 )
@@ -69,11 +64,24 @@ def test_a_name_that_could_lead_out_is_refused(tmp_path, name):
         folder_in(tmp_path, name)
 
 
-def test_a_link_out_of_the_root_is_refused(tmp_path):
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "link").symlink_to(tmp_path)
-    with pytest.raises(ValueError, match="cannot be a folder inside"):
-        folder_in(tmp_path / "root", "link")
+@pytest.mark.case("training D9", "a run's or dataset's folder may be a link to another disk; one to nowhere is named")
+def test_a_folder_may_be_a_link(tmp_path):
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    root.mkdir()
+    disk.mkdir()
+    (disk / "file").touch()
+    for name, target in {
+        "link": disk,
+        "gone": tmp_path / "x",
+        "file": disk / "file",
+        "circle": root / "circle",
+    }.items():
+        (root / name).symlink_to(target)
+    save_json(folder_in(root, "link") / "a.json", {})
+    assert (disk / "a.json").exists()
+    for name in ("gone", "file", "circle"):
+        with pytest.raises(ValueError, match="is a link that leads to no folder"):
+            folder_in(root, name)
 
 
 def toy_config(dataset, run) -> RunConfig:
@@ -114,13 +122,14 @@ def stop_at(step: int):
     return watch
 
 
+@pytest.mark.case("attack 9", "lines of a log that are no entries are left out, and the run goes on")
 def test_the_log_has_every_step_once_also_after_a_crash(dataset, tmp_path):
     """A run is stopped at step 4, then its log claims two steps that its checkpoint does not know, one cut off."""
     folder = RunFolder(tmp_path)
     with pytest.raises(StoppedHere):
         train_toy(dataset, tmp_path, [stop_at(4)])
     with open(folder.log, "a") as log:
-        log.write(json.dumps({"step": 5, "adversarial": 123.0}) + '\n{"step": 6, "adver')
+        log.write(json.dumps({"step": 5, "adversarial": 123.0}) + '\n[6]\n{"step": 6, "adver')
     assert [entry["step"] for entry in folder.logs()] == [1, 2, 3, 4, 5]
     resumed = []
     train_toy(dataset, tmp_path, [lambda event, condition: resumed.append(event.step)])
@@ -204,8 +213,77 @@ def test_targets_by_parts_of_their_names():
     assert pick_targets(names, ["attn"]) == ("blocks.0.attn.q", "blocks.1.attn.q")
     assert pick_targets(names, ["mlp", "blocks.1"]) == ("blocks.0.mlp", "blocks.1.attn.q")
     assert pick_targets([*names, "single_blocks.0.mlp"], ["blocks.0.mlp"]) == ("blocks.0.mlp",), "a whole name is one"
-    with pytest.raises(ValueError, match="no layer's name contains conv; names look like blocks.0.attn.q"):
+    with pytest.raises(ValueError, match="no layer's name contains 'conv'; names look like blocks.0.attn.q"):
         pick_targets(names, ["attn", "conv"])
+
+
+def test_targets_by_patterns_and_what_is_left_out():
+    names = [f"blocks.{i}.{part}" for i in (0, 1, 10) for part in ("attn.q", "attn.to_out", "ff.0")]
+    assert pick_targets(names, ["!ff"]) == tuple(name for name in names if "ff" not in name)
+    assert pick_targets(names, ["attn", "!to_out", "!blocks.10."]) == ("blocks.0.attn.q", "blocks.1.attn.q")
+    assert pick_targets(names, ["blocks.1*.attn"]) == tuple(
+        n for n in names if n.startswith("blocks.1") and "attn" in n
+    )
+    assert pick_targets(names, ["blocks.?.ff"]) == ("blocks.0.ff.0", "blocks.1.ff.0")
+    for wrong in (["!fff"], ["attn", "! "], ["blocks.2*"], ["*.ff.1"]):
+        with pytest.raises(ValueError, match="no layer's name contains"):
+            pick_targets(names, wrong)
+    with pytest.raises(ValueError, match="leave no layer to train"):
+        pick_targets(names, ["ff", "!blocks"])
+
+
+# Snapshots and the console
+
+
+def test_snapshots_are_the_students_of_their_steps_and_the_last_is_the_run_s_own(dataset, tmp_path):
+    train_toy(dataset, tmp_path / "whole", snapshot_every=2)
+    kept = sorted(path.name for path in (tmp_path / "whole" / "snapshots").iterdir())
+    assert kept == ["student_step000002.safetensors", "student_step000004.safetensors"]
+    with pytest.raises(StoppedHere):
+        train_toy(dataset, tmp_path / "short", [stop_at(4)])
+    expected, said = read_lora(tmp_path / "short" / "student.safetensors")
+    state, description = read_lora(tmp_path / "whole" / "snapshots" / kept[1])
+    assert description["steps"] == said["steps"] == 4
+    assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in state)
+
+
+def test_validation_is_in_the_log_and_the_same_after_a_stop(dataset, tmp_path):
+    changes = dict(validation=0.25, validation_every=2)
+    train_toy(dataset, tmp_path / "whole", **changes)
+    with pytest.raises(StoppedHere):
+        train_toy(dataset, tmp_path / "stopped", [stop_at(3)], **changes)
+    train_toy(dataset, tmp_path / "stopped", **changes)
+    logs = [RunFolder(tmp_path / name).log.read_text() for name in ("whole", "stopped")]
+    assert logs[0] == logs[1] and [i + 1 for i, text in enumerate(logs[0].splitlines()) if "validation" in text] == [
+        1,
+        2,
+        4,
+        6,
+    ]
+
+
+def test_no_snapshots_by_default(dataset, tmp_path):
+    train_toy(dataset, tmp_path)
+    assert not (tmp_path / "snapshots").exists()
+
+
+def test_the_console_line_says_step_losses_pace_time_left_and_status(monkeypatch):
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    lines: list[str] = []
+    line = StatusLine(5, ("adversarial", "pairs"), lines.append)
+    for step in range(11, 32):
+        line(Event(step, 31, {"adversarial": 0.5, "discriminator": 2.0, "rate": 1.0}), Condition("healthy"))
+    assert len(lines) == 5  # 15, 20, 25, 30 and the last
+    assert lines[0] == ("step 15 of 31, adversarial 0.500, discriminator 2.000, 2 s/step, 0:00:32 left, healthy")
+    assert lines[-1].startswith("step 31 of 31") and "0:00:00 left" in lines[-1]
+    line = StatusLine(5, (), lines.append)
+    for step, logs in ((3, {"validation": 0.25}), (4, {}), (5, {})):  # the last that was measured
+        line(Event(step, 31, logs), Condition("healthy"))
+    assert lines.pop().startswith("step 5 of 31, validation 0.250, ")
+    silent = StatusLine(0, (), lines.append)
+    silent(Event(50, 50, {}), Condition("healthy"))
+    assert len(lines) == 5
 
 
 # A whole run
@@ -258,6 +336,21 @@ def test_a_new_run_depends_on_its_seed_alone_and_leaves_torch_as_it_was(sd3_data
             for run in (first, second, other)
         )
         assert all(map(torch.equal, a, b)) and not all(map(torch.equal, a, c))
+
+
+@pytest.mark.case("memory 5.4", "under bfloat16 autocast float16 weights are rounded once, not copied in each use")
+@pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float16)])
+def test_a_float16_base_follows_the_arithmetic(sd3_data, precision, dtype):
+    backend, dataset = DiffusersBackend(build_network("sd3").half(), FlowProcess()), LatentDataset(sd3_data)
+    config = RunConfig(
+        LADDConfig(),
+        TrainConfig(precision=precision, batch_size=2),
+        StudentConfig(2),
+        {"base": "", "dataset": ""},
+        DiscriminatorConfig(width=8, blocks=1),
+    )
+    new_run(config, Components(backend), dataset)
+    assert {value.dtype for value in backend.network.parameters()} == {dtype}
 
 
 def test_the_lora_of_a_run_says_how_it_is_sampled(sd3_data, tmp_path):
@@ -318,7 +411,7 @@ def test_another_identity_is_another_run(sd3_data, tmp_path):
     """E.g. that of an autoencoder: with another one the run does not go on."""
     for _ in train(sd3_run(sd3_data, tmp_path, extra={"vae": "one"})[0]):
         pass
-    with pytest.raises(ValueError, match="other settings .vae."):
+    with pytest.raises(ValueError, match="other settings .vae is another one now"):
         next(train(sd3_run(sd3_data, tmp_path, extra={"vae": "two"}, steps=3)[0]))
 
 
@@ -327,7 +420,7 @@ def test_another_student_is_another_run(sd3_data, tmp_path):
         pass
     run, _ = sd3_run(sd3_data, tmp_path, steps=3)
     run.description["student"]["sampler"] = "euler"
-    with pytest.raises(ValueError, match="other settings .student.sampler."):
+    with pytest.raises(ValueError, match="other settings .student.sampler is euler now, was "):
         next(train(run))
 
 
@@ -371,6 +464,18 @@ def with_field(config, name: str, value):
     return copied
 
 
+def variants(section):
+    """(name, copy with that setting changed) of all settings, also of a section inside. A LoRA to start from and an
+    adapter are files whose digests are described (test_student.py)."""
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if is_dataclass(value):
+            for name, changed_value in variants(value):
+                yield f"{f.name}.{name}", with_field(section, f.name, changed_value)
+        elif f.name not in ("start_from", "adapter"):
+            yield f.name, with_field(section, f.name, changed(value))
+
+
 @pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=list(METHODS))
 def test_every_setting_that_decides_a_run_changes_its_description(method):
     """Found by walking the dataclasses: a new setting is in the description, or says that it decides nothing."""
@@ -383,13 +488,87 @@ def test_every_setting_that_decides_a_run_changes_its_description(method):
             other = with_field(base, part.name, changed(section))
             assert other.request() != base.request(), part.name
             continue
-        for f in fields(section):
-            other = with_field(base, part.name, with_field(section, f.name, changed(getattr(section, f.name))))
+        for name, changed_section in variants(section):
+            other = with_field(base, part.name, changed_section)
             if {**other.request(), "steps": 0} == {**base.request(), "steps": 0}:
-                silent.add(f"{part.name}.{f.name}")
+                silent.add(f"{part.name}.{name}")
     assert {name for name in silent if name.split(".")[0] in unread} == {
         f"{name}.{f.name}" for name in unread for f in fields(getattr(base, name))
     }
     silent = {name for name in silent if name.split(".")[0] not in unread}
-    assert silent == {f"train.{s.name}" for s in settings_of(TrainConfig) if not s.decides}
-    assert silent == {"train.steps", "train.checkpoint_every"}
+    asked = {"train.keep_at_least"}  # decides no step, and yet where a run ends
+    assert silent == {f"train.{s.name}" for s in settings_of(TrainConfig) if not s.decides} - asked
+
+
+# What is saved is what the files say
+
+LOST = {"diversity": 0.0, "spread": 0.0, "logit_gap": 9.0, "logit_spread": 1.0}
+
+
+def lose_from(monkeypatch, first: int, last: int = 10**9) -> None:
+    """Steps from ``first`` to ``last`` log outputs that are all alike, and heads that are sure of them."""
+    honest = loop.training_step
+
+    def step(run):
+        return honest(run) | (LOST if first <= run.step < last else {})
+
+    monkeypatch.setattr(loop, "training_step", step)
+    monkeypatch.setattr("distill_core.training.run.Health", lambda: Health(window=5, patience=10))
+
+
+def steps_in_files(folder: Path) -> dict[str, int]:
+    """The step that each file of a run claims."""
+    saved = json.loads(load_tensors(folder / "checkpoint.safetensors")[1]["run"])
+    claims = {"log": RunFolder(folder).logs()[-1]["step"], "checkpoint": saved["step"]}
+    if (folder / "student.safetensors").exists():
+        claims["lora"] = read_lora(folder / "student.safetensors")[1]["steps"]
+    return claims
+
+
+@pytest.mark.case("training D2", "after an early end log, checkpoint and LoRA are of the step whose weights are kept")
+@pytest.mark.parametrize("every", [1, 7, 100])
+def test_after_an_early_end_all_files_are_of_one_step(dataset, tmp_path, monkeypatch, every):
+    with monkeypatch.context() as patch:
+        lose_from(patch, 20)
+        with pytest.raises(Collapse, match="weights of step 20 are kept"):
+            train_toy(dataset, tmp_path / "a", steps=60, checkpoint_every=every)
+    assert steps_in_files(tmp_path / "a") == {"log": 20, "checkpoint": 20, "lora": 20}
+    with pytest.raises(StoppedHere):
+        train_toy(dataset, tmp_path / "b", [stop_at(20)], steps=60)
+    ended, stopped = (load_tensors(tmp_path / name / "student.safetensors")[0] for name in "ab")
+    assert all(torch.equal(ended[name], stopped[name]) for name in stopped)
+    train_toy(dataset, tmp_path / "a", steps=60, checkpoint_every=every)
+    assert [entry["step"] for entry in RunFolder(tmp_path / "a").logs()] == list(range(1, 61))
+    assert steps_in_files(tmp_path / "a") == {"log": 60, "checkpoint": 60, "lora": 60}
+
+
+@pytest.mark.case("training 3", "no file of an ended run holds weights that were not trained")
+@pytest.mark.case("training D2", "a run that had no good step writes no LoRA")
+def test_a_run_without_a_good_step_writes_no_lora(dataset, tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    lose_from(monkeypatch, 0)
+    with pytest.raises(Collapse, match="No step before it can be kept"):
+        train_toy(dataset, tmp_path, steps=60, checkpoint_every=3)
+    assert not (tmp_path / "student.safetensors").exists() and folder.logs() == [] and not folder.report.exists()
+    assert json.loads(load_tensors(tmp_path / "checkpoint.safetensors")[1]["run"])["step"] == 0
+
+
+def test_whether_a_run_is_lost_does_not_depend_on_where_it_was_stopped(dataset, tmp_path, monkeypatch):
+    """The steps before a stop count: it ends at the same step, with the same weights."""
+    lose_from(monkeypatch, 20)
+    texts = []
+    for name, stops in (("a", [stop_at(27)]), ("b", [])):
+        for stop in stops:
+            with pytest.raises(StoppedHere):
+                train_toy(dataset, tmp_path / name, [stop], steps=60, checkpoint_every=7)
+        with pytest.raises(Collapse) as caught:
+            train_toy(dataset, tmp_path / name, steps=60, checkpoint_every=7)
+        texts.append(str(caught.value).split(". ")[0])
+    assert texts[0] == texts[1] and "10 steps in a row" in texts[0]
+
+
+@pytest.mark.case("training D1b", "stop_when_lost = false trains on to the end")
+def test_the_end_can_be_switched_off(dataset, tmp_path, monkeypatch):
+    lose_from(monkeypatch, 5)
+    train_toy(dataset, tmp_path, steps=60, stop_when_lost=False)
+    assert steps_in_files(tmp_path) == {"log": 60, "checkpoint": 60, "lora": 60}

@@ -5,10 +5,10 @@ What differs between the architectures is data (`ARCHITECTURES`) plus one functi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,18 @@ from einops import rearrange
 from torch import Tensor
 
 from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas, zero_terminal_snr
-from ...files import fingerprint
-from ..denoiser import Cond
+from ...errors import opening
+from ...files import fingerprint, read_json
+from ..denoiser import Cond, Limits
 from ..families import family_of_network
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
-from ..lora import Lora, LoraSwitch, add_differences, linear_layers, weight_differences
+from ..lora import Lora, LoraSwitch, add_differences, is_linear, linear_layers, weight_differences
+from ..lora_stack import LoraFile, put_into_weights, read_lora_file
+from ..lora_start import Parts, parts_by_name
+from ..offload import Offload
+from ..precision import check_in_full, on_device
 
+WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # files of diffusers and transformers
 Network = Any  # one of diffusers' classes: nn.Module declares none of their attributes
 
 
@@ -32,6 +38,11 @@ def _call_sd3(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tens
     ).sample
 
 
+def has_embedded_guidance(config: Any) -> bool:
+    """Whether a network of this diffusers config is told a guidance scale."""
+    return bool(config.get("guidance_embeds", False))
+
+
 def _call_flux(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
     """FLUX takes 2x2 patches as tokens, positions as ids and a time in [0, 1]."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
@@ -39,7 +50,7 @@ def _call_flux(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Ten
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x)
     guidance = cond.guidance
-    if network.config.guidance_embeds and guidance is None:
+    if has_embedded_guidance(network.config) and guidance is None:  # items stored before there was a setting
         guidance = x.new_ones(len(x))
     out = network(
         hidden_states=tokens,
@@ -85,6 +96,41 @@ def _unet_scales(network: Network) -> tuple[list[str], list[str]]:
     return _unet_decoder(network), _unet_down(network)[1:]
 
 
+def _unet_units(network: Network) -> list[str]:
+    """What checkpointing computes again one by one, in running order; a middle block begins with a residual part."""
+    names: list[str] = []
+    for name in [*_unet_down(network), *_unet_decoder(network)]:
+        block = network.get_submodule(name)
+        residual = [[f"{name}.resnets.{i}"] for i in range(len(block.resnets))]
+        attention = [
+            [f"{name}.attentions.{i}.transformer_blocks.{j}" for j in range(len(part.transformer_blocks))]
+            for i, part in enumerate(getattr(block, "attentions", None) or ())
+        ]
+        if len(residual) > len(attention) > 0:
+            names += residual.pop(0)
+        for one, several in zip_longest(residual, attention):
+            names += [*(one or ()), *(several or ())]
+    return names
+
+
+def _sd3_limits(config: Any) -> Limits:
+    side = config.pos_embed_max_size and config.pos_embed_max_size * config.patch_size
+    return Limits(
+        config.in_channels, config.joint_attention_dim, config.pooled_projection_dim, side, patch=config.patch_size
+    )
+
+
+def _flux_limits(config: Any) -> Limits:
+    return Limits(config.in_channels // 4, config.joint_attention_dim, config.pooled_projection_dim, patch=2)
+
+
+def _unet_limits(config: Any) -> Limits:
+    width, pooled = config.cross_attention_dim, None
+    if config.addition_embed_type == "text_time":  # SDXL: the pooled text and six numbers of sizes in one vector
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return Limits(config.in_channels, width if isinstance(width, int) else None, pooled)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How to work with one class of network.
@@ -93,6 +139,7 @@ class Architecture:
     lora_under: containers of the layers that get a LoRA.  patch_size: latent pixels a side of a token.
     default_process: where the model's folder has no scheduler.  lora_prefix: of LoRA keys, the pipeline's name for the
     network.  scales: read-outs and entries of a multi-scale discriminator, where the network has scales of its own.
+    limits: what a network with this config can take.  units: what is offloaded piece by piece, the taps unless given.
     """
 
     name: str
@@ -103,6 +150,8 @@ class Architecture:
     default_process: Callable[[], NoiseProcess]
     lora_prefix: str = "transformer"
     scales: Callable[[Network], tuple[list[str], list[str]]] | None = None
+    limits: Callable[[Any], Limits] = lambda config: Limits()
+    units: Callable[[Network], list[str]] | None = None
 
 
 ARCHITECTURES = {  # by diffusers' class of the network
@@ -113,6 +162,7 @@ ARCHITECTURES = {  # by diffusers' class of the network
         lora_under=("transformer_blocks",),
         patch_size=2,
         default_process=lambda: FlowProcess(timestep_multiplier=1000.0, shift_alpha=3.0),
+        limits=_sd3_limits,
     ),
     "FluxTransformer2DModel": Architecture(
         name="flux",
@@ -121,6 +171,7 @@ ARCHITECTURES = {  # by diffusers' class of the network
         lora_under=("transformer_blocks", "single_transformer_blocks"),
         patch_size=2,
         default_process=lambda: FlowProcess(timestep_multiplier=1.0, shift_alpha=1.0),
+        limits=_flux_limits,
     ),
     "UNet2DConditionModel": Architecture(
         name="unet",
@@ -131,6 +182,8 @@ ARCHITECTURES = {  # by diffusers' class of the network
         default_process=lambda: DiscreteProcess(cumulative_alphas(), "eps"),
         lora_prefix="unet",
         scales=_unet_scales,
+        limits=_unet_limits,
+        units=_unet_units,
     ),
 }
 
@@ -155,9 +208,27 @@ class DiffusersBackend:
         self.process = process or self.architecture.default_process()
         self.switch = LoraSwitch()
         self.original: Network | None = None  # of a trainable copy: the network it was made of
+        self.offloaded: Offload | None = None
+        self.base = ""  # the fingerprint from before LoRAs were put into the weights
+        self.below: list[LoraFile] = []  # these
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             network.enable_gradient_checkpointing(self.switch.checkpoint)
+
+    def offload(self, device: torch.device | str, tier: str, folder: str | Path | None = None, copies=False) -> Offload:
+        """Keep the blocks' frozen weights away from the device (`Offload`); the rest of the network moves there."""
+        assert self.offloaded is None, "its blocks are wrapped already"
+        units = (self.architecture.units or self.architecture.tap_names)(self.network)
+        blocks = [self.network.get_submodule(name) for name in units]
+        self.offloaded = Offload(self.network, blocks, device, tier, folder, copies)
+        for index, block in enumerate(blocks):
+            block.forward = self.offloaded.around(index, block.forward)
+        return self.offloaded
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the network has an input for a guidance scale (guidance-distilled: FLUX.1 dev)."""
+        return has_embedded_guidance(self.network.config)
 
     @property
     def tap_names(self) -> list[str]:
@@ -181,17 +252,21 @@ class DiffusersBackend:
         return hidden_states_of(args, kwargs)
 
     def trainable_copy(self, dtype: torch.dtype = torch.float32) -> DiffusersBackend:
-        """The same network once more, with weights to train; nothing that was hooked onto this one comes along."""
+        """The same network once more, with weights to train; nothing that was hooked onto this one comes along.
+
+        Raises ValueError for quantized weights.
+        """
+        check_in_full(self.network)
         with torch.random.fork_rng():
             network = type(self.network).from_config(self.network.config)
         network.load_state_dict(self.network.state_dict())
         example = next(self.network.parameters())
-        network.to(example.device)
+        on_device(network, example.device)
         if dtype != next(network.parameters()).dtype:
             network.to(dtype)
         copied = DiffusersBackend(network, self.process, self.gradient_checkpointing)
         copied.network.requires_grad_(True)
-        copied.original = self.network
+        copied.original, copied.base, copied.below = self.network, self.base, self.below
         return copied
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
@@ -210,14 +285,28 @@ class DiffusersBackend:
         """All linear layers of the blocks that a forward without extras runs."""
         return linear_layers(self.network, self.architecture.lora_under)
 
-    def description(self) -> dict[str, str]:
-        """What a LoRA's metadata says of its base: prediction, shift factor, family and fingerprint."""
+    def limits(self) -> Limits:
+        """What the network's config says that it can take."""
+        return self.architecture.limits(self.network.config)
+
+    def description(self) -> dict[str, Any]:
+        """What a LoRA's metadata says of its base: prediction, shift factor, family, fingerprint, LoRAs in it."""
         return {
             "prediction": getattr(self.process, "prediction", "flow"),
             "shift_alpha": str(getattr(self.process, "shift_alpha", 1.0)),
             "family": self.family_name,
-            "base": fingerprint(self.network),
+            "base": self.base or fingerprint(self.network),
+            "base_layout": "diffusers",
+            **({"below": [lora.below() for lora in self.below]} if self.below else {}),
         }
+
+    def put_below(self, path: str) -> None:
+        """Put a LoRA into the weights, which are then what a student is trained above. Raises ValueError for one that
+        does not fit."""
+        lora = read_lora_file(path, [name for name, layer in self.network.named_modules() if is_linear(layer)])
+        self.base = self.base or fingerprint(self.network)
+        put_into_weights(self.network, lora)
+        self.below.append(lora)
 
     def export(self, lora: Lora | None) -> dict[str, Tensor]:
         """A LoRA's tensors, under the names that diffusers and ComfyUI read.
@@ -235,9 +324,15 @@ class DiffusersBackend:
         """The LoRA of an `export` on this backbone. Raises ValueError when it does not fit."""
         prefix, end = f"{self.architecture.lora_prefix}.", ".lora_A.weight"
         targets = [key.removeprefix(prefix).removesuffix(end) for key in state if key.endswith(end)]
+        if not targets or any(value.ndim != 2 or not value.numel() for value in state.values()):
+            raise ValueError("this LoRA does not fit the model: it has no matrices A and B of a layer, or empty ones")
         lora = self.new_lora(next(iter(state.values())).shape[0], targets)
         lora.load_export(state, self.architecture.lora_prefix)
         return lora
+
+    def lora_parts(self, state: dict[str, Tensor]) -> tuple[Parts, list[str]]:
+        """A LoRA file by the layers of this network (`lora_start.parts_by_name`)."""
+        return parts_by_name(state, self.lora_targets())
 
     def add_differences(self, state: dict[str, Tensor]) -> None:
         """Make this network what a full fine-tuning made of it. Raises ValueError for differences of another model."""
@@ -249,11 +344,12 @@ class DiffusersBackend:
 
 
 def load_backend(
-    folder: str | Path, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False
+    folder: str | Path, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False, weights: bool = True
 ) -> DiffusersBackend:
     """A backend from a diffusers model folder on disk (``transformer`` or ``unet``, with ``scheduler`` beside it).
 
     The scheduler's config gives the prediction type, the alphas or the shift. Nothing is downloaded.
+    weights False: only the network's config is read, and its weights are on the meta device.
     Raises ValueError when there is no supported network in the folder.
     """
     import diffusers
@@ -263,13 +359,36 @@ def load_backend(
     network_folder = candidates[0] if candidates else root
     if not (network_folder / "config.json").exists():
         raise ValueError(f"no diffusers model in {root}: expected transformer/config.json or unet/config.json")
-    class_name = json.loads((network_folder / "config.json").read_text()).get("_class_name")
+    class_name = read_json(network_folder / "config.json", "download the model again").get("_class_name")
     if class_name not in ARCHITECTURES:
         raise ValueError(f"{network_folder} holds a {class_name}; known: {', '.join(ARCHITECTURES)}")
-    network = getattr(diffusers, class_name).from_pretrained(network_folder, torch_dtype=dtype, local_files_only=True)
+    variant = only_variant([network_folder]) if weights else None
+    options = {"torch_dtype": dtype, "local_files_only": True, "variant": variant}
+    with opening(network_folder, f"a {class_name}"):
+        kind = getattr(diffusers, class_name)
+        network = kind.from_pretrained(network_folder, **options) if weights else unloaded(kind, network_folder)
     scheduler = root / "scheduler" / "scheduler_config.json"
-    process = process_from_scheduler(json.loads(scheduler.read_text()), class_name) if scheduler.exists() else None
+    process = None
+    if scheduler.exists():
+        with opening(scheduler, "a scheduler's settings"):
+            process = process_from_scheduler(read_json(scheduler), class_name)
     return DiffusersBackend(network, process, gradient_checkpointing)
+
+
+def unloaded(kind: Any, folder: Path) -> Network:
+    """A model of diffusers as its config describes it, its weights on the meta device."""
+    with torch.device("meta"):
+        return kind.from_config(kind.load_config(folder, local_files_only=True))
+
+
+def only_variant(folders: Sequence[Path]) -> str | None:
+    """The variant ("fp16") in which one of the folders has its weights, where it has no plain ones; None for none."""
+    for folder in folders:
+        names = [path.name.split(".") for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+        variants = {parts[1].split("-")[0] for parts in names if len(parts) > 2 and parts[0] in WEIGHT_NAMES}
+        if variants and not any(parts[0].split("-")[0] in WEIGHT_NAMES and len(parts) == 2 for parts in names):
+            return "fp16" if "fp16" in variants else min(variants)
+    return None
 
 
 def process_from_scheduler(config: dict, class_name: str = "") -> NoiseProcess:

@@ -1,4 +1,4 @@
-"""A node pack for the tests' server: a CLIP of the host's own classes, small enough to need no file."""
+"""A node pack for the tests' server: a CLIP small enough to need no file, and conditionings of random numbers."""
 
 import json
 from functools import partial
@@ -36,4 +36,25 @@ class TinyClip:
         return (clip,)
 
 
-NODE_CLASS_MAPPINGS = {"TestTinyClip": TinyClip}
+class RandomConditioning:
+    """Prompts of random numbers in the shapes that a network takes."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        number = ("INT", {"default": 0, "max": 2**31})
+        return {"required": {name: number for name in ("width", "tokens", "pooled", "count", "seed")}}
+
+    def make(self, width: int, tokens: int, pooled: int, count: int, seed: int) -> tuple:
+        generator = torch.Generator().manual_seed(seed)
+        options = [
+            {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {} for _ in range(count)
+        ]
+        return ([[[torch.randn(1, tokens, width, generator=generator), option]] for option in options],)
+
+
+NODE_CLASS_MAPPINGS = {"TestTinyClip": TinyClip, "TestRandomConditioning": RandomConditioning}

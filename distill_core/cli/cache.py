@@ -1,0 +1,92 @@
+"""The command ``cache``: the teacher's latents, or own pictures, as a dataset for ``train``."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+from ..data import buckets
+from ..data.cache import CacheConfig, cache_latents
+from ..data.fits import check_sizes
+from ..data.manifest import OtherDataset
+from ..data.pictures import PictureConfig, survey
+from ..data.real import cache_pictures
+from ..data.shards import Progress
+from ..files import fingerprint
+from ..models.denoiser import Denoiser, Guided
+from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
+from ..settings import settings_of
+from ..training.config import Config, load_config
+
+KEYS = {
+    **{f"config.{s.name}": f"[cache] {s.name}" for s in settings_of(CacheConfig)},
+    **{f"pictures.{s.name}": f"[pictures] {s.name}" for s in settings_of(PictureConfig)},
+    "guidance": "[cache] guidance",
+    "embedded_guidance": "[cache] embedded_guidance",
+    "dtype": "[pictures] dtype",
+    "base": "[model] path",
+    "autoencoder": "the VAE of [model] path",
+    "content": "a picture or its caption",
+    "prompts": "[prompts] prompts or negative",
+    "negative": "[prompts] negative, or its text encoder,",
+}
+
+
+def run_cache(args: argparse.Namespace) -> None:
+    config = load_config(args.config)
+    source = open_source(config.model, config.cache.embedded_guidance)
+    try:
+        if args.images:
+            _from_pictures(args, config, source)
+        else:
+            _from_teacher(args, config, source)
+    except OtherDataset as error:
+        raise ValueError(error.said(KEYS, "choose another --out, or delete it to make it anew")) from None
+
+
+def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
+    check_sizes(config.cache.sizes, source.backend.limits())
+    prompts = read_prompts(config.prompts.prompts, source)
+    conds, uncond = source.encode(prompts, config.prompts.negative)
+    teacher = Guided(Denoiser(source.backend), uncond, config.cache.guidance)
+    text = "\n".join([*prompts, config.prompts.negative])
+    made_from: dict[str, Any] = {
+        "base": fingerprint(source.backend.network),
+        "prompts": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    if uncond.guidance is not None:
+        made_from["embedded_guidance"] = source.embedded_guidance
+    show(cache_latents(teacher, conds, source.channels, config.cache, args.out, made_from), "cache: teacher latents")
+
+
+def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
+    pictures, left_out = survey(args.images, config.pictures)
+    print(buckets.spell(buckets.report(pictures, left_out, config.pictures), config.train.batch_size))
+    _, uncond = source.encode([], config.prompts.negative)
+    made_from: dict[str, Any] = {"autoencoder": source.autoencoder_identity()}
+    if uncond.guidance is not None:
+        made_from["embedded_guidance"] = source.embedded_guidance
+    made = cache_pictures(
+        pictures,
+        left_out,
+        source.encode_images,
+        lambda items: source.encode([pictures[i].caption for i in items], config.prompts.negative)[0],
+        uncond,
+        args.out,
+        config.pictures,
+        made_from,
+        source.scale,
+    )
+    show(made, "cache: pictures")
+
+
+def show(made: Iterable[Progress], what: str) -> None:
+    """Make a dataset, with a progress bar."""
+    with tqdm(desc=what) as bar:
+        for done, total, _ in made:
+            bar.total = total
+            bar.update(done - bar.n)

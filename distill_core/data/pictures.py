@@ -1,0 +1,238 @@
+"""Own pictures from a folder: which files count, how each is read, and what it says of itself.
+
+Hidden files and folders are left out, and folders of datasets and runs. A linked folder is entered once, and a file
+counts once, however many links lead to it. What cannot be read is left out and named, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import first_line, printable
+from ..files import DTYPES, file_digest, read_text
+from ..settings import Checked, setting
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+NOT_READ = (".heic", ".heif", ".jxl", ".psd", ".svg", ".exr", ".dng", ".cr2", ".nef", ".arw")
+OURS = ("dataset.json", "log.jsonl")  # of a folder that holds a dataset or a run, whose pictures are its own
+BACKGROUNDS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
+TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
+SMALLEST = 16  # pixels of a side
+MOST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels of a picture; Pillow refuses more and warns of half as many
+
+
+@dataclass(frozen=True)
+class PictureConfig(Checked):
+    """How own pictures become latents."""
+
+    size: int = setting(
+        1024,
+        "Side of a square picture in pixels. Other shapes are scaled to about as many pixels; use the size that the "
+        "model was made for.",
+        low=SMALLEST,
+        high=8192,
+    )
+    step: int = setting(64, "Sides of the sizes are multiples of so many pixels, itself one of 16.", low=16, high=512)
+    ratio: float = setting(
+        2.0, "How much longer than the other a side may be; longer pictures are cropped to this.", low=1, high=8
+    )
+    caption: str = setting("", "Caption of pictures that have no text file beside them, or an empty one.")
+    background: str = setting(
+        "white", "What shows through transparent pictures: white, gray or black.", choices=BACKGROUNDS
+    )
+    batch_size: int = setting(1, "Pictures that are encoded at once.", low=1, high=4096)
+    dtype: str = setting("float32", 'Number format of the files: "float32", "float16" or "bfloat16".', choices=DTYPES)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step % 16:
+            raise ValueError(f"step must be a multiple of 16 (what a network takes as one patch), not {self.step}")
+        if self.size < self.step:
+            raise ValueError(f"size {self.size} is smaller than step {self.step}: lower step")
+
+
+class Picture(NamedTuple):
+    """A picture that can be read.
+
+    name: relative to the folder, with /.  size: (width, height) as it is meant to be seen.  digest: of the file.
+    """
+
+    path: Path
+    name: str
+    caption: str
+    size: tuple[int, int]
+    digest: str
+
+
+def find(folder: str | Path) -> dict[str, Path]:
+    """Name -> path of the files that look like pictures, in order. Raises ValueError for what is no folder."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder; give the folder that the pictures are in")
+    entered: set[str] = set()
+    found: dict[str, Path] = {}  # real path -> the first way to it
+
+    def enter(here: Path) -> None:
+        real = os.path.realpath(here)
+        if real in entered or (here != root and any((here / name).exists() for name in OURS)):
+            return
+        entered.add(real)
+        for entry in sorted(here.iterdir()):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                enter(entry)
+            elif entry.suffix.lower() in (*SUFFIXES, *NOT_READ):
+                found.setdefault(os.path.realpath(entry), entry)
+
+    enter(root)
+    return dict(sorted((printable(path.relative_to(root).as_posix()), path) for path in found.values()))
+
+
+def survey(folder: str | Path, config: PictureConfig) -> tuple[list[Picture], dict[str, str]]:
+    """All pictures of a folder, each read once, and the names of those that are left out with the reason.
+
+    Raises ValueError when none is left, or for a caption that is not UTF-8.
+    """
+    named = find(folder)
+
+    def look(item: tuple[str, Path]) -> Picture | str:
+        name, path = item
+        if path.suffix.lower() in NOT_READ:
+            return f"{path.suffix.lower()} is not read: save it as PNG or JPEG"
+        if path.exists() and not path.is_file():
+            return "not a file, but a device or a pipe"
+        try:
+            size = open_picture(path, config.background).size
+            digest = file_digest(path)
+        except Exception as error:  # whatever a decoder makes of a damaged file
+            return reason(error, path)
+        if min(size) < SMALLEST:
+            return f"{size[0]} x {size[1]} pixels: at least {SMALLEST} are needed"
+        return Picture(path, name, caption_of(path) or config.caption, size, digest)
+
+    with large_pictures(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        looked = dict(zip(named, pool.map(look, named.items()), strict=True))
+    left_out = {name: said for name, said in looked.items() if isinstance(said, str)}
+    pictures = [picture for picture in looked.values() if isinstance(picture, Picture)]
+    if not pictures:
+        why = f": {spell_left_out(left_out)}" if left_out else f" ({', '.join(SUFFIXES)})"
+        raise ValueError(f"{folder} holds no picture that can be read{why}")
+    return pictures, left_out
+
+
+@contextmanager
+def large_pictures() -> Iterator[None]:
+    """No warning of Pillow's for a picture with fewer pixels than `MOST`. Not thread-safe: begin it in one thread."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def reason(error: Exception, path: Path) -> str:
+    """Why a picture cannot be read, without its path."""
+    if isinstance(error, FileNotFoundError):
+        return "a link that leads nowhere"
+    if isinstance(error, PermissionError):
+        return "may not be read by this user"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MOST // 10**6} million pixels: save it smaller"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "empty" if path.stat().st_size == 0 else "not a picture, or damaged at its start"
+    return first_line(error)
+
+
+def spell_left_out(left_out: dict[str, str], most: int = 20) -> str:
+    told = [f"{name} ({why})" for name, why in list(left_out.items())[:most]]
+    return "; ".join(told) + (f"; and {len(left_out) - most} more" if len(left_out) > most else "")
+
+
+def caption_of(path: Path) -> str:
+    """The text file beside a picture, in one line; empty where there is none."""
+    beside = caption_file(path)
+    return " ".join(read_text(beside).split()) if beside.is_file() else ""
+
+
+def caption_file(path: Path) -> Path:
+    """NAME.txt beside NAME.png; NAME.TXT, as cameras and Windows write it, where only that is there."""
+    lower, upper = path.with_suffix(".txt"), path.with_suffix(".TXT")
+    return upper if upper.is_file() and not lower.exists() else lower
+
+
+def open_picture(path: Path, background: str) -> Image.Image:
+    """A picture in RGB as it is meant to be seen: turned as its EXIF says, transparent parts over the background.
+
+    16 bits are scaled to 8; of an animation it is the first picture. Raises what the decoder raises for a damaged file,
+    ValueError for pixels that are no 8 or 16 bit numbers.
+    """
+    with Image.open(path) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+    if image.mode == "F":
+        raise ValueError("has floating-point pixels: save it as PNG or JPEG")
+    if image.mode.startswith("I"):  # 16 bit grey; Pillow would clip it to white
+        values = numpy.asarray(image)
+        if values.max() > 65535 or values.min() < 0:
+            raise ValueError("has 32-bit pixels: save it as PNG or JPEG")
+        image = Image.fromarray((values / 257).round().astype(numpy.uint8))
+    if image.mode in TRANSPARENT or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, (*BACKGROUNDS[background], 255))
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
+    return image.convert("RGB")
+
+
+def bucket_sizes(config: PictureConfig) -> list[tuple[int, int]]:
+    """Sizes (width, height) in pixels: for each width the tallest that has at most ``size`` squared pixels."""
+    step, area, sizes = config.step, config.size**2, []
+    side = config.size - config.size % step
+    for width in range(step, int(config.size * config.ratio**0.5) + step, step):
+        for w, h in ((width, area // width), (area // width, width)):
+            w, h = w - w % step, h - h % step
+            if w and h and max(w, h) <= config.ratio * min(w, h):
+                sizes.append((w, h))
+    return sorted({*sizes, (side, side)})
+
+
+def bucket_of(size: tuple[int, int], sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The size whose shape is the nearest, and of those the largest."""
+    ratio = lambda s: numpy.log(s[0] / s[1])  # noqa: E731
+    return min(sizes, key=lambda s: (round(abs(ratio(s) - ratio(size)), 6), -s[0] * s[1]))
+
+
+def scale_of(size: tuple[int, int], bucket: tuple[int, int]) -> float:
+    """How much a picture is scaled to cover its bucket; above 1 it is made larger."""
+    return max(bucket[0] / size[0], bucket[1] / size[1])
+
+
+def cropped_share(size: tuple[int, int], bucket: tuple[int, int]) -> float:
+    """The share of a picture that does not fit into its bucket."""
+    return 1 - bucket[0] * bucket[1] / (size[0] * size[1] * scale_of(size, bucket) ** 2)
+
+
+def read_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
+    """[3, H, W] in [-1, 1]: the picture scaled to cover the bucket (width, height), its middle."""
+    with large_pictures():
+        image = ImageOps.fit(open_picture(picture.path, background), bucket, Image.Resampling.LANCZOS)
+    return torch.from_numpy(numpy.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def by_bucket(pictures: list[Picture], config: PictureConfig) -> dict[tuple[int, int], list[int]]:
+    """Bucket (width, height) -> numbers of its pictures, the wide ones last."""
+    sizes = bucket_sizes(config)
+    chosen: dict[tuple[int, int], list[int]] = {}
+    for number, picture in enumerate(pictures):
+        chosen.setdefault(bucket_of(picture.size, sizes), []).append(number)
+    return dict(sorted(chosen.items()))

@@ -1,0 +1,52 @@
+"""Pictures of the student while it trains, always of the same prompts and from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..diffusion.samplers import sample
+from ..diffusion.schedules import explicit_sigmas
+from ..models.denoiser import Cond, Guided
+from ..training.loop import Run
+from ..training.student import StudentConfig
+from . import live_plots
+
+MOST = 6  # pictures in a row
+
+
+class StudentPictures:
+    """Called while a run trains, it gives a row of pictures of the averaged student at its levels.
+
+    conds: of one row each; the first six are used.  decode: a list of latents [1, C, H, W] in model space -> images
+    [N, H, W, 3] in [0, 1].
+    """
+
+    def __init__(
+        self, run: Run, student: StudentConfig, conds: Sequence[Cond], decode: Callable[[Sequence[Tensor]], Tensor]
+    ) -> None:
+        self.run, self.decode = run, decode
+        self.conds = [cond.to(run.device) for cond in conds[:MOST]]
+        self.sampler: dict[str, Any] = {"sampler": student.sampler, **student.sampler_options}
+        self.uncond, self.cfg = run.dataset.uncond().to(run.device), student.cfg
+
+    @torch.no_grad()
+    def __call__(self) -> Image.Image:
+        run, student = self.run, Guided(self.run.method.student, self.uncond, self.cfg)
+        shape, sigmas = run.dataset.shapes[0], explicit_sigmas(run.method.levels)
+        with run.ema_weights():
+            latents = [
+                sample(student, student.process, sigmas, cond, shape, seed=0, items=[item], **self.sampler)
+                for item, cond in enumerate(self.conds)
+            ]
+        return live_plots.grid([(f"student, {len(sigmas) - 1} steps", self.decode(latents))])
+
+
+def of_dataset(run: Run) -> list[Cond]:
+    """Conditionings of the first batch that a run learns from: prompts that need no text encoder."""
+    batch = run.dataset.batch(0, run.config.batch_size, run.config.seed)
+    return [batch.cond[[row]] for row in range(min(MOST, len(batch.latents)))]

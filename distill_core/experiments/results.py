@@ -1,0 +1,60 @@
+"""Results of `compare` on disk: a JSON file with the figures and their intervals, and beside it a safetensors file with
+the figures of every resample, from which the interval of any difference follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation.intervals import Figure
+from ..evaluation.metrics import Figures
+from ..files import load_tensors, save_json, save_tensors
+
+Scores = dict[str, Figures]  # by number of steps
+
+
+def result_path(folder: Path, name: str, seed: int | None = None) -> Path:
+    """seed: None for the teacher, whom no seed changes."""
+    ending = "" if seed is None else f"-{seed}"
+    return folder / f"{name.replace(' ', '_').replace(',', '')}{ending}.json"
+
+
+def save_result(path: Path, scores: Scores, **more: Any) -> None:
+    """Write both files; ``more`` goes into the JSON."""
+    replicates = {f"{steps}/{name}": f.replicates for steps, of in scores.items() for name, f in of.items()}
+    save_tensors(path.with_suffix(".safetensors"), replicates)
+    plain = {steps: {name: figure.plain() for name, figure in of.items()} for steps, of in scores.items()}
+    save_json(path, {**more, "scores": plain})
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result with its scores as figures. One of an older version has values only; their intervals are not known."""
+    result = json.loads(path.read_text())
+    replicates: dict[str, torch.Tensor] = {}
+    if path.with_suffix(".safetensors").exists() and "images" in result:
+        replicates, _ = load_tensors(path.with_suffix(".safetensors"))
+    result["scores"] = {
+        steps: {
+            name: Figure(
+                value["value"] if isinstance(value, dict) else value, replicates.get(f"{steps}/{name}", torch.zeros(0))
+            )
+            for name, value in of.items()
+        }
+        for steps, of in result["scores"].items()
+    }
+    return result
+
+
+def check_images(paths: list[Path], images: int) -> None:
+    """Raises ValueError when one of the results that exist was not scored on so many images: they could not be
+    compared (`evaluation.frechet`)."""
+    for path in paths:
+        found = json.loads(path.read_text()).get("images", "another number of") if path.exists() else images
+        if found != images:
+            raise ValueError(
+                f"{path} was scored on {found} images, not {images}, so it cannot be compared with new results; "
+                f"choose another --out{'' if isinstance(found, str) else f', or --images {found}'}"
+            )

@@ -1,0 +1,301 @@
+"""Will it fit: the memory of a training step, from the very step on tensors without data (`ledger`).
+
+A plan costs seconds of one CPU core and no memory to speak of, whatever the model's size. It counts every tensor of a
+step after the first, when the optimizers have their state. What it cannot count (the CUDA context, workspaces of
+kernels, gaps in the allocator) is `CONTEXT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..data.dataset import Batch, LatentDataset
+from ..methods.base import Distance
+from ..methods.components import Components
+from ..methods.players import Player
+from ..models.denoiser import Cond
+from ..models.offload import FILE, NONE, RAM
+from ..models.precision import halves_to_bfloat16
+from .ledger import CardAutocast, Ledger
+from .loop import Run, rounding, training_step
+from .loop_config import TrainConfig
+from .optimizers import ADAMW, in_float32
+from .run import RunConfig, assemble
+
+GIB = 2**30
+CONTEXT = int(1.2 * GIB)
+# Bytes of state for each weight, of the optimizers whose packages cannot step without data.
+STATE_BYTES = {"adamw8bit": 2.0, "adafactor": 0.1, "prodigy": 16.0, "schedulefree": 8.0}
+LASTING = ("model", "student", "average", "optimizer", "discriminator")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What stands for the dataset: the sizes of a batch's tensors.
+
+    latent: [C, H, W].  cond: one row of conditioning, whose values do not matter.  states: how many states of the
+    teacher's path an item keeps.  guidance: of the teacher.
+    """
+
+    latent: tuple[int, int, int]
+    cond: Cond
+    state_sigmas: tuple[float, ...] = ()
+    guidance: float = 1.0
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [self.latent]
+
+    def manifest(self) -> dict[str, Any]:
+        return {"guidance": self.guidance}
+
+    def uncond(self) -> Cond:
+        return self.cond
+
+    def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
+        """A batch of that size, of noise."""
+        count = len(range(size)[rows])
+        cond = self.cond.map(lambda value: value.expand(count, *value.shape[1:]).clone())
+        states = torch.randn(count, len(self.state_sigmas), *self.latent) if self.state_sigmas else None
+        return Batch(torch.randn(count, *self.latent), cond, states, self.state_sigmas)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory of a step, in bytes.
+
+    peak: the most at once.  parts: what was alive then, by what it is for (a phase where it is of that phase alone).
+    phases: the most in each phase.  steady: what stays between two steps.  card: whether it is that of a GPU.
+    away: of the frozen weights, what is in the blocks, and can be offloaded.  block: the largest of them.
+    forwards: of the whole frozen network in a step, those of gradient checkpointing among them; with_gradient: of
+    these, such as keep a graph.  moved: what comes to the device in a step if the blocks are offloaded.
+    """
+
+    peak: int
+    parts: dict[str, int]
+    phases: dict[str, int]
+    steady: int
+    card: bool
+    away: int = 0
+    block: int = 0
+    forwards: float = 0.0
+    with_gradient: float = 0.0
+    moved: int = 0
+
+    @property
+    def needed(self) -> int:
+        """Free memory that a run needs."""
+        return self.peak + (CONTEXT if self.card else 0)
+
+    def said(self) -> str:
+        """The plan as lines of text."""
+        total = f"a step needs {spell(self.needed)}"
+        if self.card:
+            total += f": {spell(self.peak)} for tensors, about {spell(CONTEXT)} for CUDA itself"
+        lines = [f"{total}; {spell(self.steady)} stay between steps", "at the peak:"]
+        for what, size in sorted(self.parts.items(), key=lambda part: -part[1]):
+            if size >= 0.005 * self.peak:
+                lines.append(f"  {spell(size):>9}  {WORDS.get(what, what)}")
+        lines += ["the most in each phase:"]
+        lines += [f"  {spell(size):>9}  {phase}" for phase, size in self.phases.items()]
+        if self.forwards:
+            lines += [f"the frozen network runs {self.forwards:.1f} times a step"]
+        return "\n".join(lines)
+
+
+WORDS = {
+    "model": "the model's weights",
+    "student": "the student's weights",
+    "average": "their moving average",
+    "optimizer": "the optimizers' state",
+    "gradients": "gradients of the weights",
+    "discriminator": "the discriminator's weights",
+}
+
+
+def spell(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 2 else f"{size / 2**20:.0f} MiB"
+
+
+class StandIn(torch.optim.Optimizer):
+    """An optimizer that only has its state: so many bytes for each weight."""
+
+    def __init__(self, groups: list[dict], each: float) -> None:
+        super().__init__(groups, {"lr": 0.0})
+        self.each = each
+
+    def step(self, closure=None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter not in self.state:
+                    size = max(1, int(parameter.numel() * self.each))
+                    self.state[parameter]["state"] = torch.zeros(size, dtype=torch.uint8)
+
+
+def plan_step(
+    config: RunConfig,
+    make: Callable[[FakeTensorMode], Components],
+    shapes: Shapes | LatentDataset,
+    card: bool = True,
+    distance: Callable[[FakeTensorMode], Distance | None] = lambda mode: None,
+) -> Plan:
+    """The memory of one step of the run that ``config`` describes.
+
+    make: the components, with networks whose weights have no data (`ledger.without_data`).  card: as on a GPU
+    (bfloat16 where precision is "auto"), else as on this CPU.  distance: that of the pairs and consistency terms.
+    """
+    train = config.train
+    precision = "bfloat16" if card and train.precision == "auto" else train.precision
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    ledger = Ledger(mode)
+    components = make(mode)
+    backend = components.backend
+    usual = replace(train, optimizer=ADAMW, discriminator_optimizer=ADAMW, precision=precision)
+    lora = replace(config.student.lora, start_from="", adapter="")
+    config = replace(config, train=usual, student=replace(config.student, lora=lora))
+    with ExitStack() as stack:
+        if card:
+            stack.enter_context(CardAutocast())
+            backend.switch.around_recompute = CardAutocast
+        if precision == "bfloat16":
+            halves_to_bfloat16(backend.network)
+        # The blocks are watched in any case, for what an offload would move.
+        offload = backend.offload("cpu", RAM, copies=card and train.offload != NONE)
+        if train.offload == FILE or offload.copies:
+            ledger.leave_out(offload.weights())
+        stack.enter_context(ledger)
+        run = assemble(config, components, shapes, distance=distance(mode))  # type: ignore[arg-type]  # what a step asks of a dataset
+        _own_optimizers(run, train, card)
+        if card and train.ema_in_ram:
+            ledger.leave_out(run.ema.values())
+        if card and train.offload_activations:
+            backend.switch.keep_inputs = partial(_kept, ledger)
+        counted_step(ledger, run)
+    steady, blocks = sum(ledger.now[what] for what in LASTING), len(offload.homes)
+    return Plan(
+        ledger.peak,
+        {k: v for k, v in ledger.at_peak.items() if v},
+        _in_order(ledger.by_phase),
+        steady,
+        card,
+        offload.size,
+        offload.largest,
+        offload.runs / blocks,
+        offload.with_gradient / blocks,
+        offload.moved,
+    )
+
+
+def _kept(ledger: Ledger, value: Tensor) -> Tensor:
+    """An input of a block in host memory, which is not counted."""
+    kept = value.clone()
+    ledger.leave_out([kept])
+    return kept
+
+
+def counted_step(ledger: Ledger, run: Run) -> None:
+    """One training step as it is after the first, inside the ledger; its peak is then the step's."""
+    _label(ledger, run)
+    with _phases(ledger, run):
+        _give_state(run)
+        _label(ledger, run)
+        ledger.forget_peak()
+        if (offload := run.method.teacher.backend.offloaded) is not None:
+            offload.runs = offload.with_gradient = offload.moved = 0
+        training_step(run)
+    _label(ledger, run)  # a LoRA in bfloat16 has other tensors now
+
+
+def _in_order(phases: Mapping[str, int]) -> dict[str, int]:
+    return {phase: size for phase, size in phases.items() if phase != "setup"}
+
+
+def _own_optimizers(run: Run, train: TrainConfig, card: bool) -> None:
+    for player in run.players:
+        name = train.optimizer_of(player is run.players[0])
+        optimizer = run.optimizers[player.name]
+        if name in STATE_BYTES:
+            run.optimizers[player.name] = StandIn(player.groups(), STATE_BYTES[name])
+        elif card:
+            for group in optimizer.param_groups:
+                group["foreach"] = True  # torch's choice on a GPU, with a temporary copy of all weights
+
+
+def _give_state(run: Run) -> None:
+    """The optimizers' state, as after a first step."""
+    for player in run.players:
+        for parameter in player.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        with in_float32(player.parameters.values(), rounding(run)):
+            run.optimizers[player.name].step()
+        run.optimizers[player.name].zero_grad(set_to_none=True)
+
+
+def _label(ledger: Ledger, run: Run) -> None:
+    backends = [view.backend for view in (run.method.teacher, run.method.student)]
+    networks = [backend.network for backend in backends]
+    ledger.assign([t for network in networks for t in (*network.parameters(), *network.buffers())], "model")
+    for player in run.players[1:]:
+        ledger.assign([*player.parameters.values(), *player.buffers.values()], "discriminator")
+    ledger.assign(run.student_parameters.values(), "student")
+    ledger.assign(run.ema.values(), "average")
+    for optimizer in run.optimizers.values():
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        ledger.assign([value for value in states if isinstance(value, Tensor)], "optimizer")
+
+
+@contextmanager
+def _phases(ledger: Ledger, run: Run) -> Iterator[None]:
+    """The ledger's phases follow the loop."""
+    method, handles = run.method, []
+    start = method.start
+
+    def started(*args):
+        with ledger.during("the student's forward"):
+            return start(*args)
+
+    method.start = started  # type: ignore[method-assign]
+    for index, player in enumerate(run.players):
+        run.players[index] = replace(player, loss=_phased(ledger, player))
+        optimizer = run.optimizers[player.name]
+        optimizer.step = _in_phase(ledger, f"the {player.name}'s update", optimizer.step)  # type: ignore[method-assign]
+        for parameter in player.parameters.values():
+            if parameter.requires_grad:
+                handles.append(parameter.register_post_accumulate_grad_hook(partial(_note_gradient, ledger)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note_gradient(ledger: Ledger, parameter: Tensor) -> None:
+    if parameter.grad is not None:
+        ledger.assign([parameter.grad], "gradients")
+
+
+def _phased(ledger: Ledger, player: Player) -> Callable:
+    def loss(step):
+        with ledger.during(f"the {player.name}'s loss"):
+            result = player.loss(step)
+        ledger.phase = f"the {player.name}'s backward"
+        return result
+
+    return loss
+
+
+def _in_phase(ledger: Ledger, phase: str, function: Callable) -> Callable:
+    def call(*args, **kwargs):
+        with ledger.during(phase):
+            return function(*args, **kwargs)
+
+    return call

@@ -1,0 +1,139 @@
+"""Own pictures of a folder as a dataset, encoded with a VAE and a CLIP of the host; the same as the command's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from ...distill_core.data import buckets
+from ...distill_core.data.manifest import OtherDataset
+from ...distill_core.data.pictures import Picture, PictureConfig, caption_file, find, survey
+from ...distill_core.data.real import cache_pictures
+from ...distill_core.files import weights_digest
+from ...distill_core.models.denoiser import cat_conds
+from ...distill_core.models.mini import ASSETS
+from .datasets import CURE, WIDGETS, training_conditionings
+from .folders import dataset_folder
+from .parts import autoencoder_of
+
+EXAMPLES = "example pictures (shipped)"
+EXAMPLE_FOLDER = ASSETS.parent / "pictures"  # of the mini model's classes, inverted, in three shapes
+
+
+def picture_folders() -> list[str]:
+    """What the node offers: the shipped examples, and the folders in the host's input folder."""
+    return [EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
+
+
+def folder_of(name: str) -> Path:
+    """The folder of an offered name. Raises ValueError for one that is not in the input folder."""
+    if name == EXAMPLES:
+        return EXAMPLE_FOLDER
+    root = Path(folder_paths.get_input_directory())
+    path = Path(os.path.normpath(root / name))
+    if root not in path.parents or not path.is_dir():
+        raise ValueError(f"there is no folder {name!r} in {root}: put your pictures into a folder there")
+    return path
+
+
+def state_of(name: str) -> tuple:
+    """What changes when a picture or a caption does: names, dates and sizes."""
+    try:
+        found = find(folder_of(name)).items()
+    except ValueError:
+        return ()
+    seen = []
+    for file, path in found:
+        for each in (path, caption_file(path)):
+            stat = each.stat() if each.exists() else None
+            seen.append((file, stat and (stat.st_mtime_ns, stat.st_size)))
+    return tuple(seen)
+
+
+def make_picture_dataset(
+    model,
+    vae,
+    folder: str,
+    dataset_name: str,
+    config: PictureConfig,
+    say: Callable[[str], None],
+    *,
+    clip=None,
+    positive: list | None = None,
+    negative: list | None = None,
+) -> Path:
+    """Encode the pictures of a folder and their captions; returns the dataset's folder.
+
+    positive: one CONDITIONING for all, instead of a clip that encodes the captions.  negative: the empty one; without
+    it the clip's of an empty text, or zeros.  say: shows the report of the sizes. Raises ValueError for pictures,
+    settings or parts that cannot become a dataset.
+    """
+    layout, out = model.get_model_object("latent_format"), dataset_folder(dataset_name)
+    scale = layout.spacial_downscale_ratio
+    if (clip is None) == (positive is None):
+        raise ValueError("connect clip, which encodes the captions, or positive, one conditioning for all: one of them")
+    if config.step % (2 * scale):
+        raise ValueError(f"step {config.step} must be a multiple of {2 * scale} for this model")
+    pictures, left_out = survey(folder_of(folder), config)
+    say(buckets.spell(buckets.report(pictures, left_out, config)))
+    if clip is not None and negative is None:
+        negative = encoded(clip, "")
+    conds, uncond, description = training_conditionings(model, captions_of(pictures, clip, positive), negative)
+    made_from = {"family": description["family"], "autoencoder": weights_digest(autoencoder_of(vae).state_dict())}
+    bar = comfy.utils.ProgressBar(len(pictures))
+    made = cache_pictures(
+        pictures,
+        left_out,
+        lambda images: latents_of(vae, model, images),
+        lambda items: cat_conds([conds[i] for i in items]),
+        uncond,
+        out,
+        config,
+        made_from | ({} if positive is None else {"caption": "positive"}),
+        scale,
+        [cond.context.shape[1] for cond in conds],
+    )
+    try:
+        for done, total, _ in made:
+            bar.update_absolute(done, total)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+    except OtherDataset as error:
+        words = WIDGETS | {f"pictures.{name}": name for name in ("size", "step", "ratio", "background")}
+        raise ValueError(error.said(words | {"autoencoder": "vae"}, CURE)) from None
+    return out
+
+
+def captions_of(pictures: list[Picture], clip, positive: list | None) -> list[list]:
+    """A CONDITIONING for each picture; equal captions are encoded once."""
+    if positive is not None:
+        return [positive] * len(pictures)
+    by_text = {text: encoded(clip, text) for text in dict.fromkeys(picture.caption for picture in pictures)}
+    return [by_text[picture.caption] for picture in pictures]
+
+
+def encoded(clip, text: str) -> list:
+    """As CLIP Text Encode does."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+@torch.no_grad()
+def latents_of(vae, model, images: Tensor) -> Tensor:
+    """[B, 3, H, W] in [-1, 1] -> latents of the model [B, C, H, W].
+
+    They are encoded one by one, for a video VAE takes a batch as frames. Raises ValueError for a VAE of another model.
+    """
+    raw = torch.cat([vae.encode((image.movedim(0, -1)[None] + 1) / 2) for image in images]).float()
+    wanted = model.get_model_object("latent_format").latent_channels
+    if raw.shape[1] != wanted:
+        raise ValueError(
+            f"the VAE makes latents of {raw.shape[1]} channels, but this model's have {wanted}: connect the model's own"
+        )
+    latents = model.model.process_latent_in(raw)
+    return latents[:, :, 0] if latents.ndim == 5 else latents

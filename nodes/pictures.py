@@ -1,0 +1,74 @@
+"""Picture Folder: own pictures as a dataset, with the report of their sizes on the node."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..distill_core.data.pictures import PictureConfig
+from .common import first_of_each, setting_input
+from .datasets import DatasetNode, name_input
+from .fingerprints import Left
+from .host.pictures import make_picture_dataset, picture_folders, state_of
+from .host.text import show_text
+
+PICTURES = Left(state_of)
+OWN = ("size", "step", "ratio", "background", "caption", "dtype")  # widgets that are settings of the core
+
+
+class PictureFolder(DatasetNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls.schema(
+            "PictureFolder",
+            "Picture Folder",
+            "Makes a dataset of your own pictures: captions from text files beside them, sizes in buckets, EXIF and "
+            "transparency minded. Shows what was cropped, scaled up or left out.",
+            aliases=["own images", "load images from folder", "image dataset", "captions", "buckets", "train lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to be trained; it defines how latents are scaled."),
+                io.Vae.Input("vae", tooltip="The model's own VAE, which encodes the pictures."),
+                io.Combo.Input(
+                    "folder",
+                    options=picture_folders(),
+                    tooltip="A folder inside ComfyUI's input folder, with all folders in it.",
+                ),
+                name_input("my_pictures"),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Encodes the captions, from the .txt beside each picture."
+                ),
+                io.Conditioning.Input(
+                    "positive", optional=True, tooltip="One conditioning for all pictures, instead of clip."
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="The empty prompt. Not connected: an empty text by clip, or zeros.",
+                ),
+                setting_input(io.Int, PictureConfig, "size", default=1024, step=16),
+                setting_input(io.String, PictureConfig, "caption", default="", advanced=True),
+                setting_input(io.Int, PictureConfig, "step", default=64, step=16, advanced=True),
+                setting_input(io.Float, PictureConfig, "ratio", default=2.0, step=0.1, advanced=True),
+                setting_input(io.Combo, PictureConfig, "background", default="white", advanced=True),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, **inputs) -> str:
+        """Changes with the dataset on disk, and with the pictures and captions."""
+        return f"{super().fingerprint_inputs(**inputs)} {PICTURES.fingerprint(folder[0])}"
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        given = first_of_each(inputs)
+        own = {name: given.pop(name) for name in OWN if name in given}
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            show_text(cls, text)
+
+        folder = make_picture_dataset(config=PictureConfig(**{"dtype": "bfloat16", **own}), say=say, **given)
+        return cls.made(given["dataset_name"], folder, "\n".join(said))
+
+
+NODES = [PictureFolder]

@@ -1,0 +1,52 @@
+"""Runs inside the host's Python: networks whose blocks wait in host memory or in a file.  probe_offload.py FOLDER"""
+
+from host_tools import folder, latents, load, write
+
+# isort: split
+import tiny_models
+import torch
+from pack.distill_core.methods.components import Components, DiscriminatorConfig
+from pack.distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from pack.distill_core.methods.ladd import LADDConfig
+from pack.distill_core.training.loop import training_step
+from pack.distill_core.training.loop_config import TrainConfig
+from pack.distill_core.training.plan import Shapes
+from pack.distill_core.training.run import RunConfig, StudentConfig, assemble
+from pack.nodes.host.backend import training_backend
+
+LADD, OF_ITS_OWN = LADDConfig(warmup_steps=0), Diffusion2GANConfig({"adversarial": 1.0}, critic="copy")
+METHODS = {"sd15": LADD, "sdxl": OF_ITS_OWN, "flux": LADD, "wan": LADD}
+
+
+def student(family: str, offload: str, copies: bool = False) -> tuple[list[torch.Tensor], bool]:
+    """A trained student after two steps, and whether every weight is back where it waits."""
+    torch.manual_seed(0)  # of the batches, which `Shapes` draws
+    train = TrainConfig(batch_size=2, offload=offload)
+    with training_backend(load(family), True, train, folder) as backend:
+        if copies:
+            backend.offload("cpu", "ram", copies=True)
+        cond, heads = backend.cond(tiny_models.conditioning(family, 1)), DiscriminatorConfig(width=8, blocks=1)
+        config = RunConfig(METHODS[family], train, StudentConfig(4), {"base": "", "dataset": ""}, heads)
+        run = assemble(config, Components(backend), Shapes(tuple(latents(family).shape[1:]), cond, (), 1.0))
+        for step in range(2):
+            run.step = step
+            training_step(run)
+        homes = [home for block in backend.offloaded.homes for home in block] if backend.offloaded else []
+        back = all(module._parameters[name] is weight for module, name, weight in homes)
+        return [value.detach().clone() for value in run.student_parameters.values()], back and bool(homes)
+
+
+def same_student() -> dict:
+    """Family and place -> whether it is the student of a run without offload, and whether all is back."""
+    found = {}
+    places = {"ram": ("ram", False), "file": ("file", False), "ram to a device": ("none", True)}
+    for family in METHODS:
+        plain, _ = student(family, "none")
+        for place, (offload, copies) in places.items():
+            away, back = student(family, offload, copies)
+            same = all(torch.equal(a, b) for a, b in zip(plain, away, strict=True))
+            found[f"{family} {place}"] = [same, back]
+    return found
+
+
+write("offload", [same_student])

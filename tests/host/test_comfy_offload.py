@@ -1,0 +1,15 @@
+"""Networks of the host whose blocks wait in host memory or in a file (probe_offload.py)."""
+
+from __future__ import annotations
+
+import json
+
+from server import run_probe
+
+
+def test_the_student_is_the_same_to_the_last_bit(tmp_path):
+    """Two steps of LADD on SD 1.5, FLUX and Wan, and of Diffusion2GAN with a critic of its own on SDXL."""
+    run_probe("probe_offload.py", tmp_path)
+    found = json.loads((tmp_path / "offload.json").read_text())["same_student"]
+    assert len(found) == 12 and {name: sides for name, sides in found.items() if sides != [True, True]} == {}
+    assert not list(tmp_path.glob("offloaded_*"))
