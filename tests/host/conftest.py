@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A ComfyUI server with this repository as a custom node pack, stopped at the end."""
     server = Host(tmp_path_factory.mktemp("comfyui"))
     try:
@@ -35,3 +36,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def host(server: Host) -> Host:
+    """The server as new for each file of tests: no run or dataset of another file, and nothing in its cache."""
+    server.forget()
+    output = server.base_dir / "output"
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir()
+    return server

@@ -201,13 +201,14 @@ def variety() -> dict:
         for aid in AIDS:
             varied = SeedVariety.execute(plain, 1.0, aid).result[0]
             here = ours(family, varied, positive, None, batch, 1.0)
+            there = cores(family, varied, positive, positive, batch, 1.0)
             without = ours(family, plain, positive, None, batch, 1.0)
             part = torch.tensor(SIGMAS.get(family, [1.0, 0.9, 0.75, 0.5, 0.0])[2:])
             halves = [ours(family, m, positive, None, batch, 1.0, sigmas=part) for m in (plain, varied)]
             result[f"{family} {aid}"] = {
                 "effect": ((here - without).abs().amax((1, 2, 3)) / without.abs().max()).tolist(),
                 "alone": (here[2:] - ours(family, varied, positive, None, single, 1.0)).abs().max().item(),
-                "from core": (here - cores(family, varied, positive, positive, batch, 1.0)).abs().max().item(),
+                "from core": ((here - there).abs().max() / there.abs().max()).item(),
                 "from a lower level": (halves[0] - halves[1]).abs().max().item(),
                 "off": SeedVariety.execute(plain, 0.0, aid).result[0] is plain,
             }
