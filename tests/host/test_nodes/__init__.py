@@ -1,5 +1,6 @@
-"""A node pack for the tests' server: a CLIP small enough to need no file, and conditionings of random numbers."""
+"""A node pack for the tests' server: a CLIP small enough to need no file, and texts of random numbers."""
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -57,4 +58,40 @@ class RandomConditioning:
         return ([[[torch.randn(1, tokens, width, generator=generator), option]] for option in options],)
 
 
-NODE_CLASS_MAPPINGS = {"TestTinyClip": TinyClip, "TestRandomConditioning": RandomConditioning}
+class RandomText:
+    """What stands for a text encoder: each text is random numbers of its own, in the shapes that a network takes."""
+
+    def __init__(self, width: int, tokens: int, pooled: int) -> None:
+        self.width, self.tokens, self.pooled = width, tokens, pooled
+
+    def tokenize(self, text: str, **options) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str, **options) -> list:
+        seed = int.from_bytes(hashlib.sha256(tokens.encode()).digest()[:4])
+        generator = torch.Generator().manual_seed(seed)
+        context = torch.randn(1, self.tokens, self.width, generator=generator)
+        return [[context, {"pooled_output": torch.randn(1, self.pooled, generator=generator)} if self.pooled else {}]]
+
+
+class RandomClip:
+    """A CLIP of a given width without a file, for models at full size."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        number = ("INT", {"default": 0, "max": 2**31})
+        return {"required": {name: number for name in ("width", "tokens", "pooled")}}
+
+    def make(self, width: int, tokens: int, pooled: int) -> tuple:
+        return (RandomText(width, tokens, pooled),)
+
+
+NODE_CLASS_MAPPINGS = {
+    "TestTinyClip": TinyClip,
+    "TestRandomConditioning": RandomConditioning,
+    "TestRandomClip": RandomClip,
+}
