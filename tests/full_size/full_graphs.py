@@ -113,6 +113,16 @@ def small(row: Row) -> dict:
     return graph | {"clip": clip}
 
 
+def quick(row: Row, batch: int) -> Row:
+    """A row in less time: smaller batches, and no picture."""
+    kept = {
+        key: row.workflow[key] for key in ("checkpoint", "prompts", "positive", "negative", "dataset", "train", "lora")
+    }
+    without = {name: value for name, value in kept["train"]["inputs"].items() if not name.startswith("preview_")}
+    kept["train"] = kept["train"] | {"inputs": without | {"batch_size": batch}}
+    return row._replace(workflow=kept | {"latent": row.workflow["latent"]})
+
+
 def without_preflight(graph: dict) -> dict:
     """The same with the one widget off that lets a run pass whose preflight has refused it."""
     settings = graph.get("settings", node("TurboDistillTrainingSettings"))

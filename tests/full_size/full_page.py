@@ -19,7 +19,7 @@ COLUMNS = (
     "left over",
     "MB",
 )
-EFFECTS = ("model", "LoRA's change", "merged, error", "64 times the change", "merged, error of it")
+EFFECTS = ("model", "compared in", "LoRA's change", "error", "made stronger: change", "error of it")
 
 
 def update_page(rows: dict[str, dict]) -> None:
@@ -61,7 +61,7 @@ def figures(row: dict) -> list:
 
 def effects(row: dict) -> list:
     shares = (row[key] for key in ("change", "error", "strong change", "strong error"))
-    return [row["model"], *(f"{share:.2%}" for share in shares)]
+    return [row["model"], row["compared in"], *(f"{share:.2g}" for share in shares)]
 
 
 def words(row: dict) -> list:

@@ -13,14 +13,15 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Watch(threading.Thread):
     """Looks at a process of Linux until `stop`. log: a run's log, which has one line more after each of its steps.
 
-    peak: most bytes of anonymous memory seen (RssAnon: not what is mapped from files).
+    peaks: most bytes of anonymous memory seen while so many steps were done (RssAnon: not what is mapped from files).
     at_step: CPU seconds of the process when a step had just been seen to be done.
     """
 
     def __init__(self, pid: int, log: Path) -> None:
         super().__init__(daemon=True)
         self.process, self.log = Path(f"/proc/{pid}"), log
-        self.peak, self.at_step = 0, {}
+        self.peaks: dict[int, int] = {}
+        self.at_step: dict[int, float] = {}
         self.stopped = threading.Event()
 
     def run(self) -> None:
@@ -33,9 +34,13 @@ class Watch(threading.Thread):
     def look(self) -> None:
         lines = (self.process / "status").read_text().splitlines()
         anonymous = next(line for line in lines if line.startswith("RssAnon:"))
-        self.peak = max(self.peak, 1024 * int(anonymous.split()[1]))
         steps = len(self.log.read_text("utf-8", "replace").splitlines()) if self.log.exists() else 0
+        self.peaks[steps] = max(self.peaks.get(steps, 0), 1024 * int(anonymous.split()[1]))
         self.at_step.setdefault(steps, self.cpu_seconds())
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values(), default=0)
 
     def cpu_seconds(self) -> float:
         """Of all its threads since it began."""

@@ -38,9 +38,12 @@ ANSI_COLOUR = re.compile(r"\x1b\[\d+m")
 class Host:
     """A running ComfyUI server and the few calls that tests make to it."""
 
-    def __init__(self, base_dir: Path, *packs: Path) -> None:
-        """Lay out a fresh base directory, with other node packs if asked; start() starts the server."""
-        self.base_dir = base_dir
+    def __init__(self, base_dir: Path, *packs: Path, flags: str = "") -> None:
+        """Lay out a fresh base directory, with other node packs if asked; start() starts the server.
+
+        flags: more of the command line's, beside `FLAGS`.
+        """
+        self.base_dir, self.flags = base_dir, [*FLAGS.split(), *flags.split()]
         self.process: subprocess.Popen[bytes] | None = None
         self.log_file = base_dir / "server.log"
         self.port = free_port()
@@ -56,7 +59,7 @@ class Host:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [PYTHON, HERE / "launch.py", *FLAGS.split(), "--listen", "127.0.0.1"]
+        command = [PYTHON, HERE / "launch.py", *self.flags, "--listen", "127.0.0.1"]
         command += ["--port", str(self.port), "--base-directory", self.base_dir]
         settings = {"COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with self.log_file.open("wb") as log:
