@@ -97,10 +97,7 @@ def _copied(model, share: bool = False):
             data = _another(tensor, share)
             memo[id(tensor)] = nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
     patcher = comfy.model_patcher.ModelPatcher(copy.deepcopy(inner, memo), model.load_device, model.offload_device)
-    patcher.backup = {
-        key: saved._replace(weight=_another(saved.weight, share))
-        for key, saved in model.backup.items()
-    }
+    patcher.backup = {key: saved._replace(weight=_another(saved.weight, share)) for key, saved in model.backup.items()}
     patcher.object_patches_backup = dict(model.object_patches_backup)
     patcher.unpatch_model(model.offload_device)
     return patcher

@@ -51,8 +51,8 @@ def same_student() -> dict:
 
 
 def one_memory() -> dict:
-    """MODEL with a LoRA, and then without, beside a training copy in the file tier: how many of the blocks' weights of
-    the MODEL as it was loaded lie where the copy's do before and after they are mapped, and whether its output stays."""
+    """MODEL with a LoRA, and then without, beside a training copy in the file tier: how many of the copy's weights lie
+    where MODEL's did before, and where they do now, and whether MODEL's output stays."""
     plain = load("sd15")
     with torch.inference_mode():
         lora = {name: value.clone() for name, value in a_lora("sd15", plain).items()}
