@@ -1,8 +1,9 @@
 """Anonymous memory of a run whose blocks lie in a file, at full size, and whether its student is that of one without.
 
 Runs in ComfyUI's Python on Linux, with a file of tests/full_size/write_models.py:
-    python tests/benchmarks/offload_peak.py FILE NETWORK FOLDER [SIDE BATCH RANK]
+    python tests/benchmarks/offload_peak.py FILE NETWORK FOLDER [DTYPE SIDE BATCH RANK]
 
+DTYPE: of MODEL's weights; "default" is what the host chooses on a CPU, float32 for a file in bfloat16.
 LADD with a LoRA on a CPU, two steps, first with offload = "file" (its file is made in FOLDER), then, in the same
 process and on the same MODEL, without. All figures are over what the process held before the model was loaded.
 """
@@ -28,12 +29,13 @@ from pack.distill_core.training.loop_config import TrainConfig  # noqa: E402
 from pack.distill_core.training.run import StudentConfig  # noqa: E402
 
 
-def main(side: int = 16, batch: int = 2, rank: int = 16) -> None:
+def main(dtype: str = "bfloat16", side: int = 16, batch: int = 2, rank: int = 16) -> None:
     torch.randn(512, 512).requires_grad_().mm(torch.randn(512, 512)).sum().backward()  # threads and libraries
     before, watch = anonymous(), Watch()
-    model = load(FILE)
+    model = load(FILE, dtype)
     size = sum(p.numel() * p.element_size() for p in model.model.diffusion_model.parameters())
-    print(f"{NAME}, {side} x {side} latents, batch {batch}, rank {rank}; weights {size / GIB:.3f} GiB")
+    print(f"{NAME}, {side} x {side} latents, batch {batch}, rank {rank}")
+    print(f"weights in {model.model.get_dtype()}: {size / GIB:.3f} GiB")
 
     def said(what: str, amount: int) -> None:
         print(f"{what:45} {amount / GIB:.3f} GiB, {amount / size:.2f} of the weights", flush=True)
@@ -60,4 +62,4 @@ def main(side: int = 16, batch: int = 2, rank: int = 16) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, SIZES))
+    main(*SIZES[:1], *map(int, SIZES[1:]))

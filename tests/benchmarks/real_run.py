@@ -50,13 +50,14 @@ class Watch(threading.Thread):
         self.peak = anonymous()
 
 
-def load(path: str):
-    """The MODEL as Load Diffusion Model gives it."""
+def load(path: str, dtype: str = "bfloat16"):
+    """The MODEL as Load Diffusion Model gives it, its weights in ``dtype``; "default": as the host chooses on a CPU."""
     import comfy.sd
     import torch
 
+    options = {} if dtype == "default" else {"dtype": getattr(torch, dtype)}
     with torch.inference_mode():
-        return comfy.sd.load_diffusion_model(path)
+        return comfy.sd.load_diffusion_model(path, model_options=options)
 
 
 @contextmanager
