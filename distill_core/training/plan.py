@@ -32,6 +32,7 @@ from .run import RunConfig, assemble
 
 GIB = 2**30
 CONTEXT = int(1.2 * GIB)
+INPUTS = "inputs"
 LASTING = ("model", "student", "average", "optimizer", "discriminator")
 
 
@@ -75,7 +76,7 @@ class Plan:
     away: of the frozen weights, what is in the blocks, and can be offloaded.  block: the largest of them.
     forwards: of the whole frozen network in a step, those of gradient checkpointing among them; with_gradient: of
     these, such as keep a graph.  moved: what comes to the device in a step if the blocks are offloaded.  kept: what
-    `offload_activations` brings to the host, and back.
+    `offload_activations` brings to the host in a step, and back.
     """
 
     peak: int
@@ -118,6 +119,7 @@ WORDS = {
     "optimizer": "the optimizers' state",
     "gradients": "gradients of the weights",
     "discriminator": "the discriminator's weights",
+    INPUTS: "inputs of checkpointed blocks",
 }
 
 
@@ -164,7 +166,8 @@ def plan_step(
         if card and train.ema_in_ram:
             ledger.leave_out(run.ema.values())
         if card and train.offload_activations:
-            backend.switch.keep_inputs = partial(_kept, ledger, kept)
+            backend.switch.keep_inputs = partial(_kept, ledger)
+        backend.switch.before_checkpoint = partial(_note_inputs, ledger, kept)
         counted_step(ledger, run)
     steady, blocks = sum(ledger.now[what] for what in LASTING), len(offload.homes)
     return Plan(
@@ -182,10 +185,16 @@ def plan_step(
     )
 
 
-def _kept(ledger: Ledger, sizes: list[int], value: Tensor) -> Tensor:
-    """An input of a block in host memory, which is not counted there; its bytes are noted."""
+def _note_inputs(ledger: Ledger, sizes: list[int], inputs: tuple) -> None:
+    """What `offload_activations` keeps, or would keep, of a block's inputs."""
+    away = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
+    sizes += [value.numel() * value.element_size() for value in away]
+    ledger.assign(away, INPUTS)
+
+
+def _kept(ledger: Ledger, value: Tensor) -> Tensor:
+    """An input of a block in host memory, which is not counted there."""
     kept = value.clone()
-    sizes.append(kept.untyped_storage().nbytes())
     ledger.leave_out([kept])
     return kept
 
