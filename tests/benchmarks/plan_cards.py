@@ -9,19 +9,27 @@ bytes that come to the device and go from it.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 
-import plan_full_size as full
+sys.path.append(str(Path(__file__).resolve().parents[1] / "full_size"))
+
+import plan_full_size as full  # enters the host
 import torch
 from comfy.quant_ops import QuantizedTensor, get_layout_class
+from full_shapes import SHAPES
 from pack.distill_core.methods.config import MethodConfig
 from pack.distill_core.methods.ladd import LADDConfig
+from pack.distill_core.models.denoiser import Cond
 from pack.distill_core.models.lora import LoraConfig
 from pack.distill_core.training.loop_config import TrainConfig
-from pack.distill_core.training.plan import GIB, Plan
-from pack.distill_core.training.run import StudentConfig
+from pack.distill_core.training.plan import GIB, Plan, Shapes
+from pack.distill_core.training.run import RunConfig, StudentConfig
 from pack.nodes.host.architectures import architecture_of
-from pack.nodes.host.plan import set_module
+from pack.nodes.host.parts import Parts
+from pack.nodes.host.plan import plan_of, set_module
 
 BF16, FP8, SCALED_FP8, Q4 = "bfloat16", "fp8", "scaled fp8", "GGUF Q4_K"
 MEASURES = {  # in the order of what they cost
@@ -100,7 +108,13 @@ def planned(case: Case, measures: tuple[str, ...]) -> Plan:
     lora = LoraConfig(lora_dtype=settings.pop("lora_dtype", "float32"))
     train = replace(TrainConfig(batch_size=case.batch, precision="bfloat16"), **settings)
     student = StudentConfig(case.rank, lora=lora)
-    return full.planned(case.model, model_of(case.model, case.base), case.method, train, student)
+    config = RunConfig(case.method, train, student, {"base": "", "dataset": ""})
+    latent, width, tokens, pooled = SHAPES[case.model]
+    guidance = torch.full((1,), 3.5) if case.model == "flux" else None
+    cond = Cond(torch.zeros(1, tokens, width), torch.zeros(1, pooled) if pooled else None, guidance)
+    model = model_of(case.model, case.base)
+    request = SimpleNamespace(model=model, train=train, student=student, parts=Parts(), checkpointing=True)
+    return plan_of(request, config, Shapes(latent, cond))
 
 
 def cost(measure: str, plan: Plan, before: Plan) -> str:

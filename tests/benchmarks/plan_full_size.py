@@ -131,22 +131,18 @@ def unloaded(name: str, dtype: torch.dtype):
     return patcher
 
 
-def planned(name: str, model, method, train: TrainConfig, student: StudentConfig):
-    """The plan of a step of that run on MODEL."""
+def plan_row(row: str):
+    name, method, batch, dtype, rank = ROWS[row]
     *_, latent, width, tokens, pooled = MODELS[name]
+    train, student = TrainConfig(batch_size=batch, precision="bfloat16"), StudentConfig(rank)
     config = RunConfig(method, train, student, {"base": "", "dataset": ""})
+    model = unloaded(name, dtype)
     guidance = torch.full((1,), 3.5) if name == "flux" else None
     cond = Cond(torch.zeros(1, tokens, width), torch.zeros(1, pooled) if pooled else None, guidance)
     stored = method.weight("pairs") or method.weight("keep")  # of a tuning: a batch of what is kept, the larger one
     levels = (14.6146,) if stored else ()
     request = SimpleNamespace(model=model, train=train, student=student, parts=Parts(), checkpointing=True)
     return plan_of(request, config, Shapes(latent, cond, levels))
-
-
-def plan_row(row: str):
-    name, method, batch, dtype, rank = ROWS[row]
-    train = TrainConfig(batch_size=batch, precision="bfloat16")
-    return planned(name, unloaded(name, dtype), method, train, StudentConfig(rank))
 
 
 if __name__ == "__main__":
