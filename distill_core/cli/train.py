@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from ..data.dataset import LatentDataset
 from ..data.mix import new_mix, open_data
+from ..digests import fingerprint
 from ..evaluation import live_plots
 from ..evaluation.retention_watch import retention_listeners
 from ..evaluation.run_page import RunPage, note
 from ..evaluation.student_pictures import StudentPictures, of_dataset
-from ..files import fingerprint
 from ..methods.components import Components
 from ..methods.config import MethodConfig
 from ..methods.tune import TuneConfig

@@ -25,7 +25,8 @@ from distill_core.data.dataset import LatentDataset
 from distill_core.data.real import save_latents
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.process import DiscreteProcess, cumulative_alphas
-from distill_core.files import load_tensors, read_lora
+from distill_core.files import load_tensors
+from distill_core.lora_files import read_lora
 from distill_core.models import mini
 from distill_core.models.mini import mini_conditioning
 from distill_core.training.config import load_config
