@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...distill_core.files import digest_tensor, stored_weights
+from ...distill_core.digests import digest_tensor, stored_weights
 from ...distill_core.presets.origin import NAME_KEYS, LoraBelow
 from .carried import carried
 
