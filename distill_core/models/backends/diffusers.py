@@ -18,8 +18,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas, zero_terminal_snr
+from ...digests import fingerprint
 from ...errors import opening
-from ...files import fingerprint, read_json
+from ...files import read_json
 from ..denoiser import Cond, Limits
 from ..families import family_of_network
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
