@@ -1,12 +1,12 @@
 """Weights shared out among processes, each on a card of its own (FSDP2: torch's ``fully_shard``).
 
 Every process keeps a part of each weight. It has a block whole only while that runs, in the forward and in the
-backward, and gradients are averaged and shared out again as soon as a block's backward is done (Rajbhandari et al. 2020,
-ZeRO stage 3; Zhao et al. 2023, arXiv 2304.11277). Of a frozen network only the blocks are shared out: a forward for
-features ends inside it, and what is gathered for the whole forward would wait for an end that never comes.
+backward, and gradients are averaged and shared out again as soon as a block's backward is done (ZeRO stage 3,
+Rajbhandari et al. 2020; Zhao et al. 2023, arXiv 2304.11277). Of a frozen network only the blocks are shared out: a
+forward for features ends inside it, and what is gathered for the whole forward would wait for an end that never comes.
 
-accelerate starts the processes and talks between them. Its own plugin for FSDP2 takes one network with its optimizer, and
-none on CPUs (version 1.15), so the networks are shared out here.
+accelerate starts the processes and talks between them. Its own plugin for FSDP2 takes one network with its optimizer,
+and none on CPUs (version 1.15), so the networks are shared out here.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Sharding:
             part(weight).copy_(self._mine(given[name]))
 
     def _mine(self, weight: Tensor) -> Tensor:
-        """This process's part of a weight, which it has whole or as that part: of its rows, as torch shares them out."""
+        """This process's rows of a weight, which it has whole or as those rows."""
         if is_shared(weight):
             return part(weight)
         rows = weight.chunk(self.world)
