@@ -12,6 +12,7 @@ and none on CPUs (version 1.15), so the networks are shared out here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class Sharding:
 
         trained = any(p.requires_grad for p in network.parameters())
         rest = _outside(network, [network.get_submodule(name) for name in blocks])
-        options = {"mesh": self.mesh, "mp_policy": self.policy, "reshard_after_forward": True}
+        options: dict[str, Any] = {"mesh": self.mesh, "mp_policy": self.policy, "reshard_after_forward": True}
         for name in blocks:
             fully_shard(network.get_submodule(name), **options)
         if not trained:

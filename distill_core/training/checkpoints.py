@@ -33,7 +33,7 @@ PART = re.compile(r"checkpoint_(\d+)_(\d+)of(\d+)\.safetensors")  # step, proces
 
 def save(run: Run) -> None:
     """Write the checkpoint: trained weights, average, optimisers, position and settings."""
-    path = path_to_write(run)
+    path = run.checkpoint
     if path is None:
         return
     tensors, optimizers = {f"ema.{name}": value for name, value in run.ema.items()}, {}

@@ -107,6 +107,11 @@ class Run:
     def device(self) -> torch.device:
         return next(iter(self.student_parameters.values())).device
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file that this process writes at this step, None for none."""
+        return checkpoints.path_to_write(self)
+
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
         """The student as it is used, with its averaged weights and no training adapter, for sampling and saving; what
