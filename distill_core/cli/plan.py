@@ -25,7 +25,8 @@ from ..training.cards import AVERAGE, Load, load_of_step, on_cards, table
 from ..training.config import Config, load_config
 from ..training.fits import advice, verdict, ways
 from ..training.ledger import without_data
-from ..training.plan import GIB, STATE_BYTES, Plan, Shapes, plan_step, spell
+from ..training.plan import GIB, Plan, Shapes, plan_step, spell
+from ..training.plan_optimizers import STATE_BYTES
 from ..training.run import RunConfig, StudentConfig
 
 Make = Callable[[FakeTensorMode], Components]

@@ -107,16 +107,16 @@ def _in_halves(backend: Any) -> Any:
 
 
 def _load(ledger: Ledger, run: Run, own: Any, operations: int) -> Load:
-    frozen = run.method.teacher.backend.offloaded
-    assert frozen is not None
-    again = 1.0 if run.method.teacher.backend.gradient_checkpointing else 1 + frozen.with_gradient / max(1, frozen.runs)
+    teacher: Any = run.method.teacher.backend
+    frozen = teacher.offloaded
+    again = 1.0 if teacher.gradient_checkpointing else 1 + frozen.with_gradient / max(1, frozen.runs)
     weights = sum(p.numel() for p in run.student_parameters.values())
     state = run.optimizers[run.players[0].name].state
     moments = sum(_bytes(v) for values in state.values() for v in values.values() if isinstance(v, Tensor))
     kept = sum(map(_bytes, run.student_parameters.values())) + sum(map(_bytes, run.ema.values())) + moments
     student_block, gathered = 0, frozen.moved * again
     if own is not None:
-        backend = run.method.student.backend
+        backend: Any = run.method.student.backend
         blocks = [_numel(backend.network.get_submodule(name)) for name in backend.units]
         student_again = 1.0 if backend.gradient_checkpointing else 1 + own.with_gradient / max(1, own.runs)
         student_block, gathered = max(blocks), gathered + 2 * weights * student_again * own.runs / len(blocks)
@@ -147,7 +147,7 @@ def _numel(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def on_cards(load: Load, count: int, shared: bool, moments: float = 8.0, average: int = AVERAGE) -> Cards:
+def on_cards(load: Load, count: int, shared: bool, moments: float = 8.0, average: float = AVERAGE) -> Cards:
     """The step on several cards.
 
     moments, average: bytes of the optimizer's state and of the average for each weight that is shared.
@@ -156,12 +156,12 @@ def on_cards(load: Load, count: int, shared: bool, moments: float = 8.0, average
     heads = 2 * share * GRADIENT * load.heads
     if shared:
         each = WEIGHT + average + moments + GRADIENT
-        kept = load.lasting - load.frozen - load.student + GRADIENT * load.heads
+        kept: float = load.lasting - load.frozen - load.student + GRADIENT * load.heads
         kept += (load.frozen + each * load.weights) / count
         # Two blocks at a time, and the gradient of one in bfloat16 and, to be added up, in float32.
         ahead = 2 * max(load.block, 2 * load.student_block) + (2 + GRADIENT) * load.student_block
         own_update = "the generator's update"
-        work = max(size + ahead for phase, size in load.work.items() if phase != own_update)
+        work: float = max(size + ahead for phase, size in load.work.items() if phase != own_update)
         work = max(work, load.work.get(own_update, 0) / count)
         received = share * (load.gathered + GRADIENT * load.weights * load.passes) + heads
     else:
