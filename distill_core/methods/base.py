@@ -247,6 +247,8 @@ class StudentStep:
         noise = random.normal_like(self.batch.latents)
         rows = chosen & (self.sigma < top) & ~self.on_path & ~self.on_grid & ~self.denoises
         if not rows.any():
+            if self.method.student.together:  # other processes may have some, and wait for this one
+                self.method.student(self.x[:1], self.sigma[:1], self.batch.cond[:1])
             return
         first = self.sigma.new_full((int(rows.sum()),), top)  # [R], R rows of the batch
         x = process.noise_scaling(first, noise[rows], torch.zeros_like(noise[rows]), max_denoise=True)

@@ -206,16 +206,18 @@ class TuneStep(LADDStep):
         noises = [random.normal_like(self.x) for _ in levels[1:]]
         for index, level in enumerate(levels[:-1]):
             rows = (same_level(self.sigma, level) & ~self.denoises).nonzero().flatten().tolist()
-            if rows:
-                fresh = iter([noise[rows] for noise in noises[index:]])
-                answer[rows] = SAMPLERS[method.config.agreement_sampler](
+            used = rows or [0] * method.student.together  # other processes may have some, and wait for this one
+            if used:
+                fresh = iter([noise[used] for noise in noises[index:]])
+                made = SAMPLERS[method.config.agreement_sampler](
                     method.student,
-                    self.x[rows],
+                    self.x[used],
                     explicit_sigmas(levels[index:]),
-                    {"cond": self.batch.cond[rows]},
+                    {"cond": self.batch.cond[used]},
                     disable=True,
                     noise_sampler=lambda sigma, sigma_next, fresh=fresh: next(fresh),
                 )
-                counts[rows] = True
+                if rows:
+                    answer[rows], counts[rows] = made, True
         torch.clear_autocast_cache()  # as after own samples
         return answer, counts

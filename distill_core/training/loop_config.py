@@ -129,6 +129,13 @@ class TrainConfig(Checked):
         decides=False,
         added=True,
     )
+    shard: bool = setting(
+        False,
+        "Share the weights of model and student out among the processes, one on each card, while all weights are "
+        "trained (FSDP2, docs/scaling.md): each card keeps a part, and has a block whole while it runs. Needs several "
+        "processes. A run goes on with as many as it began with.",
+        added=True,
+    )
     checkpoint_every: int = setting(
         250, "Steps between checkpoints. Stopping a run writes one too.", decides=False, low=1, high=MOST_STEPS
     )
