@@ -15,6 +15,7 @@ LAYERS = [
         "changes",
         "errors",
         "files",
+        "devices",
         "diffusion",
         "models",
         "data",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from ..devices import like
 from ..diffusion.noise import ItemNoise
 from ..settings import Checked, setting
 from .offload import KeptInputs
@@ -169,8 +170,8 @@ class Dropout:
         if layer not in self.kept:
             threshold = NormalDist().inv_cdf(self.share)
             self.kept[layer] = (self.random.named(layer).normal(x.shape[-1]) >= threshold) / (1 - self.share)
-        kept = self.kept[layer].to(x)  # [items, channels]
-        kept = kept if self.rows is None else kept[self.rows]
+        kept = self.kept[layer]  # [items, channels]
+        kept = like(kept if self.rows is None else kept[self.rows], x)
         return x * kept.view(len(kept), *[1] * (x.ndim - 2), -1)
 
 

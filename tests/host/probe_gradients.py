@@ -76,7 +76,7 @@ def gradients() -> dict:
                 excite(path)
                 student, teacher = Denoiser(backend, path), Denoiser(backend)
                 cond = backend.cond(tiny_models.conditioning(family) + tiny_models.conditioning(family, 2)).to(
-                    torch.float64
+                    dtype=torch.float64
                 )
                 x, noise = latents(family).double(), latents(family, seed=1).double()
                 sigma, sums = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.6]).double()), Sums()

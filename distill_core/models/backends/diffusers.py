@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ...devices import like
 from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas, zero_terminal_snr
 from ...errors import opening
 from ...files import fingerprint, read_json
@@ -47,9 +48,10 @@ def _call_flux(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Ten
     """FLUX takes 2x2 patches as tokens, positions as ids and a time in [0, 1]."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
     tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x)
-    guidance = cond.guidance
+    sides = (torch.arange(side, device=x.device) for side in (height, width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x.dtype)
+    guidance = None if cond.guidance is None else like(cond.guidance, x)
     if has_embedded_guidance(network.config) and guidance is None:  # items stored before there was a setting
         guidance = x.new_ones(len(x))
     out = network(
@@ -68,7 +70,8 @@ def _call_unet(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Ten
     added = None
     if network.config.addition_embed_type == "text_time":
         height, width = 8 * x.shape[2], 8 * x.shape[3]  # SDXL's size conditioning: original, crop, target, in pixels
-        time_ids = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
+        sizes = torch.tensor([height, width, 0, 0, height, width])
+        time_ids = like(sizes, x).expand(len(x), 6)
         added = {"text_embeds": cond.pooled, "time_ids": time_ids}
     return network(x, timestep, encoder_hidden_states=cond.context, added_cond_kwargs=added).sample
 
@@ -273,7 +276,7 @@ class DiffusersBackend:
         if cond.mask is not None:
             raise ValueError("texts of different lengths in a batch: encode all, the empty one too, to one length")
         dtype = next(self.network.parameters()).dtype
-        return self.architecture.call(self.network, x.to(dtype), timestep, cond.to(dtype))
+        return self.architecture.call(self.network, x.to(dtype), timestep, cond.to(dtype=dtype))
 
     def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
         """Features of ``taps`` as maps; FLUX's single blocks and both kinds of transformer give image tokens only."""
