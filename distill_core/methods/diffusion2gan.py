@@ -190,7 +190,8 @@ class Diffusion2GAN(StudentMethod):
     def single_sample_r1(self, step: Diffusion2GANStep) -> Tensor:
         """R1 of the batch's first real item. Double backward needs plain attention and full precision."""
         real = step.batch.latents[:1].detach().float().requires_grad_()
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast(real.device.type, enabled=False):
+        plainly = self.discriminator.backbone.backend.switch.plainly()
+        with plainly, sdpa_kernel(SDPBackend.MATH), torch.autocast(real.device.type, enabled=False):
             logits = self.discriminator(real, step.unit_noise[:1].float(), step.batch.cond[:1])
             return losses.r1_on_head_inputs(logits, [real])
 

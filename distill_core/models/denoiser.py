@@ -174,6 +174,8 @@ class Backend(Protocol):
 
     def offload(self, device: torch.device | str, tier: str, folder: Path | None = None, copies=False) -> Offload: ...
 
+    def compile(self, backend: str = "inductor") -> None: ...  # the blocks; also those of copies that are made later
+
     def trainable_copy(self, dtype: torch.dtype = torch.float32) -> Backend: ...
 
     def export(self, lora: Lora | None) -> dict[str, Tensor]: ...  # as written to a file; None: of a trained copy

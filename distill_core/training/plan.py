@@ -159,7 +159,8 @@ def plan_step(
     ledger = Ledger(mode)
     components = make(mode)
     backend = components.backend
-    usual = replace(train, optimizer=ADAMW, discriminator_optimizer=ADAMW, precision=precision)
+    own = {"optimizer": ADAMW, "discriminator_optimizer": ADAMW, "compile": False}
+    usual = replace(train, **own, precision=precision)
     lora = replace(config.student.lora, start_from="", adapter="")
     config = replace(config, train=usual, student=replace(config.student, lora=lora))
     with ExitStack() as stack:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ...distill_core.devices import pick
+from ...distill_core.models.compiled import INDUCTOR, check_compilable, compiled
 from ...distill_core.models.denoiser import Cond, Limits
 from ...distill_core.models.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
 from ...distill_core.models.lora import Lora, LoraSwitch, is_linear
@@ -87,6 +88,7 @@ class ComfyBackend:
         self.patcher, self.model, self.architecture, self.process = patcher, patcher.model, architecture, process
         self.checkpointing, self.copies, self.original = checkpointing, [], None
         self.offloaded: Offload | None = None
+        self.compiled_by = ""  # what has compiled the blocks, if they are
         self.processed: tuple[Cond, torch.Size, list] | None = None  # the last conditioning as the host wants it
         self.tokens: tuple[int, int] = 0, 0  # of text and of the image in the forward that is running
         self.network: nn.Module = patcher.model.diffusion_model
@@ -117,6 +119,15 @@ class ComfyBackend:
         self.offloaded = Offload(self.network, self.wrapped, device, tier, folder, copies)
         self.guard()
         return self.offloaded
+
+    def compile(self, backend: str = INDUCTOR) -> None:
+        """Compile the blocks, those of copies that are made later, too. Raises ValueError where that cannot be."""
+        if self.stored_small:
+            raise ValueError("compile: the model's weights are quantized or fp8, with kernels of their own; switch it off")
+        check_compilable(self.network, next(self.network.parameters()).device, backend)
+        self.unguard()
+        self.compiled_by = backend
+        self.guard()
 
     @property
     def tap_names(self) -> list[str]:
@@ -236,6 +247,8 @@ class ComfyBackend:
         copied = ComfyBackend(patcher, self.architecture, self.process, self.checkpointing)
         patcher.patch_model(load_weights=False)
         copied.network.requires_grad_(True).eval()
+        if self.compiled_by:
+            copied.compile(self.compiled_by)
         self.copies.append(copied)
         copied.original = self.network
         return copied
@@ -308,6 +321,8 @@ class ComfyBackend:
             layer.forward = with_gradient(layer)
         for index, block in enumerate(self.wrapped):
             forward = block.forward if self.offloaded is None else self.offloaded.around(index, block.forward)
+            if self.compiled_by:
+                forward = compiled(forward, self.switch, self.compiled_by)
             block.forward = _guarded(forward, self.architecture, self.switch, self.checkpointing)
 
     def unguard(self) -> None:

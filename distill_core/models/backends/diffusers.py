@@ -20,6 +20,7 @@ from ...devices import like
 from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas, zero_terminal_snr
 from ...errors import opening
 from ...files import fingerprint, read_json
+from ..compiled import INDUCTOR, check_compilable, compiled
 from ..denoiser import Cond, Limits
 from ..families import family_of_network
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
@@ -212,6 +213,7 @@ class DiffusersBackend:
         self.switch = LoraSwitch()
         self.original: Network | None = None  # of a trainable copy: the network it was made of
         self.offloaded: Offload | None = None
+        self.compiled_by = ""  # what has compiled the blocks, if they are
         self.base = ""  # the fingerprint from before LoRAs were put into the weights
         self.below: list[LoraFile] = []  # these
         self.gradient_checkpointing = gradient_checkpointing
@@ -221,12 +223,22 @@ class DiffusersBackend:
     def offload(self, device: torch.device | str, tier: str, folder: str | Path | None = None, copies=False) -> Offload:
         """Keep the blocks' frozen weights away from the device (`Offload`); the rest of the network moves there."""
         assert self.offloaded is None, "its blocks are wrapped already"
-        units = (self.architecture.units or self.architecture.tap_names)(self.network)
-        blocks = [self.network.get_submodule(name) for name in units]
+        blocks = self._blocks()
         self.offloaded = Offload(self.network, blocks, device, tier, folder, copies)
         for index, block in enumerate(blocks):
             block.forward = self.offloaded.around(index, block.forward)
         return self.offloaded
+
+    def _blocks(self) -> list[torch.nn.Module]:
+        units = (self.architecture.units or self.architecture.tap_names)(self.network)
+        return [self.network.get_submodule(name) for name in units]
+
+    def compile(self, backend: str = INDUCTOR) -> None:
+        """Compile the blocks, those of copies that are made later, too. Raises ValueError where that cannot be."""
+        check_compilable(self.network, next(self.network.parameters()).device, backend)
+        self.compiled_by = backend
+        for block in self._blocks():
+            block.forward = compiled(block.forward, self.switch, backend)
 
     @property
     def takes_guidance(self) -> bool:
@@ -269,6 +281,8 @@ class DiffusersBackend:
             network.to(dtype)
         copied = DiffusersBackend(network, self.process, self.gradient_checkpointing)
         copied.network.requires_grad_(True)
+        if self.compiled_by:
+            copied.compile(self.compiled_by)
         copied.original, copied.base, copied.below = self.network, self.base, self.below
         return copied
 
