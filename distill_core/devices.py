@@ -1,7 +1,7 @@
 """How tensors of the CPU come to a device without anybody waiting.
 
-A copy to a GPU from ordinary memory holds up the CPU until it is done, and a GPU whose CPU waits soon has nothing to do.
-From page-locked memory it does not: torch keeps that memory until the copy has read it.
+A copy to a GPU from ordinary memory holds up the CPU until it is done, and a GPU whose CPU waits soon has nothing to
+do. From page-locked memory it does not: torch keeps that memory until the copy has read it.
 """
 
 from __future__ import annotations

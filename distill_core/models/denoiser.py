@@ -69,7 +69,9 @@ class Cond:
     def __getitem__(self, rows: slice | Sequence[int]) -> Cond:
         if isinstance(rows, slice):
             return self.map(lambda value: value[rows])
-        return Cond.from_tensors({n: v[rows] if are_numbers(n, v) else pick(v, rows) for n, v in self.tensors().items()})
+        return Cond.from_tensors(
+            {n: v[rows] if are_numbers(n, v) else pick(v, rows) for n, v in self.tensors().items()}
+        )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cond:
         """On a device, without waiting for it, but for the numbers; in another number format."""

@@ -131,8 +131,8 @@ class TrainConfig(Checked):
     )
     channels_last: bool = setting(
         False,
-        "Lay the weights of convolutions out channels last, as fast kernels for a UNet read them. It changes the rounding. "
-        "Transformers have almost none.",
+        "Lay the weights of convolutions out channels last, as fast kernels for a UNet read them. It changes the "
+        "rounding. Transformers have almost none.",
         added=True,
     )
     compile: bool = setting(

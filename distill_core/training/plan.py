@@ -159,8 +159,8 @@ def plan_step(
     ledger = Ledger(mode)
     components = make(mode)
     backend = components.backend
-    own = {"optimizer": ADAMW, "discriminator_optimizer": ADAMW, "compile": False}
-    usual = replace(train, **own, precision=precision)
+    train = replace(train, compile=False)
+    usual = replace(train, optimizer=ADAMW, discriminator_optimizer=ADAMW, precision=precision)
     lora = replace(config.student.lora, start_from="", adapter="")
     config = replace(config, train=usual, student=replace(config.student, lora=lora))
     with ExitStack() as stack:

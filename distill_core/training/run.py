@@ -243,7 +243,9 @@ def assemble(
         channels_last(backend.network)
     if train_config.compile:
         if config.student.lora.dropout:
-            raise ValueError("compile goes with no dropout: each layer's draw is its own; set one of them to 0 or false")
+            raise ValueError(
+                "compile goes with no dropout: each layer's draw is its own; set one of them to 0 or false"
+            )
         backend.compile()
     student = config.student
     targets = pick_targets(backend.lora_targets(), student.targets) if student.rank and student.targets else ()

@@ -123,7 +123,9 @@ class ComfyBackend:
     def compile(self, backend: str = INDUCTOR) -> None:
         """Compile the blocks, those of copies that are made later, too. Raises ValueError where that cannot be."""
         if self.stored_small:
-            raise ValueError("compile: the model's weights are quantized or fp8, with kernels of their own; switch it off")
+            raise ValueError(
+                "compile: the model's weights are quantized or fp8, with kernels of their own; switch it off"
+            )
         check_compilable(self.network, next(self.network.parameters()).device, backend)
         self.unguard()
         self.compiled_by = backend

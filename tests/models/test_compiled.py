@@ -58,7 +58,7 @@ def test_compiled_blocks_are_the_blocks_and_one_graph_serves_many():
 
 
 def test_a_penalty_does_without_what_is_compiled(monkeypatch):
-    """Diffusion2GAN's R1 on one item through a trained copy of the network: torch compiles no gradient of a gradient."""
+    """Diffusion2GAN's R1, through a trained copy of the network: torch compiles no gradient of a gradient."""
     ran = []
     monkeypatch.setattr(torch, "compile", lambda forward, backend: lambda *a, **k: ran.append(1) or forward(*a, **k))
     backend = DiffusersBackend(build_network("unet"), gradient_checkpointing=True)

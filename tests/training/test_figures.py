@@ -44,7 +44,14 @@ KINDS = {
     "distillation": ADDConfig({"adversarial": 1.0, "distillation": 1.0}, weighting="nfsd", teacher_steps=2),
     "gradient": Diffusion2GANConfig(r1=0.1, r1_every=1, r1_by="gradient"),
     "tune": TuneConfig(
-        {"adversarial": 1.0, "denoising": 1.0, "reconstruction": 1.0, "keep": 1.0, "consistency": 1.0, "agreement": 1.0},
+        {
+            "adversarial": 1.0,
+            "denoising": 1.0,
+            "reconstruction": 1.0,
+            "keep": 1.0,
+            "consistency": 1.0,
+            "agreement": 1.0,
+        },
         student_sigmas=LEVELS,
         adversarial_on="both",
         augment=("translation", "cutout", "flip"),
