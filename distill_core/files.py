@@ -6,7 +6,6 @@ A reader finds either the previous file or the complete new one, whatever happen
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -22,14 +21,11 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import first_line, sentence, write_error
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-NAMESPACE = "turbo_distill."
-LORA_FORMAT = "1"
-SAMPLES, SAMPLE_BYTES = 16, 4096  # of `file_digest`
 
 
 @contextmanager
@@ -210,131 +206,6 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(sentence(error, path)) from error
     except SafetensorError as error:
         raise ValueError(sentence(error, path)) from error
-
-
-def digest_tensor(digest: hashlib._Hash, name: str, value: Tensor) -> None:
-    """Add a tensor's name, shape and first values to a hash.
-
-    The values count as bfloat16, so that weights loaded in float32 and in bfloat16 are the same ones.
-    """
-    digest.update(f"{name}{tuple(value.shape)}".encode())
-    digest.update(value.detach().flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and first values of tensors, to recognise weights; see `digest_tensor`."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest_tensor(digest, name, value)
-    return digest.hexdigest()[:16]
-
-
-def stored_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The state of a network, each entry as it lies in memory.
-
-    Layers of some loaders (GGUF) show empty stand-ins on the meta device in their place, for the size alone: those are
-    the parameters themselves here, and what has no parameter behind it is left out.
-    """
-    parameters = dict(network.named_parameters())
-    stored = {name: parameters.get(name) if value.is_meta else value for name, value in network.state_dict().items()}
-    return {name: value for name, value in stored.items() if value is not None}
-
-
-def fingerprint(network: nn.Module) -> str:
-    """The `weights_digest` of a network, to recognise a base model."""
-    return weights_digest(stored_weights(network))
-
-
-def file_digest(path: str | Path) -> str:
-    """A hash of a file's size and of `SAMPLES` pieces of it, evenly spaced from start to end: quick for any size."""
-    digest, size = hashlib.sha256(), os.path.getsize(path)
-    digest.update(str(size).encode())
-    with open(path, "rb") as file:
-        for i in range(SAMPLES):
-            file.seek(i * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
-
-
-def save_lora(path: str | Path, state: dict[str, Tensor], description: dict) -> None:
-    """A LoRA in diffusers' key layout with ``turbo_distill.*`` metadata.
-
-    description: method, sigmas (student levels), sampler, sampler_options, cfg, prediction, family, base
-    (digest), steps, config; from ComfyUI also base_layout and below (`presets.origin`).
-    Every value becomes a string; what is not one is written as JSON.
-    """
-    description = {"format": LORA_FORMAT, **description}
-    texts = {NAMESPACE + k: v if isinstance(v, str) else json.dumps(v) for k, v in description.items()}
-    save_tensors(path, state, {"format": "pt", **texts})
-
-
-def read_lora(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """State and description of a LoRA written by `save_lora`. Raises ValueError for another or a damaged file."""
-    state, metadata = load_tensors(path)
-    description = {k.removeprefix(NAMESPACE): v for k, v in metadata.items() if k.startswith(NAMESPACE)}
-    if "sigmas" not in description:
-        raise ValueError(f"{path} carries no turbo_distill metadata; it was not written by this project")
-    check_lora(state, path)
-    try:
-        return state, parse_description(description)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; train it again, or restore a copy") from error
-
-
-def check_lora(state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raises ValueError for a value that is not finite, and for one of a layer's two matrices without the other."""
-    cure = "train it again, or restore a copy"
-    check_finite(state, path, cure)
-    for name in state:
-        other = name.replace("lora_A", "lora_B") if "lora_A" in name else name.replace("lora_B", "lora_A")
-        if other not in state:
-            raise ValueError(f"{path} is damaged: it has {name} and not {other}; {cure}")
-
-
-STORED = {
-    "sigmas": list,
-    "sampler_options": dict,
-    "cfg": float,
-    "embedded_guidance": float,
-    "steps": int,
-    "config": dict,
-    "below": list,
-}  # not as plain text
-
-
-def parse_description(texts: Mapping[str, str]) -> dict:
-    """The values of the ``turbo_distill.*`` texts of a LoRA. Raises ValueError for values that are of another kind.
-
-    sigmas are finite, above 0 and falling; cfg and the sampler's options are finite numbers.
-    """
-    description: dict[str, Any] = dict(texts)
-    for name, kind in STORED.items():
-        if name in description:
-            description[name] = _parse(texts[name], kind, f"its entry {name}")
-    sigmas, options = description.get("sigmas", [1.0]), description.get("sampler_options", {})
-    if not sigmas or not all(_is_number(s) and s > 0 for s in sigmas):
-        raise ValueError(f"its noise levels (sigmas) are {str(sigmas):.60}, not numbers above 0")
-    if any(a <= b for a, b in zip(sigmas, sigmas[1:], strict=False)):
-        raise ValueError(f"its noise levels (sigmas) do not fall: {str(sigmas):.60}")
-    if not all(
-        map(_is_number, [description.get("cfg", 1.0), description.get("embedded_guidance", 1.0), *options.values()])
-    ):
-        raise ValueError(f"cfg or the sampler's options are no finite numbers: {str(options):.60}")
-    return description
-
-
-def _parse(text: str, kind: type, where: str) -> Any:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid JSON ({first_line(error)})") from error
-    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-        raise ValueError(f"{where} is {type(value).__name__} where {kind.__name__} is wanted")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def git_commit() -> str:

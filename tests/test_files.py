@@ -9,19 +9,9 @@ import torch
 from safetensors.torch import save_file
 from toy import ToyNetwork
 
-from distill_core.files import (
-    SAMPLE_BYTES,
-    alone_in,
-    file_digest,
-    fingerprint,
-    load_tensors,
-    read_lora,
-    read_text,
-    save_json,
-    save_lora,
-    save_tensors,
-    weights_digest,
-)
+from distill_core.digests import SAMPLE_BYTES, file_digest, fingerprint, weights_digest
+from distill_core.files import alone_in, load_tensors, read_text, save_json, save_tensors
+from distill_core.lora_files import read_lora, save_lora
 
 
 def write_for_ever(folder: Path, ready) -> None:

@@ -15,6 +15,8 @@ LAYERS = [
         "changes",
         "errors",
         "files",
+        "digests",
+        "lora_files",
         "devices",
         "diffusion",
         "models",

@@ -16,7 +16,7 @@ from ..data.manifest import OtherDataset
 from ..data.pictures import PictureConfig, survey
 from ..data.real import cache_pictures
 from ..data.shards import Progress
-from ..files import fingerprint
+from ..digests import fingerprint
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
 from ..settings import settings_of

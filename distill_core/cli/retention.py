@@ -15,7 +15,8 @@ from ..diffusion.schedules import explicit_sigmas
 from ..evaluation.concept_gain import OwnPictures, concept_gain
 from ..evaluation.retention import FINER, Asked, retention, sample_answers, sample_step_gaps
 from ..evaluation.retention_report import MOST_COLUMNS, in_text, picture
-from ..files import NAMESPACE, load_tensors, read_lora, save_json
+from ..files import load_tensors, save_json
+from ..lora_files import NAMESPACE, read_lora
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
 from ..presets.recipe import Recipe

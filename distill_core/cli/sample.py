@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..diffusion.samplers import SAMPLERS, sample_many
 from ..diffusion.schedules import grid_sigmas
-from ..files import read_lora, save_json
+from ..files import save_json
+from ..lora_files import read_lora
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import open_source, read_prompts
 from ..presets.origin import origin_notes

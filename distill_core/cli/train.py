@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from ..data.dataset import LatentDataset
 from ..data.mix import new_mix, open_data
+from ..digests import fingerprint
 from ..evaluation import live_plots
 from ..evaluation.retention_watch import retention_listeners
 from ..evaluation.run_page import RunPage, note
 from ..evaluation.student_pictures import StudentPictures, of_dataset
-from ..files import fingerprint
 from ..methods.components import Components
 from ..methods.config import MethodConfig
 from ..methods.tune import TuneConfig
@@ -106,14 +106,14 @@ def train_student(
         with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step() as stop:
             line = StatusLine(config.train.log_every, tuple(run_config.method.terms), bar.write)
             watchers: list[Watcher] = [Progress(bar, run_config.method.terms), line] if run.is_main else []
-            with run_page(run, run_config, folder, source.decode, bar.write) as page:
+            page = run_page(run, run_config, folder, source.decode, bar.write)
+            with page if run.is_main else nullcontext():
                 watchers += [page] if run.is_main else []
                 measures = retention_listeners(run, run_config)
                 said = train_to_end(run, run_config, folder, student_file, [*watchers, stop], measures)
                 if said and run.is_main:
                     print(f"note: {said}", file=sys.stderr)
                     note(folder, said)
-                    page.write()
         if accelerator:  # a process that leaves while gloo still lets go of the last collective is aborted
             accelerator.wait_for_everyone()
     except OtherSettings as error:

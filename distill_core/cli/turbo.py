@@ -13,7 +13,7 @@ from ..data.kept import ASSORTED, cache_kept, kept_config
 from ..data.manifest import OtherDataset
 from ..data.mix import new_mix, open_data
 from ..diffusion.schedules import explicit_sigmas
-from ..files import fingerprint
+from ..digests import fingerprint
 from ..methods.tune import TuneConfig
 from ..models.denoiser import Denoiser, Guided
 from ..models.families import FAMILIES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..files import read_lora, save_lora
+from ..lora_files import read_lora, save_lora
 from ..methods.adapter import AdapterConfig
 from ..models.lora_stack import joined
 from ..models.pipelines import open_source

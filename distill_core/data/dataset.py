@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..devices import upload
-from ..files import check_finite, file_digest, load_tensors, read_json
+from ..digests import file_digest
+from ..files import check_finite, load_tensors, read_json
 from ..models.denoiser import Cond
 from .epochs import Epochs, Item
 from .shards import shard_files

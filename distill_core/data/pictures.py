@@ -20,8 +20,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..digests import file_digest
 from ..errors import first_line, printable
-from ..files import DTYPES, file_digest, read_text
+from ..files import DTYPES, read_text
 from ..settings import Checked, setting
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")

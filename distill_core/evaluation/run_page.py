@@ -76,9 +76,9 @@ class RunPage:
             with suppress(OSError):
                 note(self.folder, text)
 
-    def write(self) -> None:
+    def write(self, running: bool = True) -> None:
         try:
-            write_page(self.folder, self.settings)
+            write_page(self.folder, self.settings, running)
         except OSError as error:  # what fails to be written next is worth an end, this is not
             self.say(f"the page of the run could not be written: {error}")
 
@@ -86,8 +86,10 @@ class RunPage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if kind is None or not self.folder.log.exists():
+        if not self.folder.log.exists():
             return
+        if kind is None:
+            return self.write(running=False)
         with suppress(OSError):
             steps = [entry["step"] for entry in self.folder.logs()]
             note(self.folder, f"stopped after step {max(steps, default=0)}{f': {error}' if str(error) else ''}")
@@ -118,23 +120,26 @@ def _parsed(line: str) -> Any:
         return None
 
 
-def write_page(folder: RunFolder, settings: dict[str, Any] | None = None) -> Path:
-    """Write run.html from what is in the folder; its path. settings: None for those of the run's report."""
+def write_page(folder: RunFolder, settings: dict[str, Any] | None = None, running: bool = False) -> Path:
+    """Write run.html from what is in the folder; its path.
+
+    settings: None for those of the run's report.  running: a browser is to look at the page again.
+    """
     path = folder.path / "run.html"
     if settings is None:
         settings = read_json(folder.report).get("request", {}) if folder.report.is_file() else {}
-    page = page_of(folder, folder.logs(), settings)
+    page = page_of(folder, folder.logs(), settings, running)
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def page_of(folder: RunFolder, logs: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
+def page_of(folder: RunFolder, logs: Sequence[dict[str, Any]], settings: dict[str, Any], running: bool) -> str:
     """The page as HTML."""
     name, steps, done = folder.path.name, settings.get("steps") or 0, logs[-1]["step"] if logs else 0
     condition = Health().replay(logs)
     state = f"step {done} of {steps}" + (f"; {condition.word}: {condition.advice}" if condition else "")
-    growing = f'<meta http-equiv="refresh" content="{REFRESH}">' if done < steps else ""
+    growing = f'<meta http-equiv="refresh" content="{REFRESH}">' if running and done < steps else ""
     parts = [
         f"<h1>{escape(name)}</h1><p>{escape(state)}</p>",
         figure(live_plots.curves(logs, WIDTH, HEIGHT), "PNG"),

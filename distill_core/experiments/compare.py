@@ -24,9 +24,10 @@ from ..data.dataset import LatentDataset
 from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
 from ..data.real import save_latents
 from ..diffusion.noise import item_generator
+from ..digests import fingerprint
 from ..evaluation.metrics import MiniEvaluator
 from ..evaluation.samples import EVALUATION, REFERENCE
-from ..files import fingerprint, git_commit, load_tensors, save_tensors
+from ..files import git_commit, load_tensors, save_tensors
 from ..methods.components import Components
 from ..models import mini
 from ..models.denoiser import Denoiser, Guided

@@ -22,11 +22,13 @@ from tqdm import tqdm
 from ..data.cache import CacheConfig, cache_latents
 from ..data.dataset import LatentDataset
 from ..diffusion.schedules import shifted_sigmas
+from ..digests import fingerprint
 from ..evaluation import plots
 from ..evaluation.intervals import in_words
 from ..evaluation.metrics import Figures, MiniEvaluator
 from ..evaluation.samples import evaluation_samples
-from ..files import fingerprint, git_commit, save_json, save_lora
+from ..files import git_commit, save_json
+from ..lora_files import save_lora
 from ..methods.components import Components, DiscriminatorConfig
 from ..methods.ladd import LADDConfig
 from ..models import mini

@@ -82,6 +82,7 @@ class LoraSwitch:
         self.keep_inputs: Callable[[Tensor], Tensor] | None = None
         self.plain = False  # compiled blocks run as they were (`models.compiled`)
         self.inside_checkpoint = False
+        self.before_checkpoint: Callable[[tuple], None] | None = None  # called with the inputs of a checkpointed block
         self.after_checkpoint: Callable[[], None] | None = None  # called when a checkpointed block has returned
 
     @contextmanager
@@ -113,6 +114,8 @@ class LoraSwitch:
     def checkpoint(self, block: Callable, *args, **kwargs):
         """Run ``block(...)`` under gradient checkpointing; the recompute sees the LoRA that is on now."""
         again = _RestoredView(self)
+        if self.before_checkpoint is not None:
+            self.before_checkpoint((*args, *kwargs.values()))
         if self.keep_inputs is not None:
             block, args, kwargs = KeptInputs(block, args, kwargs, self.keep_inputs), (), {}
         self.inside_checkpoint = True

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import check_finite, load_tensors, weights_digest
+from ..digests import weights_digest
+from ..files import check_finite, load_tensors
 from .lora import Lora
 from .lora_start import Parts, parts_by_name, start_lora
 

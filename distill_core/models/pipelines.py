@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..diffusion.samplers import SAMPLERS
+from ..digests import fingerprint
 from ..errors import opening
-from ..files import DTYPES, fingerprint, read_json, read_text
+from ..files import DTYPES, read_json, read_text
 from ..settings import Checked, setting
 from . import mini
 from .backends.diffusers import DiffusersBackend, has_embedded_guidance, load_backend, only_variant, unloaded

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..diffusion.noise import ItemNoise
-from ..files import weights_digest
+from ..digests import weights_digest
 from .transforms import PRESETS, Draws, draw, geometry, transform
 from .trunk import FrozenTrunk, check_latent
 

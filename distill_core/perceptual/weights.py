@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import NAMESPACE, load_tensors, save_tensors
+from ..files import load_tensors, save_tensors
+from ..lora_files import NAMESPACE
 from ..models.families import FAMILIES, LatentSpace
 from .metric import ELatentLPIPS
 from .trunk import DEPTHS, FrozenTrunk, TrunkConfig

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..diffusion.process import TimestepProcess
 from ..diffusion.schedules import check_sigmas, shifted_sigmas
-from ..files import parse_description
+from ..lora_files import parse_description
 from . import checks, model_checks
 from .checks import SEVERITIES, Case, Finding, fitted_alpha, flux2_tokens
 from .explain import explain

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from ..diffusion.schedules import shifted_sigmas
-from ..files import NAMESPACE
+from ..lora_files import NAMESPACE
 from .checks import Case, Finding, fitted_alpha
 from .parts import SAME
 from .recipe import RIVALS, describe_metadata, is_of_family, rival_loras

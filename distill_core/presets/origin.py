@@ -26,7 +26,8 @@ def name_of(lora: LoraBelow) -> str:
 def origin_notes(described: Mapping[str, str], base: str, layout: str, loras: Iterable[LoraBelow]) -> list[str]:
     """What is to be said of a student that is used on a model: each a sentence, none where nothing is known to differ.
 
-    described: the file's metadata without its prefix (`files.save_lora`).  base, loras: of the model it is used on.
+    described: the file's metadata without its prefix (`lora_files.save_lora`).
+    base, loras: of the model it is used on.
     layout: whose names of layers these digests are over; files made with other names cannot be compared.
     """
     notes = []

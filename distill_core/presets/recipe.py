@@ -14,7 +14,7 @@ from torch import Tensor
 from ..diffusion.process import TimestepProcess
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import DENOISE_MODES, check_sigmas, explicit_sigmas
-from ..files import NAMESPACE, parse_description
+from ..lora_files import NAMESPACE, parse_description
 from ..models.families import take_the_same_loras
 from .explain import explain
 from .facts import ModelFacts

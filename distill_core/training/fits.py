@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..models.offload import NONE
 from .loop_config import TrainConfig
-from .plan import CONTEXT, LASTING, Plan, spell
+from .plan import CONTEXT, INPUTS, LASTING, Plan, spell
 
 LOWEST_RANK = 16
 SMALLEST_BATCH = 2  # of the hinge loss
@@ -58,6 +58,9 @@ def _changes(
         yield "ema_in_ram", {"average": 0.0}
     if train.optimizer == "adamw":
         yield "optimizer adamw8bit (Training Settings, or [train])", {"optimizer": 0.25}
+    if plan.card and plan.kept and not train.offload_activations:
+        # A fifth stays: what a discriminator reads, and the next largest moment (FLUX.1 and Z-Image at 1024 px).
+        yield f"offload_activations ({spell(plan.kept)} copied to the host and back a step)", {INPUTS: 0.2}
     if plan.card and plan.away and train.offload == NONE:
         # Three blocks are on the device at once, in a backward.
         left = max(0, plan.parts["model"] - plan.away + 3 * plan.block) / plan.parts["model"]

@@ -10,7 +10,8 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ..files import read_lora, replacing
+from ..files import replacing
+from ..lora_files import read_lora
 from .loop import Event
 from .monitor import Condition
 

@@ -25,15 +25,14 @@ from ..models.denoiser import Cond
 from ..models.offload import FILE, NONE, RAM
 from ..models.precision import halves_to_bfloat16
 from .ledger import CardAutocast, Ledger
-from .loop import Run, rounding, training_step
-from .loop_config import TrainConfig
-from .optimizers import ADAMW, in_float32
+from .loop import Run, training_step
+from .optimizers import ADAMW
+from .plan_optimizers import give_state, own_optimizers
 from .run import RunConfig, assemble
 
 GIB = 2**30
 CONTEXT = int(1.2 * GIB)
-# Bytes of state for each weight, of the optimizers whose packages cannot step without data.
-STATE_BYTES = {"adamw8bit": 2.0, "adafactor": 0.1, "prodigy": 16.0, "schedulefree": 8.0}
+INPUTS = "inputs"
 LASTING = ("model", "student", "average", "optimizer", "discriminator")
 
 
@@ -76,7 +75,8 @@ class Plan:
     phases: the most in each phase.  steady: what stays between two steps.  card: whether it is that of a GPU.
     away: of the frozen weights, what is in the blocks, and can be offloaded.  block: the largest of them.
     forwards: of the whole frozen network in a step, those of gradient checkpointing among them; with_gradient: of
-    these, such as keep a graph.  moved: what comes to the device in a step if the blocks are offloaded.
+    these, such as keep a graph.  moved: what comes to the device in a step if the blocks are offloaded.  kept: what
+    `offload_activations` brings to the host in a step, and back.
     """
 
     peak: int
@@ -89,6 +89,7 @@ class Plan:
     forwards: float = 0.0
     with_gradient: float = 0.0
     moved: int = 0
+    kept: int = 0
 
     @property
     def needed(self) -> int:
@@ -118,27 +119,13 @@ WORDS = {
     "optimizer": "the optimizers' state",
     "gradients": "gradients of the weights",
     "discriminator": "the discriminator's weights",
+    INPUTS: "inputs of checkpointed blocks",
 }
 
 
 def spell(size: float) -> str:
     """Bytes in words."""
     return f"{size / GIB:.1f} GiB" if size >= GIB / 2 else f"{size / 2**20:.0f} MiB"
-
-
-class StandIn(torch.optim.Optimizer):
-    """An optimizer that only has its state: so many bytes for each weight."""
-
-    def __init__(self, groups: list[dict], each: float) -> None:
-        super().__init__(groups, {"lr": 0.0})
-        self.each = each
-
-    def step(self, closure=None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None and parameter not in self.state:
-                    size = max(1, int(parameter.numel() * self.each))
-                    self.state[parameter]["state"] = torch.zeros(size, dtype=torch.uint8)
 
 
 def plan_step(
@@ -157,6 +144,7 @@ def plan_step(
     precision = "bfloat16" if card and train.precision == "auto" else train.precision
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     ledger = Ledger(mode)
+    kept: list[int] = []
     components = make(mode)
     backend = components.backend
     train = replace(train, compile=False)
@@ -175,11 +163,12 @@ def plan_step(
             ledger.leave_out(offload.weights())
         stack.enter_context(ledger)
         run = assemble(config, components, shapes, distance=distance(mode))  # type: ignore[arg-type]  # what a step asks of a dataset
-        _own_optimizers(run, train, card)
+        own_optimizers(run, train, card)
         if card and train.ema_in_ram:
             ledger.leave_out(run.ema.values())
         if card and train.offload_activations:
             backend.switch.keep_inputs = partial(_kept, ledger)
+        backend.switch.before_checkpoint = partial(_note_inputs, ledger, kept)
         counted_step(ledger, run)
     steady, blocks = sum(ledger.now[what] for what in LASTING), len(offload.homes)
     return Plan(
@@ -193,11 +182,19 @@ def plan_step(
         offload.runs / blocks,
         offload.with_gradient / blocks,
         offload.moved,
+        sum(kept),
     )
 
 
+def _note_inputs(ledger: Ledger, sizes: list[int], inputs: tuple) -> None:
+    """What `offload_activations` keeps, or would keep, of a block's inputs."""
+    away = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
+    sizes += [value.numel() * value.element_size() for value in away]
+    ledger.assign(away, INPUTS)
+
+
 def _kept(ledger: Ledger, value: Tensor) -> Tensor:
-    """An input of a block in host memory, which is not counted."""
+    """An input of a block in host memory, which is not counted there."""
     kept = value.clone()
     ledger.leave_out([kept])
     return kept
@@ -207,7 +204,7 @@ def counted_step(ledger: Ledger, run: Run) -> None:
     """One training step as it is after the first, inside the ledger; its peak is then the step's."""
     _label(ledger, run)
     with _phases(ledger, run):
-        _give_state(run)
+        give_state(run)
         _label(ledger, run)
         ledger.forget_peak()
         if (offload := run.method.teacher.backend.offloaded) is not None:
@@ -218,27 +215,6 @@ def counted_step(ledger: Ledger, run: Run) -> None:
 
 def _in_order(phases: Mapping[str, int]) -> dict[str, int]:
     return {phase: size for phase, size in phases.items() if phase != "setup"}
-
-
-def _own_optimizers(run: Run, train: TrainConfig, card: bool) -> None:
-    for player in run.players:
-        name = train.optimizer_of(player is run.players[0])
-        optimizer = run.optimizers[player.name]
-        if name in STATE_BYTES:
-            run.optimizers[player.name] = StandIn(player.groups(), STATE_BYTES[name])
-        elif card:
-            for group in optimizer.param_groups:
-                group["foreach"] = True  # torch's choice on a GPU, with a temporary copy of all weights
-
-
-def _give_state(run: Run) -> None:
-    """The optimizers' state, as after a first step."""
-    for player in run.players:
-        for parameter in player.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
-        with in_float32(player.parameters.values(), rounding(run)):
-            run.optimizers[player.name].step()
-        run.optimizers[player.name].zero_grad(set_to_none=True)
 
 
 def _label(ledger: Ledger, run: Run) -> None:

@@ -24,7 +24,9 @@ from ..data.dataset import LatentDataset
 from ..data.fits import check_fits, check_teacher
 from ..diffusion.process import NoiseProcess
 from ..diffusion.schedules import same_level
-from ..files import alone_in, file_digest, parse_object, read_json, save_json, save_lora
+from ..digests import file_digest
+from ..files import alone_in, parse_object, read_json, save_json
+from ..lora_files import save_lora
 from ..methods.base import Distance
 from ..methods.components import Components, DiscriminatorConfig, VisionConfig
 from ..methods.config import MethodConfig
@@ -389,7 +391,7 @@ def told_guidance(run: Run) -> dict[str, float]:
 
 def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The averaged student's tensors (a LoRA, or the differences of all weights), and the description that
-    `files.save_lora` writes beside them."""
+    `lora_files.save_lora` writes beside them."""
     denoiser, method, members = run.method.student, config.method, run.dataset.members
     mix = {"mix": [member.digest() for member in members]} if len(members) > 1 else {}  # which `evaluate` knows again
     with run.ema_weights():

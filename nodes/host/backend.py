@@ -30,14 +30,14 @@ from ...distill_core.models.denoiser import Cond, Limits
 from ...distill_core.models.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
 from ...distill_core.models.lora import Lora, LoraSwitch, is_linear
 from ...distill_core.models.lora_start import Parts
-from ...distill_core.models.offload import NONE, Offload
+from ...distill_core.models.offload import FILE, NONE, Offload
 from ...distill_core.models.precision import halves_to_bfloat16
 from ...distill_core.training.loop_config import TrainConfig
 from .architectures import Architecture, architecture_of
 from .attention import training_attention
 from .carried import check_teachable
 from .conditioning import check_places, cond_of, host_conds
-from .copies import forget, own_copy, trainable_model
+from .copies import can_share, forget, lie_with, own_copy, shared_copy, shared_weights, trainable_model
 from .identity import LAYOUT, loras_below, weights_identity
 from .lora_keys import export_differences, export_lora, read_parts
 from .model import family_of, prediction_of, shift_alpha_of, training_process_of
@@ -59,9 +59,10 @@ def training_backend(
     architecture, process = architecture_of(model.model.diffusion_model), training_process_of(model)
     check_teachable(model)
     with torch.inference_mode(False), in_training():
-        patcher = own_copy(model)
-        backend = ComfyBackend(patcher, architecture, process, checkpointing)
         away = train is not None and train.offload != NONE
+        shared = away and train.offload == FILE and can_share(model)
+        patcher = shared_copy(model) if shared else own_copy(model)
+        backend = ComfyBackend(patcher, architecture, process, checkpointing)
         if away:
             patcher.load_device = patcher.offload_device
         try:
@@ -70,7 +71,9 @@ def training_backend(
             if away:
                 if train.mixed(model.load_device):
                     halves_to_bfloat16(backend.network)
+                names = shared_weights(model, backend.network) if shared else ()
                 backend.offload(model.load_device, train.offload, folder)
+                lie_with(model, backend.network, names)
                 backend.to_device()
             yield backend
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import comfy.model_management
 import comfy.model_patcher
@@ -45,28 +46,77 @@ def _without_fast_fp8(network: torch.nn.Module) -> None:
             module.__class__ = comfy.ops.manual_cast.Linear
 
 
-def _copied(model):
-    """A plain patcher on a deep copy of MODEL's network as it was loaded, without the patches that are in it now."""
+def can_share(model) -> bool:
+    """Whether a copy can be made of MODEL's own weights: they are in host memory, and stay as they are there."""
+    return model.load_device.type == "cpu" and not model.is_dynamic() and not model.weight_inplace_update
+
+
+def shared_copy(model):
+    """A patcher with MODEL's patches on a network of its own, whose weights lie where MODEL's do (`can_share`).
+
+    Nobody writes to them: a patch makes another weight. For weights that are to be mapped from a file, which then hold
+    no memory twice (`lie_with`).
+    """
+    patcher = model.clone(model_override=_copied(model, share=True).get_clone_model_override())
+    _without_fast_fp8(patcher.model)
+    patcher.parent = None
+    return patcher
+
+
+def shared_weights(model, network: nn.Module) -> list[str]:
+    """Names of MODEL's weights that lie where those of ``network``, a `shared_copy`'s, do."""
+    own = dict(network.named_parameters())
+    given = model.model.diffusion_model.named_parameters()
+    plain = [(name, value) for name, value in given if type(value.data) is torch.Tensor]
+    return [name for name, value in plain if own[name].data_ptr() == value.data_ptr()]
+
+
+def lie_with(model, network: nn.Module, names: Sequence[str]) -> None:
+    """Have these weights of MODEL lie where those of ``network`` do by now, if these are the same numbers still.
+
+    MODEL computes as before; what held its weights until now is given back.
+    """
+    own, theirs = dict(network.named_parameters()), model.model.diffusion_model
+    for name in names:
+        place, _, leaf = name.rpartition(".")
+        layer = theirs.get_submodule(place)
+        if layer._parameters[leaf].dtype == own[name].dtype:
+            layer._parameters[leaf] = nn.Parameter(own[name].data, requires_grad=False)
+
+
+def _copied(model, share: bool = False):
+    """A plain patcher on a deep copy of MODEL's network as it was loaded, without the patches that are in it now.
+
+    share: its weights are in the memory of MODEL's.
+    """
     inner = model.model
     keep = [inner.model_config, inner.latent_format]
     memo = {id(inner.current_patcher): None} | {id(thing): thing for thing in keep}
     for tensor in [*inner.parameters(), *inner.buffers()]:  # an inference tensor cannot be deep-copied
-        if tensor.is_inference():
-            data = _without_inference(tensor)
+        if tensor.is_inference() or share:
+            data = _another(tensor, share)
             memo[id(tensor)] = nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
     patcher = comfy.model_patcher.ModelPatcher(copy.deepcopy(inner, memo), model.load_device, model.offload_device)
-    patcher.backup = {key: saved._replace(weight=saved.weight.clone()) for key, saved in model.backup.items()}
+    patcher.backup = {key: saved._replace(weight=_another(saved.weight, share)) for key, saved in model.backup.items()}
     patcher.object_patches_backup = dict(model.object_patches_backup)
     patcher.unpatch_model(model.offload_device)
     return patcher
 
 
-def _without_inference(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that autograd accepts. A class that has none to give (ComfyUI-GGUF's tensors, which a loader maps from the
-    file and nobody writes to) is given another tensor of the same memory."""
+def _another(tensor: torch.Tensor, share: bool) -> torch.Tensor:
+    """A tensor that autograd accepts: a copy, or one of the same memory where ``share`` asks for it.
+
+    A quantized one of the host is always copied. A class that has no copy to give (ComfyUI-GGUF's tensors, which a
+    loader maps from the file and nobody writes to) is given another tensor of the same memory.
+    """
+    if share and type(tensor.data) is torch.Tensor:
+        return _same_memory(tensor)
     copied = tensor.clone()
-    if not copied.is_inference():
-        return copied
+    return _same_memory(tensor) if copied.is_inference() else copied
+
+
+def _same_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Another tensor of the same memory, which autograd accepts."""
     raw = tensor.as_subclass(torch.Tensor)
     same = torch.empty(0, dtype=raw.dtype, device=raw.device)
     same = same.set_(raw.untyped_storage(), raw.storage_offset(), raw.size(), raw.stride()).as_subclass(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...distill_core.files import digest_tensor, stored_weights
+from ...distill_core.digests import digest_tensor, stored_weights
 from ...distill_core.presets.origin import NAME_KEYS, LoraBelow
 from .carried import carried
 
@@ -21,7 +21,7 @@ def identity(model) -> str:
     """A hash of all that decides MODEL's answers: weights, LoRA-like patches with strengths, what else it `carried`.
 
     It is the same whether the host has the patches in the weights at the moment or not. Without patches it is the
-    `files.fingerprint` of the network.
+    `digests.fingerprint` of the network.
     """
     digest = _weights_digest(model)
     for name, patches in sorted(model.patches.items()):

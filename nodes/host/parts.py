@@ -15,7 +15,7 @@ import torch
 
 from ...distill_core.data.dataset import LatentDataset
 from ...distill_core.diffusion.schedules import same_level
-from ...distill_core.files import weights_digest
+from ...distill_core.digests import weights_digest
 from ...distill_core.methods.base import Distance
 from ...distill_core.methods.components import Components, VisionConfig
 from ...distill_core.methods.config import MethodConfig

@@ -16,7 +16,7 @@ from ...distill_core.data import buckets
 from ...distill_core.data.manifest import OtherDataset
 from ...distill_core.data.pictures import Picture, PictureConfig, caption_file, find, survey
 from ...distill_core.data.real import cache_pictures
-from ...distill_core.files import weights_digest
+from ...distill_core.digests import weights_digest
 from ...distill_core.models.denoiser import cat_conds
 from ...distill_core.models.mini import ASSETS
 from .datasets import CURE, WIDGETS, training_conditionings

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import comfy.model_management
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .training import Request
 
 
+GGUF_ATTRIBUTES = ("tensor_type", "tensor_shape")  # of ComfyUI-GGUF's tensors
 IN_FP8 = "the model in fp8 (weight_dtype of Load Diffusion Model)"
 
 
@@ -113,20 +115,33 @@ def unloaded_backend(model, checkpointing: bool, mode: FakeTensorMode) -> ComfyB
 
 
 class Dequantizing(nn.Module):
-    """In place of a quantized linear layer: as many stored bytes, and a weight in full for the time of its use."""
+    """In place of a quantized linear layer: as many stored bytes, and a weight in full for the time of its use.
+
+    The host's formats are made full by one kernel. GGUF's are by many operations of the layer's own, which are done
+    here too: what they need meanwhile is more than the weight.
+    """
 
     def __init__(self, layer: nn.Module, mode: FakeTensorMode) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        stored = getattr(layer.weight.data, "_qdata", layer.weight.data)
+        given = layer.weight.data
+        stored = getattr(given, "_qdata", given).as_subclass(Tensor)
+        self.own: Callable | None = getattr(layer, "get_weight", None)
+        self.kind = {name: vars(given)[name] for name in GGUF_ATTRIBUTES if name in vars(given)}
         with mode:
-            size = stored.numel() * stored.element_size()
-            self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8), requires_grad=False)
+            weight = torch.empty(stored.shape, dtype=stored.dtype)
+            if not self.kind:
+                weight = torch.empty(stored.numel() * stored.element_size(), dtype=torch.uint8)
+            self.weight = nn.Parameter(weight, requires_grad=False)
             bias = torch.empty(self.out_features) if layer.bias is not None else None
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def get_weight(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
-        return stored.new_empty(self.out_features, self.in_features, dtype=dtype)
+        if self.own is None or not self.kind:
+            return stored.new_empty(self.out_features, self.in_features, dtype=dtype)
+        raw = stored.detach()
+        vars(raw).update(self.kind)
+        return self.own(raw, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)

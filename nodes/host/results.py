@@ -16,17 +16,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ...distill_core.digests import digest_tensor, weights_digest
 from ...distill_core.evaluation import live_plots
-from ...distill_core.files import (
-    LORA_FORMAT,
-    check_lora,
-    digest_tensor,
-    load_tensors,
-    read_lora,
-    replacing,
-    save_lora,
-    weights_digest,
-)
+from ...distill_core.files import load_tensors, replacing
+from ...distill_core.lora_files import LORA_FORMAT, check_lora, read_lora, save_lora
 from ...distill_core.presets.origin import origin_notes
 from ...distill_core.presets.recipe import describe_metadata
 from ...distill_core.presets.table import counted

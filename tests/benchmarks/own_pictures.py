@@ -32,12 +32,12 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from distill_core.data.dataset import LatentDataset
 from distill_core.data.fashion_mnist import DEBIAN_DATA, read_split, upscale
 from distill_core.data.real import save_latents
+from distill_core.digests import fingerprint
 from distill_core.evaluation import live_plots
 from distill_core.evaluation.frechet import fd_between
 from distill_core.evaluation.metrics import MiniEvaluator
 from distill_core.evaluation.spaces import mini_space
 from distill_core.experiments.demo import LADD_SETTINGS, LEVELS, draw_samples
-from distill_core.files import fingerprint
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.components import Components, VisionConfig
 from distill_core.methods.config import MethodConfig

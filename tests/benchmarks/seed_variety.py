@@ -24,7 +24,8 @@ from distill_core.diffusion.samplers import sample
 from distill_core.diffusion.schedules import grid_sigmas
 from distill_core.diffusion.variety import noised_prompt, stronger_noise
 from distill_core.evaluation.metrics import mini_scores
-from distill_core.files import git_commit, read_lora, save_json
+from distill_core.files import git_commit, save_json
+from distill_core.lora_files import read_lora
 from distill_core.models import mini
 from distill_core.models.denoiser import Cond, Denoiser, Guided
 from distill_core.presets.recipe import student_levels

@@ -18,7 +18,8 @@ from distill_core.evaluation.metrics import MiniEvaluator
 from distill_core.evaluation.samples import REFERENCE
 from distill_core.experiments.demo import DemoConfig, cache_dataset, draw_samples, machine, train_student
 from distill_core.experiments.results import read_result, result_path, save_result
-from distill_core.files import git_commit, load_tensors, read_lora, save_lora, save_tensors
+from distill_core.files import git_commit, load_tensors, save_tensors
+from distill_core.lora_files import read_lora, save_lora
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.models.mini import mini_backend, mini_conditioning

@@ -21,7 +21,8 @@ from distill_core.evaluation.frechet import Gaussian, fd_between, frechet_distan
 from distill_core.evaluation.retention import Asked, retention, sample_answers
 from distill_core.evaluation.spaces import mini_space
 from distill_core.experiments.demo import draw_samples
-from distill_core.files import load_tensors, read_lora, save_tensors
+from distill_core.files import load_tensors, save_tensors
+from distill_core.lora_files import read_lora
 from distill_core.models import mini
 from distill_core.models.backends.diffusers import DiffusersBackend
 from distill_core.models.denoiser import Denoiser

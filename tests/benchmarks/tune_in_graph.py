@@ -26,7 +26,8 @@ from make_workflows import complete, numbered  # noqa: E402
 from server import Host  # noqa: E402
 
 from distill_core.experiments.demo import machine  # noqa: E402
-from distill_core.files import git_commit, read_lora, save_json  # noqa: E402
+from distill_core.files import git_commit, save_json  # noqa: E402
+from distill_core.lora_files import read_lora  # noqa: E402
 from workflows import WORKFLOWS  # noqa: E402
 
 NAME = "tune_mini_turbo"

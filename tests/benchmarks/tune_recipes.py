@@ -18,8 +18,9 @@ from distill_core.data.dataset import LatentDataset
 from distill_core.data.kept import KeptConfig, cache_kept, kept_config
 from distill_core.data.mix import new_mix, open_data
 from distill_core.data.real import save_latents
+from distill_core.digests import fingerprint
 from distill_core.experiments.demo import LADD_SETTINGS, LEVELS, draw_samples
-from distill_core.files import fingerprint, load_tensors, save_json, save_tensors
+from distill_core.files import load_tensors, save_json, save_tensors
 from distill_core.methods.components import Components
 from distill_core.methods.config import MethodConfig
 from distill_core.methods.ladd import LADDConfig

@@ -35,7 +35,8 @@ from tune_results import (
 from distill_core.data.dataset import LatentDataset
 from distill_core.data.fashion_mnist import DEBIAN_DATA
 from distill_core.evaluation.retention_watch import retention_listeners
-from distill_core.files import git_commit, load_tensors, read_lora, save_json, save_tensors
+from distill_core.files import git_commit, load_tensors, save_json, save_tensors
+from distill_core.lora_files import read_lora
 from distill_core.training.run import RunFolder, train_to_end
 
 TUNING_SEED = 100

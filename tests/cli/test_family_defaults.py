@@ -9,7 +9,7 @@ from networks import CONTEXT_DIM, build_network
 
 from distill_core.cli.main import main
 from distill_core.data.dataset import LatentDataset
-from distill_core.files import read_lora
+from distill_core.lora_files import read_lora
 
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 

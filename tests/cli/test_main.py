@@ -22,7 +22,9 @@ from distill_core.cli.sample import load_student
 from distill_core.cli.train import perceptual_distance
 from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.noise import ItemNoise
-from distill_core.files import fingerprint, load_tensors, read_lora, save_lora, save_tensors
+from distill_core.digests import fingerprint
+from distill_core.files import load_tensors, save_tensors
+from distill_core.lora_files import read_lora, save_lora
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser
 from distill_core.training.config import describe_keys, load_config

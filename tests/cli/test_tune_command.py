@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli.test_family_defaults import discrete, flux
+from cli.test_main import needs_signals, started
 from models.test_pipelines import text_encoder
 from networks import build_network
 from PIL import Image
@@ -24,7 +25,8 @@ from distill_core.data.dataset import LatentDataset
 from distill_core.data.real import save_latents
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.process import DiscreteProcess, cumulative_alphas
-from distill_core.files import load_tensors, read_lora
+from distill_core.files import load_tensors
+from distill_core.lora_files import read_lora
 from distill_core.models import mini
 from distill_core.models.mini import mini_conditioning
 from distill_core.training.config import load_config
@@ -101,6 +103,21 @@ def test_the_students_file_stands_on_the_turbo_and_merged_on_the_base(tuned, cap
         lora = tuned / "one.safetensors"
         assert main(["merge", str(tuned / config), "--lora", str(lora), "--out", str(tuned / "no.safetensors")]) == 2
         assert words in capsys.readouterr().err
+
+
+@needs_signals
+def test_two_processes_end_at_the_same_step_when_too_much_was_lost(tuned, tmp_path):
+    rule = "retention_every = 1\nkeep_at_least = 0.999\nstudent_lr = 0.1\n"
+    changed = CONFIG.replace("steps = 4\nbatch_size = 2", "steps = 8\nbatch_size = 4") + rule
+    (tmp_path / "c.toml").write_text(changed.replace("[discriminator]\nwidth = 16\n", ""))
+    run = RunFolder(tmp_path / "run")
+    command = ("train", tmp_path / "c.toml", "--data", tuned / "own", "--out", run.path)
+    with started(*command, processes=2) as process:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    last = run.logs()[-1]
+    assert last["retention"] < 0.999 and last["step"] < 8
+    assert f"ended after step {last['step']}: retention" in errors
 
 
 def test_killed_while_it_makes_samples_it_goes_on_to_the_same_run(tuned, tmp_path):

@@ -60,6 +60,16 @@ def test_a_stopped_run_has_its_page_which_says_so(tmp_path):
     assert 'http-equiv="refresh"' in html, "it may go on"
 
 
+def test_a_run_that_ends_before_its_last_step_is_not_looked_at_again(tmp_path):
+    folder = a_run(tmp_path, 3)
+    with RunPage(folder, SETTINGS, None, every=0, write_every=1) as page:
+        follow(page, 3)
+        assert 'http-equiv="refresh"' in (folder.path / "run.html").read_text()
+        note(folder, "ended after step 3: retention 0.600 is below keep_at_least = 0.7")
+    html = (folder.path / "run.html").read_text()
+    assert "ended after step 3" in html and 'http-equiv="refresh"' not in html
+
+
 def test_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path):
     def fails() -> Image.Image:
         raise RuntimeError("out of memory\nwith a long tail")

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from distill_core.diffusion.process import FlowProcess
+from distill_core.digests import fingerprint
 from distill_core.experiments import demo
-from distill_core.files import fingerprint, read_lora
+from distill_core.lora_files import read_lora
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser
 

@@ -24,15 +24,20 @@ def found(python: Path) -> bool:
     return (PACK / "nodes.py").is_file() and subprocess.run(command, capture_output=True).returncode == 0
 
 
+def pack():
+    """The pack as a module; inside the host's Python."""
+    if "comfyui_gguf" not in sys.modules:
+        spec = spec_from_file_location("comfyui_gguf", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+        sys.modules["comfyui_gguf"] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["comfyui_gguf"])
+    return sys.modules["comfyui_gguf"]
+
+
 def gguf_model(path: Path):
     """A MODEL as the pack's loader node gives it; inside the host's Python."""
     import folder_paths
     import torch
 
-    if "comfyui_gguf" not in sys.modules:
-        spec = spec_from_file_location("comfyui_gguf", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
-        sys.modules["comfyui_gguf"] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["comfyui_gguf"])
     folder_paths.add_model_folder_path("unet", str(path.parent))
     with torch.inference_mode():
-        return sys.modules["comfyui_gguf"].NODE_CLASS_MAPPINGS["UnetLoaderGGUF"]().load_unet(path.name)[0]
+        return pack().NODE_CLASS_MAPPINGS["UnetLoaderGGUF"]().load_unet(path.name)[0]

@@ -3,10 +3,22 @@
 from host_tools import folder, write
 
 # isort: split
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import quantized_files
 import torch
 from gguf_pack import gguf_model
+from measured import measured_peak
+from pack.distill_core.methods.components import Components
+from pack.distill_core.methods.ladd import LADDConfig
+from pack.distill_core.training.loop import training_step
+from pack.distill_core.training.run import assemble
 from pack.nodes.host.backend import training_backend
+from pack.nodes.host.plan import plan_of
+from planned_steps import asked
 from probe_quantized import compared, one_layer, plain_model, runs
 from safetensors.torch import load_file
 
@@ -39,4 +51,27 @@ def all_weights() -> str:
 
 
 torch.set_num_threads(1)
-write("gguf", [gguf, memory, all_weights])
+
+
+def planned() -> dict:
+    """Format -> the peak of a step beside the model's weights, as planned and as torch's profiler sees it.
+
+    The weights are mapped from the file, which the profiler does not count.
+    """
+    found = {}
+    for kind in ("Q8_0", "Q4_K"):
+        request, config, shapes = asked(gguf_model(folder / f"{kind}.gguf"), "flux", LADDConfig(warmup_steps=0))
+        plan = plan_of(request, config, shapes)
+        with training_backend(request.model) as backend:
+
+            def build(backend=backend, config=config, shapes=shapes):
+                run = assemble(config, Components(backend), shapes)
+                training_step(run)
+                run.step = 1
+                return lambda: training_step(run)
+
+            found[kind] = [plan.peak - plan.parts["model"], measured_peak(build)]
+    return found
+
+
+write("gguf", [gguf, memory, all_weights, planned])

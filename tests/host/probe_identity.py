@@ -10,7 +10,8 @@ import comfy.sd
 import tiny_models
 import torch
 from comfy.patcher_extension import WrappersMP
-from pack.distill_core.files import load_tensors, save_lora
+from pack.distill_core.files import load_tensors
+from pack.distill_core.lora_files import save_lora
 from pack.distill_core.models.denoiser import Denoiser
 from pack.distill_core.presets.recipe import make_recipe
 from pack.nodes.host.backend import training_backend

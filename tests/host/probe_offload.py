@@ -1,8 +1,9 @@
 """Runs inside the host's Python: networks whose blocks wait in host memory or in a file.  probe_offload.py FOLDER"""
 
-from host_tools import folder, latents, load, write
+from host_tools import a_lora, folder, host_denoised, latents, load, write
 
 # isort: split
+import comfy.sd
 import tiny_models
 import torch
 from pack.distill_core.methods.components import Components, DiscriminatorConfig
@@ -49,4 +50,24 @@ def same_student() -> dict:
     return found
 
 
-write("offload", [same_student])
+def one_memory() -> dict:
+    """MODEL with a LoRA, and then without, beside a training copy in the file tier: how many of the copy's weights lie
+    where MODEL's did before, and where they do now, and whether MODEL's output stays."""
+    plain = load("sd15")
+    with torch.inference_mode():
+        lora = {name: value.clone() for name, value in a_lora("sd15", plain).items()}
+        patched = comfy.sd.load_lora_for_models(plain, None, lora, 0.7, 0.0)[0]
+    asked, found = (tiny_models.conditioning("sd15", 1), latents("sd15"), torch.tensor([8.0, 0.3])), {}
+    for name, model in {"patched": patched, "plain": plain}.items():
+        before = host_denoised(model, *asked)
+        old = {value.data_ptr() for value in model.model.diffusion_model.parameters()}
+        with training_backend(model, True, TrainConfig(batch_size=2, offload="file"), folder) as backend:
+            own = {value.data_ptr() for value in backend.offloaded.weights()}
+            given = {value.data_ptr() for value in model.model.diffusion_model.parameters()}
+            weights = len(own)
+        same = torch.equal(before, host_denoised(model, *asked))
+        found[name] = {"weights": weights, "in the old place": len(own & old), "shared": len(own & given), "same": same}
+    return found
+
+
+write("offload", [same_student, one_memory])

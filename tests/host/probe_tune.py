@@ -13,7 +13,7 @@ import tiny_models
 import torch
 from pack.distill_core.data.dataset import LatentDataset
 from pack.distill_core.diffusion.noise import ItemNoise
-from pack.distill_core.files import read_lora
+from pack.distill_core.lora_files import read_lora
 from pack.distill_core.presets.recipe import make_recipe
 from pack.distill_core.training.loop_config import TrainConfig
 from pack.distill_core.training.run import RunFolder

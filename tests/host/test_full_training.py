@@ -8,7 +8,7 @@ from graphs import class_samples, guided_teacher, mini_training, node, saved_stu
 from run_files import fails, log_of, lora_of
 from server import Host
 
-from distill_core.files import read_lora
+from distill_core.lora_files import read_lora
 
 TEACHER = {"count": 512, "steps": 8, "batch_size": 128}
 SETTINGS = dict(train="all weights", rank=0, steps=40, batch_size=16, student_lr=1e-4)

@@ -37,6 +37,12 @@ def test_a_gguf_file_is_not_copied_for_training_and_not_trained_in_all_weights(p
     assert "quantized network" in probe["all_weights"] and "load a file in bfloat16" in probe["all_weights"]
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_the_plan_counts_what_making_weights_in_full_takes(probe, kind):
+    planned, measured = probe["planned"][kind]
+    assert planned == pytest.approx(measured, rel=0.1)
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     server = Host(tmp_path_factory.mktemp("comfyui_gguf"), PACK)

@@ -10,7 +10,8 @@ from graphs import mini_training, node, saved_student
 from run_files import fails, run_folder
 from server import run_probe
 
-from distill_core.files import alone_in, read_lora
+from distill_core.files import alone_in
+from distill_core.lora_files import read_lora
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from server import COMFYUI, HERE, PYTHON
 
-from distill_core.files import save_lora
+from distill_core.lora_files import save_lora
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser
 from distill_core.models.mini import mini_backend, mini_conditioning

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from server import failure_text
 
 from distill_core.diffusion.samplers import sample
-from distill_core.files import read_lora
+from distill_core.lora_files import read_lora
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser
 from distill_core.models.mini import mini_backend, mini_conditioning

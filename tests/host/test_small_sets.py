@@ -7,7 +7,7 @@ from graphs import OWN, node
 from run_files import fails, log_of, lora_of, steps_of
 from test_core_datasets import MINI, latents_dataset
 
-from distill_core.files import read_lora
+from distill_core.lora_files import read_lora
 
 SIZES = {"one": (64, 64, 2), "two": (48, 64, 2), "three": (64, 48, 1), "four": (64, 80, 1), "five": (80, 64, 1)}
 

@@ -10,7 +10,7 @@ from run_files import assert_same_files, fails, log_of, lora_of, run_folder, ste
 from safetensors.torch import load_file, save_file
 from server import Host
 
-from distill_core.files import read_lora
+from distill_core.lora_files import read_lora
 
 METHODS = ("ADD", "Diffusion2GAN")
 TEACHER = {"count": 512, "steps": 8, "batch_size": 128}

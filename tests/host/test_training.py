@@ -18,7 +18,8 @@ from run_files import assert_same_files, fails, log_of, lora_of, run_folder, ste
 from safetensors.torch import load_file
 from server import Host, failure_text, run_probe
 
-from distill_core.files import load_tensors, read_lora
+from distill_core.files import load_tensors
+from distill_core.lora_files import read_lora
 
 # What it reaches
 

@@ -8,7 +8,7 @@ from graphs import mini_training, node
 from run_files import assert_same_files, fails, log_of, lora_of, run_folder
 from safetensors.torch import load_file
 
-from distill_core.files import read_lora
+from distill_core.lora_files import read_lora
 
 
 def training(name: str, method: str = "LADD", settings: dict | None = None, **trainer) -> dict:

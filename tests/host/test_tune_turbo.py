@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from server import Host, failure_text, run_probe
 
 from distill_core.data.dataset import LatentDataset
-from distill_core.files import read_lora
+from distill_core.lora_files import read_lora
 
 LEVELS = [1.0, 0.75, 0.5, 0.25]  # of the shipped turbo, sampled with the sampler ancestral
 TO_KEEP = ("trouser", "dress", "sneaker")

@@ -12,7 +12,7 @@ from run_files import fails, log_of, lora_of
 from server import Host
 from test_core_datasets import MINI, latents_dataset
 
-from distill_core.files import read_lora
+from distill_core.lora_files import read_lora
 
 
 def retention(before: list, after: list, **choice) -> dict:

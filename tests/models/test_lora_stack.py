@@ -7,7 +7,8 @@ import torch
 from toy import ToyBackend, cache_toy, toy_method
 
 from distill_core.diffusion.noise import ItemNoise
-from distill_core.files import load_tensors, save_lora, save_tensors
+from distill_core.files import load_tensors, save_tensors
+from distill_core.lora_files import save_lora
 from distill_core.methods.adapter import AdapterConfig
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser

@@ -7,7 +7,7 @@ import torch
 from networks import build_network
 from torch import nn
 
-from distill_core.files import fingerprint
+from distill_core.digests import fingerprint
 from distill_core.models.backends.diffusers import DiffusersBackend
 from distill_core.models.denoiser import Denoiser
 

@@ -12,7 +12,8 @@ from toy import ToyBackend, cache_toy, toy_run
 
 from distill_core.data.mix import new_mix, open_data
 from distill_core.evaluation.retention_watch import RetentionWatch, first_prompts, retention_listeners
-from distill_core.files import load_tensors, read_json, read_lora
+from distill_core.files import load_tensors, read_json
+from distill_core.lora_files import read_lora
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.tune import TuneConfig
 from distill_core.models.lora import LoraConfig

@@ -94,6 +94,9 @@ def test_what_is_in_host_memory_takes_none_of_the_device():
     assert plain.forwards == 5 and plain.away > 0.8 * plain.parts["model"]
     ram = planned(case, card=True, offload="ram")
     assert ram.parts["model"] == plain.parts["model"] - plain.away and ram.peak < plain.peak
+    inputs = planned(case, card=True, offload_activations=True)
+    # All blocks of the mini model are read by the discriminator: their inputs stay anyway.
+    assert inputs.kept == plain.kept > plain.parts["inputs"] > 0 and inputs.peak <= plain.peak
     rest = planned(case, card=True, ema_in_ram=True, offload_activations=True, lora_dtype="bfloat16")
     assert "average" not in rest.parts and rest.peak < plain.peak
     assert plain.steady - rest.steady == plain.parts["average"] + plain.parts["student"] / 2

@@ -9,7 +9,7 @@ import torch
 from distill_core.cli.main import main
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from distill_core.diffusion.schedules import grid_sigmas
-from distill_core.files import read_lora
+from distill_core.lora_files import read_lora
 from distill_core.training.config import load_config
 
 FOLDER = Path(__file__).parents[2] / "configs"

@@ -11,7 +11,9 @@ from toy import LEVELS, ToyBackend, ToyEncoder, cache_toy, toy_run
 from distill_core.data.cache import CacheConfig, cache_latents
 from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.process import FlowProcess
-from distill_core.files import fingerprint, load_tensors, read_lora, save_json, save_lora, save_tensors
+from distill_core.digests import fingerprint
+from distill_core.files import load_tensors, save_json, save_tensors
+from distill_core.lora_files import read_lora, save_lora
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.config import MethodConfig

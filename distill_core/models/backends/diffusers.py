@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ...devices import like
 from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas, zero_terminal_snr
+from ...digests import fingerprint
 from ...errors import opening
-from ...files import fingerprint, read_json
+from ...files import read_json
 from ..compiled import INDUCTOR, check_compilable, compiled
 from ..denoiser import Cond, Limits
 from ..families import family_of_network
