@@ -179,6 +179,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("config", type=Path, metavar="CONFIG", help="TOML file, as of `train`")
     sub.add_argument("--data", type=Path, help="folder written by `cache`; without: the sizes in CONFIG")
     sub.add_argument("--free", type=_memory, help="free memory in GiB: says what to change so that it fits")
+    sub.add_argument(
+        "--cards",
+        type=_at_least_1,
+        nargs="+",
+        metavar="N",
+        help="so many GPUs, with the batch_size of CONFIG on each: memory, bytes and time of a step on paper",
+    )
     sub.add_argument("--cpu", action="store_true", help="on a CPU (without: on a GPU with bfloat16)")
     add_compare_command(commands)
     add_presets_command(commands)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,17 +21,23 @@ from ..models.denoiser import Cond
 from ..models.pipelines import MiniSource, PipelineSource, open_source
 from ..models.vision import transformers_vision
 from ..perceptual import ELatentLPIPS, load_metric
+from ..training.cards import AVERAGE, Load, load_of_step, on_cards, table
 from ..training.config import Config, load_config
 from ..training.fits import advice, verdict, ways
 from ..training.ledger import without_data
-from ..training.plan import GIB, Plan, Shapes, plan_step
+from ..training.plan import GIB, Plan, Shapes, plan_step, spell
+from ..training.plan_optimizers import STATE_BYTES
 from ..training.run import RunConfig, StudentConfig
 
+Make = Callable[[FakeTensorMode], Components]
 TOKENS = {"sd3": 77 + 256, "flux": 512}  # of text, where no dataset says it; SD 1.5 and SDXL have 77
 
 
 def run_plan(args: argparse.Namespace) -> None:
     config = load_config(args.config)
+    if args.cards:
+        print(cards_of(config, args.cards, LatentDataset(args.data) if args.data else None))
+        return
     plan = plan_of(config, LatentDataset(args.data) if args.data else None, card=not args.cpu)
     print(plan.said())
     found = ways(plan, config.train, config.model.lora_rank, config.model.gradient_checkpointing)
@@ -44,18 +52,61 @@ def check_memory(config: Config, dataset: LatentDataset) -> None:
     """Raises ValueError, before anything is loaded, for a run that the GPU has no memory for, with what to change."""
     if not torch.cuda.is_available():
         return
+    free, processes = torch.cuda.mem_get_info()[0], int(os.environ.get("WORLD_SIZE", "1"))
+    config = with_share(config, processes)
     try:
+        if config.train.shard:
+            needed = on_cards(load_of(config, dataset), processes, True, **bytes_of_weights(config)).needed
+            if needed > free:
+                raise ValueError(
+                    f"this run needs about {spell(needed)} on each of {processes} cards and {spell(free)} are free: "
+                    "take more cards, a smaller batch_size with accumulation, or gradient_checkpointing. What it "
+                    "needs: the command plan with --cards, docs/scaling.md. --no-preflight tries it anyway"
+                )
+            return
         plan = plan_of(config, dataset)
+    except ValueError:
+        raise
     except Exception as error:  # a network that cannot be planned may still be trained
         print(f"note: the memory of this run could not be planned ({first_line(error)})")
         return
     found = ways(plan, config.train, config.model.lora_rank, config.model.gradient_checkpointing)
-    if said := verdict(plan, found, torch.cuda.mem_get_info()[0]):
+    if said := verdict(plan, found, free):
         raise ValueError(f"{said}. --no-preflight tries it anyway")
 
 
+def with_share(config: Config, processes: int) -> Config:
+    """The run as one of several processes has it: with its share of the batch."""
+    return replace(config, train=replace(config.train, batch_size=max(1, config.train.batch_size // processes)))
+
+
+def cards_of(config: Config, counts: list[int], dataset: LatentDataset | None = None) -> str:
+    """What several cards would do to the memory and the time of a step, as a table."""
+    train = config.train
+    each = bytes_of_weights(config)
+    return table(load_of(config, dataset), counts, train.shard, train.batch_size, **each)
+
+
+def bytes_of_weights(config: Config) -> dict[str, float]:
+    """The optimizer's state and the average, for each weight that is trained."""
+    state = STATE_BYTES.get(config.train.optimizer, 8.0)
+    return {"moments": state, "average": 0 if config.train.ema_in_ram else AVERAGE}
+
+
+def load_of(config: Config, dataset: LatentDataset | None = None) -> Load:
+    """What a step of the run does on one card."""
+    run, make, shapes, distance = ingredients(config, dataset)
+    return load_of_step(run, make, shapes, distance)
+
+
 def plan_of(config: Config, dataset: LatentDataset | None = None, card: bool = True) -> Plan:
-    """The plan of the run that a TOML file describes. dataset: None for sizes from the file."""
+    """The plan of the run that a TOML file describes, on one card. dataset: None for sizes from the file."""
+    run, make, shapes, distance = ingredients(config, dataset)
+    return plan_step(replace(run, train=replace(run.train, shard=False)), make, shapes, card, distance)
+
+
+def ingredients(config: Config, dataset: LatentDataset | None) -> tuple[RunConfig, Make, Any, Callable]:
+    """What a plan is made of: the run, its components without data, the sizes of its batches, its distance."""
     source = open_source(config.model, config.cache.embedded_guidance, weights=False)
     method, model = config.method_config, config.model
     student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler, lora=config.lora)
@@ -76,7 +127,7 @@ def plan_of(config: Config, dataset: LatentDataset | None = None, card: bool = T
         metric = load_metric(None if model.perceptual == "mini" else model.perceptual)
         return cast(ELatentLPIPS, without_data(metric, mode))
 
-    return plan_step(run, make, shapes, card, distance)
+    return run, make, shapes, distance
 
 
 def shapes_of(config: Config, source: MiniSource | PipelineSource) -> Shapes:

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from ..data.dataset import LatentDataset
 from ..data.mix import new_mix, open_data
-from ..digests import fingerprint
 from ..evaluation import live_plots
 from ..evaluation.retention_watch import retention_listeners
 from ..evaluation.run_page import RunPage, note
@@ -30,6 +29,7 @@ from ..models.backends.diffusers import DiffusersBackend
 from ..models.offload import NONE
 from ..models.pipelines import MiniSource, PipelineSource, open_source
 from ..models.precision import halves_to_bfloat16
+from ..models.sharding import Sharding
 from ..perceptual import ELatentLPIPS, load_metric
 from ..presets.recipe import Recipe
 from ..training.changes import OtherSettings
@@ -39,6 +39,7 @@ from ..training.monitor import Condition
 from ..training.preflight import preflight
 from ..training.progress import SHOWN, StatusLine
 from ..training.run import RunConfig, RunFolder, StudentConfig, Watcher, longer, new_run, pairs_notes, train_to_end
+from ..training.sharded import check_sharded
 from .plan import check_memory
 from .turbo import find_turbo, tuned, with_kept
 
@@ -46,22 +47,29 @@ from .turbo import find_turbo, tuned, with_kept
 def run_train(args: argparse.Namespace) -> None:
     config = training_config(args)
     accelerator = several_processes()
+    if config.train.shard:
+        check_sharded(config.train, config.model.lora_rank > 0, accelerator.num_processes if accelerator else 1)
     for question in config.train.questions():
         print(f"note: {question}")
     dataset = open_dataset(args, config)
     if config.train.preflight and not RunFolder(args.out).report.exists():
         check_memory(config, dataset)
-    stays = config.train.offload == NONE
-    source = open_source(config.model, config.cache.embedded_guidance, on_device=stays)
+    stays, tunes = config.train.offload == NONE, config.method == TuneConfig.name
+    # What is shared out comes to the devices a block at a time; a turbo must make samples first.
+    source = open_source(
+        config.model, config.cache.embedded_guidance, on_device=stays and (tunes or not config.train.shard)
+    )
     if not stays:
         keep_away(source.backend, config, accelerator.device if accelerator else source.device, args.out)
-    elif accelerator:
+    elif accelerator and (tunes or not config.train.shard):
         source.backend.network.to(accelerator.device)
-    if config.method == TuneConfig.name:
+    if tunes:
         turbo = find_turbo(config, source, dataset.shapes[0])
         dataset = with_kept(config, source, turbo, dataset, args.out / "kept", accelerator)
+        share_out(source.backend, config, accelerator)
         train_student(tuned(config, turbo), source, dataset, args.out / "student.safetensors", turbo, accelerator)
     else:
+        share_out(source.backend, config, accelerator)
         train_student(config, source, dataset, args.out / "student.safetensors", accelerator=accelerator)
 
 
@@ -103,11 +111,12 @@ def train_student(
     for sentence in pairs_notes(run_config.method, dataset, source.backend.process):
         print(f"note: {sentence}; `cache` with state_sigmas at these levels gives them pairs, too", file=sys.stderr)
     try:
-        with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step() as stop:
+        with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step(run) as stop:
             line = StatusLine(config.train.log_every, tuple(run_config.method.terms), bar.write)
             watchers: list[Watcher] = [Progress(bar, run_config.method.terms), line] if run.is_main else []
             page = run_page(run, run_config, folder, source.decode, bar.write)
             with page if run.is_main else nullcontext():
+                watchers += [page.take] if run.parts else []
                 watchers += [page] if run.is_main else []
                 measures = retention_listeners(run, run_config)
                 said = train_to_end(run, run_config, folder, student_file, [*watchers, stop], measures)
@@ -132,6 +141,16 @@ def keep_away(backend: DiffusersBackend, config: Config, device: torch.device | 
     if config.train.mixed(torch.device(device)):
         halves_to_bfloat16(backend.network)
     backend.offload(device, config.train.offload, folder)
+
+
+def share_out(backend: DiffusersBackend, config: Config, accelerator: Any) -> None:
+    """Share the model out among the processes where [train] shard says so, in the format that it is computed in."""
+    if not config.train.shard:
+        return
+    mixed = config.train.mixed(accelerator.device)
+    if mixed:
+        halves_to_bfloat16(backend.network)
+    backend.share_out(Sharding(accelerator.device, torch.bfloat16 if mixed else None))
 
 
 def run_page(
@@ -196,7 +215,7 @@ def describe(
     """What decides the run, known before anything is made for it."""
     model = config.model
     identities: dict[str, Any] = {
-        "base": fingerprint(components.backend.network),
+        "base": components.backend.digest(),
         "dataset": dataset.digest(),
         "dtype": model.dtype,
     }
@@ -243,20 +262,22 @@ class Progress:
 
 
 class Stop:
-    """Ends the run after the step in which it was asked to."""
+    """Ends the run after the step in which it was asked to; one whose weights are shared out, in all processes."""
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
+    def __init__(self, run: Run) -> None:
+        self.run, self.signal = run, 0
 
     def __call__(self, event: Event, condition: Condition) -> None:
-        if self.signal is not None and event.step < event.steps:
+        if self.run.parts and not self.run.parts.all_agree(not self.signal):
+            self.signal = self.signal or signal.SIGTERM
+        if self.signal and event.step < event.steps:
             raise KeyboardInterrupt if self.signal == signal.SIGINT else SystemExit(128 + self.signal)
 
 
 @contextmanager
-def stop_after_step() -> Iterator[Stop]:
+def stop_after_step(run: Run) -> Iterator[Stop]:
     """Ctrl-C and SIGTERM let the running step end first; a second one stops at once."""
-    stop = Stop()
+    stop = Stop(run)
 
     def ask(number: int, frame: Any) -> None:
         stop.signal = number

@@ -19,6 +19,7 @@ from ..training.loop import Event
 from ..training.monitor import Condition, Health
 from ..training.run import RunFolder
 from . import live_plots
+from .student_pictures import StudentPictures
 
 MOST_SAMPLES = 40  # on the page; all are in the folder
 MOST_CHANGES = 30  # of the status word that are listed
@@ -52,16 +53,25 @@ class RunPage:
     ) -> None:
         self.folder, self.settings, self.say = folder, settings, say
         self.pictures, self.every, self.write_every = pictures, every, write_every
+        self.shared = pictures if isinstance(pictures, StudentPictures) else None  # also when no more are drawn
         self.latest: Image.Image | None = None  # the last samples
         self.drawn = 0  # at which step
 
     def __call__(self, event: Event, condition: Condition) -> None:
-        last = event.step == event.steps
-        due = self.every and (event.step % self.every == 0 or last)
+        last, due = event.step == event.steps, self.due(event)
         if due and self.pictures is not None:
             self._draw(event.step)
         if due or last or event.step % self.write_every == 0:
             self.write()
+
+    def take(self, event: Event, condition: Condition) -> None:
+        """A watcher for every process of a run whose weights are shared out, before the page: all sample together."""
+        if self.shared is not None and self.due(event):
+            self.shared.take()
+
+    def due(self, event: Event) -> bool:
+        """Whether the student is drawn after a step."""
+        return bool(self.every) and (event.step % self.every == 0 or event.step == event.steps)
 
     def _draw(self, step: int) -> None:
         try:

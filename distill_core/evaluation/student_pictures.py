@@ -32,18 +32,29 @@ class StudentPictures:
         self.run, self.decode = run, decode
         self.conds = [cond.to(run.device) for cond in conds[:MOST]]
         self.sampler: dict[str, Any] = {"sampler": student.sampler, **student.sampler_options}
+        self.taken: list[Tensor] | None = None
         self.uncond, self.cfg = run.dataset.uncond().to(run.device), student.cfg
 
     @torch.no_grad()
-    def __call__(self) -> Image.Image:
+    def latents(self) -> list[Tensor]:
+        """What the student makes now, [1, C, H, W] each. Where its weights are shared out, all processes must ask."""
         run, student = self.run, Guided(self.run.method.student, self.uncond, self.cfg)
         shape, sigmas = run.dataset.shapes[0], explicit_sigmas(run.method.levels)
         with run.ema_weights():
-            latents = [
+            return [
                 sample(student, student.process, sigmas, cond, shape, seed=0, items=[item], **self.sampler)
                 for item, cond in enumerate(self.conds)
             ]
-        return live_plots.grid([(f"student, {len(sigmas) - 1} steps", self.decode(latents))])
+
+    def take(self) -> None:
+        """Make the latents of the next picture beforehand."""
+        self.taken = self.latents()
+
+    @torch.no_grad()
+    def __call__(self) -> Image.Image:
+        latents, self.taken = self.latents() if self.taken is None else self.taken, None
+        steps = len(explicit_sigmas(self.run.method.levels)) - 1
+        return live_plots.grid([(f"student, {steps} steps", self.decode(latents))])
 
 
 def of_dataset(run: Run) -> list[Cond]:

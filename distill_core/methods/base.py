@@ -269,6 +269,8 @@ class StudentStep:
         wanted = chosen & (places.sigma < top) & (places.state < 0) & ~places.on_grid & ~places.denoises
         rows = wanted.nonzero().flatten().tolist()  # R rows of the batch
         if not rows:
+            if self.method.student.together:  # other processes may have some, and wait for this one
+                self.method.student(self.x[:1], self.sigma[:1], self.batch.cond[:1])
             return
         first, noise = self.sigma.new_full((len(rows),), top), pick(noise, rows)  # [R], [R, C, H, W]
         x = process.noise_scaling(first, noise, torch.zeros_like(noise), max_denoise=True)

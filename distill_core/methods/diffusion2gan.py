@@ -147,6 +147,11 @@ class Diffusion2GAN(StudentMethod):
         super().check(batch, micro_batch)
         if self.adversarial and self.config.mix_share and micro_batch < 2:
             raise ValueError("mix-and-match takes its targets from the rest of the batch; use batch_size of at least 2")
+        if self.adversarial and self.config.r1 and self.config.r1_by == "gradient" and self.teacher.together:
+            raise ValueError(
+                'r1_by = "gradient" needs a double backward, and weights that are shared out (shard = true) are gone '
+                'by then: set r1_by = "difference"'
+            )
 
     def start(self, batch: Batch, random: ItemNoise, step: int) -> Diffusion2GANStep:
         """Draw noise levels and run the student once."""
@@ -170,7 +175,7 @@ class Diffusion2GAN(StudentMethod):
         logs = {"discriminator": loss.detach(), **discriminator_health(pick(fake, own), pick(real, rows))}
         if self.config.r1 and step.number % self.config.r1_every == 0:
             by_gradient = self.config.r1_by == "gradient" or (
-                self.config.r1_by == "auto" and is_small(step.batch.latents)
+                self.config.r1_by == "auto" and is_small(step.batch.latents) and not self.teacher.together
             )
             penalty = self.single_sample_r1(step) if by_gradient else self.r1_by_difference(step)
             loss, logs["r1"] = loss + self.config.r1_every * self.config.r1 * penalty, penalty.detach()

@@ -207,16 +207,19 @@ class TuneStep(LADDStep):
         noises = [random.normal_like(self.x) for _ in levels[1:]]
         for index, level in enumerate(levels[:-1]):
             here = same_level(places.sigma, level) & ~places.denoises
-            if rows := here.nonzero().flatten().tolist():
-                fresh = iter([pick(noise, rows) for noise in noises[index:]])
-                sampled = SAMPLERS[method.config.agreement_sampler](
+            rows = here.nonzero().flatten().tolist()
+            used = rows or [0] * method.student.together  # other processes may have some, and wait for this one
+            if used:
+                fresh = iter([pick(noise, used) for noise in noises[index:]])
+                made = SAMPLERS[method.config.agreement_sampler](
                     method.student,
-                    pick(self.x, rows),
+                    pick(self.x, used),
                     explicit_sigmas(levels[index:]),
-                    {"cond": self.batch.cond[rows]},
+                    {"cond": self.batch.cond[used]},
                     disable=True,
                     noise_sampler=lambda sigma, sigma_next, fresh=fresh: next(fresh),
                 )
-                answer, counts = put(answer, rows, sampled), counts | here
+                if rows:
+                    answer, counts = put(answer, rows, made), counts | here
         torch.clear_autocast_cache()  # as after own samples
         return answer, upload(counts, answer.device)

@@ -202,6 +202,11 @@ class Denoiser:
     def process(self) -> NoiseProcess:
         return self.backend.process
 
+    @property
+    def together(self) -> bool:
+        """Whether all processes must call it equally often: its weights are shared out among them."""
+        return getattr(self.backend, "sharding", None) is not None
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters a student trains, by name: its LoRA or, without one, the whole network."""
         return dict((self.lora or self.backend.network).named_parameters())

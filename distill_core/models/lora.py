@@ -23,6 +23,7 @@ from ..devices import like
 from ..diffusion.noise import ItemNoise
 from ..settings import Checked, setting
 from .offload import KeptInputs
+from .sharding import is_answered, whole
 
 
 @dataclass(frozen=True)
@@ -307,13 +308,14 @@ def difference_names(network: nn.Module, prefix: str) -> dict[str, str]:
 def weight_differences(network: nn.Module, original: nn.Module, prefix: str) -> dict[str, Tensor]:
     """What must be added to the weights of ``original`` to have those of ``network``, float32 on the CPU.
 
-    Weights that are the same in both are left out.
+    Weights that are the same in both are left out. Where they are shared out among processes all must ask, and the
+    first has the answer.
     """
     state, before = {}, dict(original.named_parameters())
     names = difference_names(network, prefix)
     for name, value in network.named_parameters():
-        difference = (value.detach() - before[name].detach().float()).cpu()
-        if difference.any():
+        difference = whole(value.detach()) - whole(before[name].detach()).float()
+        if is_answered(value) and (difference := difference.cpu()).any():
             state[names[name]] = difference.contiguous()
     return state
 

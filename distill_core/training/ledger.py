@@ -31,7 +31,8 @@ class Ledger(TorchDispatchMode):
     """Counts the storages of every tensor that an operation makes while it is entered, in bytes.
 
     phase: what is being done; a storage is counted for the phase it is made in until `assign` says what it is.
-    peak, at_peak: the most bytes alive at once, and for what.  by_phase: the most in each phase.
+    peak, at_peak: the most bytes alive at once, and for what.  by_phase, parts_by_phase: the most in each phase, and
+    for what.
     Not counted: an operation's own scratch memory, what the device's allocator leaves unused, the CUDA context.
 
     fakes: with it, new tensors of `LARGE` and more elements are made without data, and a value that is asked of one is
@@ -46,6 +47,7 @@ class Ledger(TorchDispatchMode):
         self.total = self.peak = 0
         self.at_peak: dict[str, int] = {}
         self.by_phase: dict[str, int] = {}
+        self.parts_by_phase: dict[str, dict[str, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -78,7 +80,7 @@ class Ledger(TorchDispatchMode):
         self.now[what] += size
         self.total += size
         if self.total > self.by_phase.get(self.phase, 0):
-            self.by_phase[self.phase] = self.total
+            self.by_phase[self.phase], self.parts_by_phase[self.phase] = self.total, dict(self.now)
             if self.total > self.peak:
                 self.peak, self.at_peak = self.total, dict(self.now)
 
@@ -120,7 +122,7 @@ class Ledger(TorchDispatchMode):
 
     def forget_peak(self) -> None:
         """Begin anew with what is alive now."""
-        self.peak, self.at_peak, self.by_phase = self.total, dict(self.now), {}
+        self.peak, self.at_peak, self.by_phase, self.parts_by_phase = self.total, dict(self.now), {}, {}
 
 
 def _a_value(dtype: torch.dtype) -> bool | int | float:

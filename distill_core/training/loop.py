@@ -11,28 +11,26 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..changes import changes_between
 from ..data.dataset import LatentDataset
 from ..data.held_out import hold_out
 from ..diffusion.noise import ItemNoise, item_generator
-from ..files import check_finite, load_tensors, parse_object, save_tensors
 from ..methods.base import StudentMethod
 from ..methods.players import Player
 from ..models.denoiser import without_captions
 from ..settings import decisive
-from .changes import OtherSettings
+from . import checkpoints
+from .checkpoints import copy_into
 from .figures import Figures
-from .loop_config import MOST_STEPS, TrainConfig
-from .optimizers import averaged, in_float32, load_optimizer_state, new_optimizer, optimizer_state
-
-CHECKPOINT_FORMAT = 2  # 1: version 0.1, whose random draws were others
+from .loop_config import TrainConfig
+from .optimizers import averaged, in_float32, new_optimizer
+from .sharded import Parts, check_sharded
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,11 @@ class Run:
         self.dataset, self.held_out = hold_out(dataset, config.validation, config.seed)
         self.folder = Path(folder) if folder else None
         self.description = description or {}
-        self.players = method.players(config)
+        rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        if config.shard:
+            check_sharded(config, method.student.lora is not None, world)
+        self.parts = Parts(method.players(config), accelerator) if config.shard else None  # of weights shared out
+        self.players = self.parts.players if self.parts else method.players(config)
         if self.players[0].updates != 1:
             raise ValueError("the first player is the student: it has one update a step, whose output the others reuse")
         self.optimizers = {
@@ -86,7 +88,6 @@ class Run:
         self.uncond = dataset.uncond() if config.caption_dropout else None
         self.step = 0
         self.between_steps = True  # False while a step has updated some of the weights and not yet all
-        rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         if config.batch_size % world:
             raise ValueError(f"batch_size {config.batch_size} does not divide among {world} processes")
         share = config.batch_size // world
@@ -108,7 +109,8 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        return self.folder / "checkpoint.safetensors" if self.folder else None
+        """The file that this process writes at this step, None for none."""
+        return checkpoints.path_to_write(self)
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
@@ -143,22 +145,7 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint: trained weights, average, optimisers, position and settings."""
-        if self.checkpoint is None or not self.is_main:
-            return
-        tensors, optimizers = {f"ema.{name}": value for name, value in self.ema.items()}, {}
-        for player in self.players:
-            tensors |= {f"buffer.{player.name}.{name}": value for name, value in player.buffers.items()}
-            tensors |= {f"{player.name}.{name}": value for name, value in player.parameters.items()}
-            bad = [name for name, value in player.parameters.items() if not torch.isfinite(value).all()]
-            if bad:
-                raise FloatingPointError(
-                    f"{player.name} weights are not finite after step {self.step} ({bad[0]}); they are not saved"
-                )
-            moments, rest = optimizer_state(self.optimizers[player.name], player.parameters)
-            tensors |= {f"optimizer.{player.name}.{path}": value for path, value in moments.items()}
-            optimizers[player.name] = rest
-        state = {"format": CHECKPOINT_FORMAT, "step": self.step, "settings": self.settings(), "optimizers": optimizers}
-        save_tensors(self.checkpoint, tensors, {"run": json.dumps(state)})
+        checkpoints.save(self)
 
     def settings(self) -> dict:
         """What must agree between a checkpoint and the run that goes on from it (a run may be made longer)."""
@@ -166,55 +153,7 @@ class Run:
 
     def resume(self) -> bool:
         """Go on from the checkpoint if there is one. Raises ValueError for one that is damaged or of another run."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return False
-        tensors, metadata = load_tensors(self.checkpoint)
-        if "run" not in metadata:
-            raise ValueError(f"{self.checkpoint} is not a training checkpoint of this project")
-        restart = "restore a copy, or delete it to start the run again"
-        state = parse_object(metadata["run"], f"{self.checkpoint}: its entry run", restart)
-        if state.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(
-                f"{self.checkpoint} was written by another version of Turbo Distill, whose random draws differ. "
-                "Its run cannot go on: choose another output folder or run name, or delete it to start again"
-            )
-        changes = changes_between(self.settings(), state.get("settings"))
-        if changes:
-            cure = "choose another output folder, or delete the checkpoint to start again"
-            raise OtherSettings(str(self.checkpoint), changes, cure)
-        step = state.get("step")
-        if not isinstance(step, int) or not 0 < step <= MOST_STEPS:
-            raise ValueError(f"{self.checkpoint} is damaged: its step is {step!r:.40}; {restart}")
-        check_finite(tensors, self.checkpoint, restart)
-        try:
-            self._load(tensors, state.get("optimizers", {}))
-        except ValueError as error:
-            raise ValueError(f"{self.checkpoint} is damaged: {error}; {restart}") from error
-        self.step = step
-        return True
-
-    def _load(self, tensors: dict[str, Tensor], optimizers: dict[str, dict]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        copy_into(self.ema, part("ema."))
-        for player in self.players:
-            copy_into(player.buffers, part(f"buffer.{player.name}."))
-            copy_into(player.parameters, part(f"{player.name}."))
-            moments, rest = part(f"optimizer.{player.name}."), optimizers.get(player.name, {})
-            load_optimizer_state(self.optimizers[player.name], player.parameters, moments, rest)
-
-
-@torch.no_grad()
-def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
-    """Copy values by name. Raises ValueError when names or shapes differ."""
-    wrong = sorted(n for n in targets.keys() ^ sources.keys()) or [
-        n for n in targets if targets[n].shape != sources[n].shape
-    ]
-    if wrong:
-        raise ValueError(f"the weights are of another model: {wrong[0]} is missing or has another shape")
-    for name, target in targets.items():
-        target.copy_(sources[name])
+        return checkpoints.resume(self)
 
 
 def train(run: Run, listeners: Sequence[Listener] = ()) -> Generator[Event]:
@@ -305,16 +244,21 @@ def mean_logs(run: Run, logs: Mapping[str, list[float]]) -> dict[str, float]:
 def accumulate(run: Run, player: Player, step, figures: Figures) -> bool:
     """Add one micro-batch's gradient to the player's parameters, and to no others; False where it has nothing to learn
     from this batch."""
-    with autocast(run):
-        found = player.loss(step)
-    if found is None:
-        return False
-    loss, values = found
-    figures.require_finite(f"{player.name} loss", loss)
-    figures.add(values)
-    if not run.alone:  # so that the averaged gradient ends all processes, which would wait for this one
-        loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
-    (loss / run.config.accumulation).backward(inputs=list(player.parameters.values()))
+    with run.parts.only(player) if run.parts else nullcontext():
+        with autocast(run):
+            found = player.loss(step)
+        if found is None:
+            return False
+        loss, values = found
+        figures.require_finite(f"{player.name} loss", loss)
+        figures.add(values)
+        if not run.alone:  # so that the averaged gradient ends all processes, which would wait for this one
+            loss = loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        loss = loss / run.config.accumulation
+        if run.parts and run.parts.of(player):
+            run.parts.backward(loss)
+        else:
+            loss.backward(inputs=list(player.parameters.values()))
     return True
 
 
@@ -332,12 +276,16 @@ def finish_gradient(run: Run, player: Player, figures: Figures) -> None:
             f"({', '.join(unreached[:3])}): the loss does not depend on them. Set precision = 'float32', or use torch "
             "2.10 or newer"
         )
-    if not run.alone:
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        flat = run.accelerator.reduce(flat, reduction="mean")
-        for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = grad.view_as(p)
-    norm = nn.utils.clip_grad_norm_(parameters, run.config.gradient_clip or math.inf)
+    longest = run.config.gradient_clip or math.inf
+    if run.parts and run.parts.of(player):
+        norm = run.parts.clip(parameters, longest)
+    else:
+        if not run.alone:
+            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+            flat = run.accelerator.reduce(flat, reduction="mean")
+            for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                p.grad = grad.view_as(p)
+        norm = nn.utils.clip_grad_norm_(parameters, longest)
     figures.require_finite(f"{player.name} gradient", norm)
     figures.add({f"{player.name}_grad_norm": norm})
 

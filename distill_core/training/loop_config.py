@@ -142,6 +142,13 @@ class TrainConfig(Checked):
         "offloaded.",
         added=True,
     )
+    shard: bool = setting(
+        False,
+        "Share the weights of model and student out among the processes, one on each card, while all weights are "
+        "trained (FSDP2, docs/scaling.md): each card keeps a part, and has a block whole while it runs. Needs several "
+        "processes. A run goes on with as many as it began with.",
+        added=True,
+    )
     checkpoint_every: int = setting(
         250, "Steps between checkpoints. Stopping a run writes one too.", decides=False, low=1, high=MOST_STEPS
     )
@@ -240,10 +247,10 @@ class TrainConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("compile", "channels_last"):
-            if getattr(self, name) and self.offload != NONE:
+            if getattr(self, name) and (self.offload != NONE or self.shard):
                 raise ValueError(
-                    f"{name} is for weights that stay where they are: set it to false, or offload from "
-                    f"{self.offload!r} to {NONE!r}"
+                    f"{name} is for weights that stay where they are: set it to false, or shard to false and offload "
+                    f"to {NONE!r}"
                 )
 
     def optimizer_of(self, student: bool) -> str:

@@ -228,4 +228,5 @@ def _trained(run: Run) -> list[Mapping[str, Tensor]]:
 
 
 def _finite(run: Run) -> bool:
-    return all(value.isfinite().all() for tensors in _trained(run) for value in tensors.values())
+    mine = all(value.isfinite().all() for tensors in _trained(run) for value in tensors.values())
+    return run.parts.all_agree(mine) if run.parts else mine

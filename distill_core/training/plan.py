@@ -8,7 +8,7 @@ kernels, gaps in the allocator) is `CONTEXT`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -134,11 +134,13 @@ def plan_step(
     shapes: Shapes | LatentDataset,
     card: bool = True,
     distance: Callable[[FakeTensorMode], Distance | None] = lambda mode: None,
+    watch: Callable[[Ledger, Run], AbstractContextManager] = lambda ledger, run: nullcontext(),
 ) -> Plan:
     """The memory of one step of the run that ``config`` describes.
 
     make: the components, with networks whose weights have no data (`ledger.without_data`).  card: as on a GPU
     (bfloat16 where precision is "auto"), else as on this CPU.  distance: that of the pairs and consistency terms.
+    watch: what the step is run inside of.
     """
     train = config.train
     precision = "bfloat16" if card and train.precision == "auto" else train.precision
@@ -169,7 +171,8 @@ def plan_step(
         if card and train.offload_activations:
             backend.switch.keep_inputs = partial(_kept, ledger)
         backend.switch.before_checkpoint = partial(_note_inputs, ledger, kept)
-        counted_step(ledger, run)
+        with watch(ledger, run):
+            counted_step(ledger, run)
     steady, blocks = sum(ledger.now[what] for what in LASTING), len(offload.homes)
     return Plan(
         ledger.peak,

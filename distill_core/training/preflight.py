@@ -261,6 +261,7 @@ def _gradient_faults(run: Run, batch: Batch) -> Iterator[str]:
     networks = [view.backend.network for view in views if hasattr(getattr(view, "backend", None), "network")]
     players = {player.name: list(player.parameters.values()) for player in run.players}
     mine = {id(p) for parameters in players.values() for p in parameters}
+    mine |= {id(owner) for owner in run.parts.owners.values()} if run.parts else set()
     strangers = [p for network in networks for p in network.parameters() if id(p) not in mine]
     if any(p.requires_grad for p in strangers):
         yield "the backbone is not frozen: weights that no one trains ask for gradients. Call requires_grad_(False)"

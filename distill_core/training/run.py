@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from .validation import Validation
 NAME = re.compile(r"[\w][\w .+-]*")
 MOST_BYTES = 200  # of a name: disks take 255, and files are named after it
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
+ENDS_ALL = (KeyboardInterrupt, SystemExit, FloatingPointError)  # all processes end by these after the same step
 IDENTITIES = ("base", "dataset")  # what every run must name
 
 
@@ -118,7 +120,7 @@ class RunConfig:
 
 
 class RunFolder:
-    """log.jsonl (a line a step), checkpoint.safetensors (written by `loop.Run`), report.json (once it has ended)."""
+    """log.jsonl (a line a step), what it goes on from (`checkpoints`), report.json (once it has ended)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -339,14 +341,12 @@ def _train_alone(
     log, health, validation = LogFile(folder), Health(), Validation(run)
     health.replay(entry for entry in folder.logs() if entry["step"] <= run.step)
     trackers = Trackers(config.train.trackers if run.is_main else (), folder.path, decisive(config.train))
-    save = lambda path: save_lora(path, *student_of(run, config)) if run.is_main else None  # noqa: E731
+    save = partial(save_student, run, config)
     keeping = Keeping(config.train.keep_at_least, folder.path / "kept.safetensors", save)
     keeping.resume((entry for entry in folder.logs() if entry["step"] <= run.step), run.step)
-    all_watchers: list[Watcher] = []
-    if run.is_main:
-        snapshots = Snapshots(config.train.snapshot_every, Path(student_file), save)
-        all_watchers = [log, trackers, snapshots]
-    all_watchers += [keeping, *watchers]
+    snapshots = Snapshots(config.train.snapshot_every, Path(student_file), save)
+    all_watchers: list[Watcher] = [log, trackers] if run.is_main else []
+    all_watchers += [snapshots, keeping, *watchers]
     try:
         with (
             Monitor(run, health) as monitor,
@@ -359,28 +359,37 @@ def _train_alone(
                     watch(event, monitor.condition)
                 if keeping.lost:
                     break
-    except BaseException:  # a cancel in the host is no Exception
+    except BaseException as error:  # a cancel in the host is no Exception
         if run.is_main and folder.log.exists():
             folder.keep_log(run.step)
-        save_stopped(run, config, student_file)
+        if not run.parts or isinstance(error, ENDS_ALL):
+            save_stopped(run, config, student_file)
         raise
+    if not keeping.lost:
+        save(Path(student_file))
     if run.is_main:
         if keeping.lost:
             keeping.finish(Path(student_file))
-        else:
-            save(Path(student_file))
         folder.finish(config.request(), **({"said": keeping.said} if keeping.said else {}))
     return keeping.said
 
 
 def save_stopped(run: Run, config: RunConfig, student_file: str | Path) -> None:
     """The student of a run that stopped early, if it has done a step; a full disk must not hide why it stopped."""
-    if run.step == 0 or not run.is_main:
+    if run.step == 0:
         return
     try:
-        save_lora(student_file, *student_of(run, config))
+        save_student(run, config, student_file)
     except OSError as error:
         logging.warning("the student of the stopped run could not be written: %s", error)
+
+
+def save_student(run: Run, config: RunConfig, path: str | Path) -> None:
+    """Write the student's file, which the first process does. Where the weights are shared out, all must ask."""
+    if run.is_main or run.parts:
+        state, description = student_of(run, config)
+        if run.is_main:
+            save_lora(path, state, description)
 
 
 def told_guidance(run: Run) -> dict[str, float]:

@@ -106,9 +106,10 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["compile", "channels_last"])
-def test_neither_goes_with_an_offload(name):
+@pytest.mark.parametrize("other", [{"offload": "ram"}, {"shard": True}])
+def test_neither_goes_with_weights_that_come_and_go(name, other):
     with pytest.raises(ValueError, match=f"{name} is for weights that stay where they are"):
-        TrainConfig(offload="ram", **{name: True})
+        TrainConfig(**other, **{name: True})
 
 
 def test_a_run_is_compiled_and_not_with_dropout(monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..lora_stack import LoraFile, put_into_weights, read_lora_file
 from ..lora_start import Parts, parts_by_name
 from ..offload import Offload
 from ..precision import check_in_full, on_device
+from ..sharding import Sharding
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # files of diffusers and transformers
 Network = Any  # one of diffusers' classes: nn.Module declares none of their attributes
@@ -215,6 +217,8 @@ class DiffusersBackend:
         self.original: Network | None = None  # of a trainable copy: the network it was made of
         self.offloaded: Offload | None = None
         self.compiled_by = ""  # what has compiled the blocks, if they are
+        self.sharding: Sharding | None = None  # how its weights are shared out among processes
+        self.kept_digest = ""  # its fingerprint from before they were
         self.base = ""  # the fingerprint from before LoRAs were put into the weights
         self.below: list[LoraFile] = []  # these
         self.gradient_checkpointing = gradient_checkpointing
@@ -224,22 +228,38 @@ class DiffusersBackend:
     def offload(self, device: torch.device | str, tier: str, folder: str | Path | None = None, copies=False) -> Offload:
         """Keep the blocks' frozen weights away from the device (`Offload`); the rest of the network moves there."""
         assert self.offloaded is None, "its blocks are wrapped already"
-        blocks = self._blocks()
+        blocks = [self.network.get_submodule(name) for name in self.units]
         self.offloaded = Offload(self.network, blocks, device, tier, folder, copies)
         for index, block in enumerate(blocks):
             block.forward = self.offloaded.around(index, block.forward)
         return self.offloaded
 
-    def _blocks(self) -> list[torch.nn.Module]:
-        units = (self.architecture.units or self.architecture.tap_names)(self.network)
-        return [self.network.get_submodule(name) for name in units]
-
     def compile(self, backend: str = INDUCTOR) -> None:
         """Compile the blocks, those of copies that are made later, too. Raises ValueError where that cannot be."""
         check_compilable(self.network, next(self.network.parameters()).device, backend)
         self.compiled_by = backend
-        for block in self._blocks():
+        for block in map(self.network.get_submodule, self.units):
             block.forward = compiled(block.forward, self.switch, backend)
+
+    @property
+    def units(self) -> list[str]:
+        """What is offloaded or gathered piece by piece, in running order."""
+        return (self.architecture.units or self.architecture.tap_names)(self.network)
+
+    def share_out(self, sharding: Sharding) -> None:
+        """Leave this process its part of the weights (`Sharding.share_out`), of a copy to train, too.
+
+        Raises ValueError for quantized weights.
+        """
+        check_in_full(self.network)
+        self.kept_digest = self.digest()
+        self.base = self.base or self.kept_digest
+        self.sharding = sharding
+        sharding.share_out(self.network, self.units)
+
+    def digest(self) -> str:
+        """The fingerprint of the network as it is."""
+        return self.kept_digest or fingerprint(self.network)
 
     @property
     def takes_guidance(self) -> bool:
@@ -270,20 +290,26 @@ class DiffusersBackend:
     def trainable_copy(self, dtype: torch.dtype = torch.float32) -> DiffusersBackend:
         """The same network once more, with weights to train; nothing that was hooked onto this one comes along.
 
+        Where the weights are shared out among processes, so are those of the copy, and no process ever has it whole.
         Raises ValueError for quantized weights.
         """
-        check_in_full(self.network)
-        with torch.random.fork_rng():
+        if self.sharding is None:
+            check_in_full(self.network)
+        with torch.random.fork_rng(), torch.device("meta") if self.sharding else nullcontext():
             network = type(self.network).from_config(self.network.config)
-        network.load_state_dict(self.network.state_dict())
-        example = next(self.network.parameters())
-        on_device(network, example.device)
+        if self.sharding is None:
+            network.load_state_dict(self.network.state_dict())
+            on_device(network, next(self.network.parameters()).device)
         if dtype != next(network.parameters()).dtype:
             network.to(dtype)
         copied = DiffusersBackend(network, self.process, self.gradient_checkpointing)
         copied.network.requires_grad_(True)
         if self.compiled_by:
             copied.compile(self.compiled_by)
+        if self.sharding is not None:
+            self.sharding.share_out(network, copied.units)
+            self.sharding.fill(network, self.network)
+            copied.sharding = self.sharding
         copied.original, copied.base, copied.below = self.network, self.base, self.below
         return copied
 
