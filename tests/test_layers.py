@@ -17,6 +17,7 @@ LAYERS = [
         "files",
         "digests",
         "lora_files",
+        "devices",
         "diffusion",
         "models",
         "data",

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..devices import upload
 from ..digests import file_digest
 from ..files import check_finite, load_tensors, read_json
 from ..models.denoiser import Cond
@@ -30,23 +31,29 @@ from .shards import shard_files
 class Batch:
     """latents [B, C, H, W], cond of B rows, and states [B, K, C, H, W] of the teacher's path at K ``state_sigmas``.
 
-    repeated: rows whose latent stands in an earlier row, too: a bucket smaller than a batch is repeated to fill one.
+    same: for each row the first row that has its latent: a bucket smaller than a batch is repeated to fill one. Empty:
+    all differ.
     """
 
     latents: Tensor
     cond: Cond
     states: Tensor | None = None
     state_sigmas: tuple[float, ...] = ()
-    repeated: tuple[int, ...] = ()
+    same: tuple[int, ...] = ()
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """For each row the first one that has its latent."""
+        return self.same or tuple(range(len(self.latents)))
 
     @property
     def distinct(self) -> list[int]:
         """The rows that may enter a statistic: each latent once."""
-        return [row for row in range(len(self.latents)) if row not in self.repeated]
+        return [row for row, first in enumerate(self.first) if row == first]
 
     def to(self, device: torch.device | str) -> Batch:
-        states = None if self.states is None else self.states.to(device)
-        return replace(self, latents=self.latents.to(device), cond=self.cond.to(device), states=states)
+        states = None if self.states is None else upload(self.states, device)
+        return replace(self, latents=upload(self.latents, device), cond=self.cond.to(device), states=states)
 
 
 class LatentDataset:
@@ -144,13 +151,13 @@ class LatentDataset:
                     f"{self.paths[bad[0]]} has non-finite {name} in row {bad[1]}; delete the shard and cache again"
                 )
         latents, states = tensors.pop("latents"), tensors.pop("states", None)
-        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas, repeated_rows(latents))
+        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas, same_rows(latents))
 
 
-def repeated_rows(latents: Tensor) -> tuple[int, ...]:
-    """Rows of a batch on the CPU that equal an earlier one: the same item, or the same picture twice in a dataset."""
+def same_rows(latents: Tensor) -> tuple[int, ...]:
+    """For each row of a batch on the CPU the first that equals it: the same item, or a picture twice in a dataset."""
     digests = [hashlib.sha256(latent.numpy().tobytes()).digest() for latent in latents]
-    return tuple(row for row, digest in enumerate(digests) if digest in digests[:row])
+    return tuple(map(digests.index, digests))
 
 
 def _state_sigmas(path: Path, file) -> tuple[float, ...]:

@@ -14,6 +14,8 @@ import torch
 from numpy.random import SeedSequence
 from torch import Tensor
 
+from ..devices import like
+
 
 def item_generator(seed: int, *index: int) -> torch.Generator:
     """A CPU generator for one item, seeded by numpy's SeedSequence of (seed, index...).
@@ -61,4 +63,4 @@ class ItemNoise:
         """Standard normal with the shape, device and dtype of ``x`` (first dimension: items)."""
         if len(x) != len(self.generators):
             raise ValueError(f"noise for {len(self.generators)} items was asked for a batch of {len(x)}")
-        return self.normal(*x.shape[1:]).to(x)
+        return like(self.normal(*x.shape[1:]), x)

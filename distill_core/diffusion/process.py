@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..devices import Table
+
 PREDICTIONS = ("eps", "v")
 # diffusers and ComfyUI both replace an exact zero of the cumulative alpha by a tiny value; so do we (2 ** -24).
 ZERO_SNR_ALPHA = 2.0**-24
@@ -123,8 +125,11 @@ class DiscreteProcess:
                 )
             alphas[-1] = ZERO_SNR_ALPHA
         self.prediction = prediction
-        self.sigmas = ((1 - alphas) / alphas).sqrt().float()
-        self.log_sigmas = self.sigmas.log()
+        self._set_table(((1 - alphas) / alphas).sqrt().float())
+
+    def _set_table(self, sigmas: Tensor) -> None:
+        self.sigmas = sigmas
+        self.log_sigmas = Table(sigmas.log())
 
     @property
     def sigma_min(self) -> float:
@@ -153,7 +158,7 @@ class DiscreteProcess:
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The nearest trained timestep of each sigma, as int64."""
-        distance = (sigma.float().log().unsqueeze(-1) - self.log_sigmas.to(sigma.device)).abs()
+        distance = (sigma.float().log().unsqueeze(-1) - self.log_sigmas.on(sigma.device)).abs()
         return distance.argmin(dim=-1)
 
     def sigma(self, timestep: Tensor) -> Tensor:
@@ -162,7 +167,7 @@ class DiscreteProcess:
         low = timestep.floor().long()
         high = (low + 1).clamp(max=len(self.sigmas) - 1)
         weight = timestep - low
-        log_sigmas = self.log_sigmas.to(timestep.device)
+        log_sigmas = self.log_sigmas.on(timestep.device)
         return ((1 - weight) * log_sigmas[low] + weight * log_sigmas[high]).exp()
 
     def flow_time(self, sigma: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..devices import upload
 from ..diffusion.noise import ItemNoise
 
 MOVED_BY = 1 / 8  # of a side, at most
@@ -28,7 +29,7 @@ class Augmentation:
 
     def __call__(self, latents: Tensor) -> Tensor:
         for change, draw in self.draws:
-            latents = change(latents, draw.to(latents.device))
+            latents = change(latents, upload(draw, latents.device))
         return latents
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ..devices import like
 from ..models.denoiser import Cond
 from ..models.precision import on_device
 from ..models.vision import VisionNetwork, image_embedding
@@ -67,7 +68,7 @@ def text_embedding(cond: Cond) -> Tensor:
         return cond.pooled
     if cond.mask is None:
         return cond.context.mean(1)
-    mask = cond.mask.unsqueeze(2)
+    mask = like(cond.mask, cond.context).unsqueeze(2)
     return (cond.context * mask).sum(1) / mask.sum(1)
 
 

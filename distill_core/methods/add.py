@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
+from ..devices import like, pick
 from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
 from ..discriminators.pixel import PixelDiscriminator, text_embedding
@@ -245,7 +246,7 @@ class ADD(StudentMethod):
         without = eps(self.guided_teacher.uncond)
         # The paper's 200 of 1000 timesteps: flow models count them in flow time, others in their own table.
         timestep, last = (
-            self.teacher.process.timestep(v) for v in (level, level.new_tensor([self.teacher.process.sigma_max]))
+            self.teacher.process.timestep(v) for v in (level, level.new_full((1,), self.teacher.process.sigma_max))
         )
         low = expand_like(timestep / last < 0.2, noised)
         denoising = torch.where(low, without, without - eps(self.negative))
@@ -265,7 +266,7 @@ class ADD(StudentMethod):
             fake, real = self.discriminator(both, step.text.repeat(2, 1), step.image.repeat(2, 1)).chunk(2)
         loss = self.game(self.gan_discriminator, step, fake, real)
         rows = step.judged_distinct
-        logs = {"discriminator": loss.detach(), **discriminator_health(fake[rows], real[rows])}
+        logs = {"discriminator": loss.detach(), **discriminator_health(pick(fake, rows), pick(real, rows))}
         if penalised:
             penalty = losses.r1_on_head_inputs(real, tokens)
             loss, logs["r1"] = loss + self.config.r1 * self.config.r1_every * penalty, penalty.detach()
@@ -328,7 +329,7 @@ class ADDStep(StudentStep):
     def teacher_time(self) -> Tensor:
         """Flow time of the noise that the teacher removes, evenly drawn."""
         low, high = self.method.config.time_range
-        return (low + (high - low) * self.random.named("teacher level").uniform()).to(self.fake)
+        return like(low + (high - low) * self.random.named("teacher level").uniform(), self.fake)
 
     @cached_property
     def teacher_sigma(self) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
+from ..devices import pick, put, upload
 from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
 from ..diffusion.schedules import draw_from_grid, draw_whole_schedule, same_level
@@ -153,7 +155,7 @@ class StudentMethod:
         if not logs:
             return None
         rows = step.batch.distinct
-        return total, logs | diversity(step.fake[rows], step.batch.latents[rows])
+        return total, logs | diversity(pick(step.fake, rows), pick(step.batch.latents, rows))
 
     def pairs_term(self, step: StudentStep) -> Tensor:
         """Only items that lie on a stored path count; the rest of the batch weighs nothing."""
@@ -177,7 +179,22 @@ class StudentMethod:
             return loss(fake, real)
         if not rows:
             return 0.0 * (fake.sum() if real is None else fake.sum() + real.sum())
-        return len(rows) / len(fake) * loss(fake[rows], None if real is None else real[rows])
+        return len(rows) / len(fake) * loss(pick(fake, rows), None if real is None else pick(real, rows))
+
+
+@dataclass
+class Places:
+    """Where the items of a batch are, [B] each, on the CPU, where what to compute is decided without asking a device.
+
+    sigma: noise levels.  on_grid: items of the consistency term.  denoises: items of the denoising term alone.
+    at_top: at the process' highest level.  state: which of the stored states an item starts from, -1 for none.
+    """
+
+    sigma: Tensor
+    on_grid: Tensor
+    denoises: Tensor
+    at_top: Tensor
+    state: Tensor
 
 
 class StudentStep:
@@ -195,68 +212,74 @@ class StudentStep:
         config, process, active = method.config, method.student.process, method.active(batch)
         # 1. A noise level for each item, [B]: one of the student's own, of the consistency grid, or of the schedule.
         sigma = draw_from_grid(random.named("level"), torch.tensor(method.levels), method.probabilities(step, batch))
-        self.on_grid = torch.zeros(len(sigma), dtype=torch.bool)
+        on_grid = torch.zeros(len(sigma), dtype=torch.bool)
         if "consistency" in active:
             grid = config.consistency_grid(process)[:-1]  # [K]
             consistency = random.named("consistency")
-            self.on_grid = consistency.uniform() < config.consistency_share
-            sigma = torch.where(self.on_grid, draw_from_grid(consistency, grid, [1.0] * len(grid)), sigma)
-        self.denoises = torch.zeros(len(sigma), dtype=torch.bool)  # items of the denoising term alone
+            on_grid = consistency.uniform() < config.consistency_share
+            sigma = torch.where(on_grid, draw_from_grid(consistency, grid, [1.0] * len(grid)), sigma)
+        denoises = torch.zeros(len(sigma), dtype=torch.bool)
         if "denoising" in active:
             denoising = random.named("denoising")
             chosen = denoising.uniform() < config.denoising_share
-            self.denoises = (chosen & ~self.on_grid) | torch.tensor(active == ["denoising"])
+            denoises = (chosen & ~on_grid) | torch.tensor(active == ["denoising"])
             if config.denoising_levels == "all":
-                sigma = torch.where(self.denoises, draw_whole_schedule(denoising, process), sigma)
+                sigma = torch.where(denoises, draw_whole_schedule(denoising, process), sigma)
+        at_top = sigma >= process.sigma_max * (1 - 1e-4)
+        self.places = Places(sigma, on_grid, denoises, at_top, torch.full(sigma.shape, -1))
+        if method.follows_paths(batch):
+            self._choose_states(random.named("stored state").uniform())
         # The rows that a discriminator judges: all but those that are denoised, which are at no level of the student's.
-        self.judged = (~self.denoises).nonzero().flatten().tolist()
-        # 2. Where the student starts, x [B, C, H, W]: the latents noised to that level.
+        self.judged = [row for row, alone in enumerate(denoises.tolist()) if not alone]
+        # 2. The same on the device.
+        device = batch.latents.device
+        self.sigma, self.on_grid, self.denoises = (upload(v, device) for v in (sigma, on_grid, denoises))  # [B]
+        self.at_top, state = upload(at_top, device), upload(self.places.state, device)
+        self.on_path = state >= 0
+        # 3. Where the student starts, x [B, C, H, W]: the latents noised to that level.
         self.noise = random.named("noise").normal_like(batch.latents)  # [B, C, H, W]
-        self.sigma = sigma.to(batch.latents.device)  # [B]
         self.x = process.noise_scaling(self.sigma, self.noise, batch.latents)
-        # 3. At the highest level sampling starts from noise alone, so the student never sees an image there.
-        self.at_top = self.sigma >= process.sigma_max * (1 - 1e-4)
+        # 4. At the highest level sampling starts from noise alone, so the student never sees an image there.
         pure = process.noise_scaling(self.sigma, self.noise, torch.zeros_like(self.noise), max_denoise=True)
         self.x = torch.where(expand_like(self.at_top, pure), pure, self.x)
-        # 4. Items that start elsewhere: on a stored path of the teacher, or from the student's own sample.
-        self.on_path = torch.zeros(len(sigma), dtype=torch.bool, device=self.x.device)
-        self.on_grid, self.denoises = self.on_grid.to(self.x.device), self.denoises.to(self.x.device)
-        if method.follows_paths(batch):
-            self._move_onto_paths(random.named("stored state").uniform())
+        # 5. Items that start elsewhere: on a stored path of the teacher, or from the student's own sample.
+        if (self.places.state >= 0).any():
+            assert batch.states is not None
+            index = state.clamp(min=0).view(-1, *[1] * (batch.states.ndim - 1))  # [B, 1, 1, 1, 1]
+            self.x = torch.where(expand_like(self.on_path, self.x), batch.states.take_along_dim(index, 1)[:, 0], self.x)
         if config.own_share:
             self._start_from_own_samples(random.named("own sample"))
-        # 5. The one forward of the student, with its graph.
+        # 6. The one forward of the student, with its graph.
         lora = method.student.lora
         with lora.dropping(random.named("lora dropout")) if lora else nullcontext():
             self.fake = method.student(self.x, self.sigma, batch.cond)
 
-    def _move_onto_paths(self, draw: Tensor) -> None:
+    def _choose_states(self, draw: Tensor) -> None:
         """Where the student's level is one of the stored ones, start from the teacher's state there."""
-        use, states = (draw < self.method.config.state_share).to(self.x.device), self.batch.states
-        assert states is not None
+        assert self.batch.states is not None
+        use = (draw < self.method.config.state_share) & ~self.places.denoises
         for index, level in enumerate(self.batch.state_sigmas):
-            here = use & same_level(self.sigma, level) & ~self.denoises  # [B]
-            self.x = torch.where(expand_like(here, self.x), states[:, index], self.x)
-            self.on_path |= here
+            self.places.state[use & same_level(self.places.sigma, level)] = index
 
     @torch.no_grad()
     def _start_from_own_samples(self, random: ItemNoise) -> None:
         """Below the highest level, start from the student's own one-step sample: what it will meet when it samples."""
-        process, top = self.method.student.process, max(self.method.levels)
-        chosen = (random.uniform() < self.method.config.own_share).to(self.x.device)  # [B]
-        noise = random.normal_like(self.batch.latents)
-        rows = chosen & (self.sigma < top) & ~self.on_path & ~self.on_grid & ~self.denoises
-        if not rows.any():
+        process, top, places = self.method.student.process, max(self.method.levels), self.places
+        chosen, noise = random.uniform() < self.method.config.own_share, random.normal_like(self.batch.latents)
+        wanted = chosen & (places.sigma < top) & (places.state < 0) & ~places.on_grid & ~places.denoises
+        rows = wanted.nonzero().flatten().tolist()  # R rows of the batch
+        if not rows:
             if self.method.student.together:  # other processes may have some, and wait for this one
                 self.method.student(self.x[:1], self.sigma[:1], self.batch.cond[:1])
             return
-        first = self.sigma.new_full((int(rows.sum()),), top)  # [R], R rows of the batch
-        x = process.noise_scaling(first, noise[rows], torch.zeros_like(noise[rows]), max_denoise=True)
+        first, noise = self.sigma.new_full((len(rows),), top), pick(noise, rows)  # [R], [R, C, H, W]
+        x = process.noise_scaling(first, noise, torch.zeros_like(noise), max_denoise=True)
         own = self.method.student(x, first, self.batch.cond[rows])
         # Before 2.10 torch would hand these casts of the weights, made without a graph, to the forward with one
         # (pytorch#112583), and the student would learn nothing.
         torch.clear_autocast_cache()
-        self.x[rows] = process.noise_scaling(self.sigma[rows], self.noise[rows], own)
+        x = process.noise_scaling(pick(self.sigma, rows), pick(self.noise, rows), own)
+        self.x = put(self.x, rows, x)
 
     @property
     def judged_distinct(self) -> list[int]:
@@ -267,9 +290,10 @@ class StudentStep:
     @torch.no_grad()
     def consistency_target(self) -> Tensor:
         method = self.method
-        grid = method.config.consistency_grid(method.student.process).to(self.sigma)
+        grid = method.config.consistency_grid(method.student.process)
         # The next level down for each item, [B]: the largest of the grid [K + 1] that is clearly below its own.
-        lower = torch.where(grid < self.sigma.unsqueeze(1) * (1 - 1e-4), grid, 0.0).amax(1)
+        lower = torch.where(grid < self.places.sigma.unsqueeze(1) * (1 - 1e-4), grid, 0.0).amax(1)
+        lower = upload(lower, self.sigma.device)
         below = expand_like(lower, self.x)
         x = self.one_level_down(lower)
         # At level 0 the Euler step has already arrived; the network is asked at the lowest level it knows, for nothing.

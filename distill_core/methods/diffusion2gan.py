@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.dataset import Batch
+from ..devices import pick, upload
 from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
 from ..discriminators.network import NetworkDiscriminator
@@ -171,7 +172,7 @@ class Diffusion2GAN(StudentMethod):
         loss = self.game(self.gan_discriminator, step, fake, real)
         rows = step.judged_distinct
         own = [row for row in rows if not step.swapped[row]]
-        logs = {"discriminator": loss.detach(), **discriminator_health(fake[own], real[rows])}
+        logs = {"discriminator": loss.detach(), **discriminator_health(pick(fake, own), pick(real, rows))}
         if self.config.r1 and step.number % self.config.r1_every == 0:
             by_gradient = self.config.r1_by == "gradient" or (
                 self.config.r1_by == "auto" and is_small(step.batch.latents) and not self.teacher.together
@@ -194,7 +195,8 @@ class Diffusion2GAN(StudentMethod):
     def single_sample_r1(self, step: Diffusion2GANStep) -> Tensor:
         """R1 of the batch's first real item. Double backward needs plain attention and full precision."""
         real = step.batch.latents[:1].detach().float().requires_grad_()
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast(real.device.type, enabled=False):
+        plainly = self.discriminator.backbone.backend.switch.plainly()
+        with plainly, sdpa_kernel(SDPBackend.MATH), torch.autocast(real.device.type, enabled=False):
             logits = self.discriminator(real, step.unit_noise[:1].float(), step.batch.cond[:1])
             return losses.r1_on_head_inputs(logits, [real])
 
@@ -214,16 +216,14 @@ class Diffusion2GANStep(StudentStep):
     def swapped(self) -> Tensor:
         """Which rows of `mixed` are not the student's, [B] on the CPU. A repeated item is no mismatch for itself."""
         swapped = self.random.named("mix").uniform() < self.method.config.mix_share
-        if self.batch.repeated:
-            latents = self.batch.latents
-            swapped &= (latents != latents.roll(1, 0)).flatten(1).any(1).cpu()
-        return swapped
+        first = torch.tensor(self.batch.first)
+        return swapped & (first != first.roll(1, 0))
 
     @cached_property
     def mixed(self) -> Tensor:
         """The student's results, some replaced by the target of the next item; noise and text stay as they are."""
         other = self.batch.latents.roll(1, 0)
-        swapped = self.swapped.to(other.device)
+        swapped = upload(self.swapped, other.device)
         return torch.where(expand_like(swapped, other), other, self.fake.detach())
 
     @cached_property

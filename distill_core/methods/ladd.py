@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
+from ..devices import pick, upload
 from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import logit_normal
 from ..discriminators.latent import LatentDiscriminator
@@ -162,7 +163,7 @@ class LADD(StudentMethod):
         real = self._logits(maps, step)
         loss = self.game(self.gan_discriminator, step, fake, real)
         rows = step.judged_distinct
-        logs = {"discriminator": loss.detach(), **discriminator_health(fake[rows], real[rows])}
+        logs = {"discriminator": loss.detach(), **discriminator_health(pick(fake, rows), pick(real, rows))}
         if self.config.r1:
             penalty = losses.r1_on_head_inputs(real, maps)
             loss, logs["r1"] = loss + self.config.r1 * penalty, penalty.detach()
@@ -192,9 +193,8 @@ class LADDStep(StudentStep):
     def renoise_time(self) -> Tensor:
         """Flow time of the discriminator's noise, logit-normal(m, s)."""
         config = self.method.config
-        return logit_normal(self.random.named("renoise level"), config.renoise_mean, config.renoise_std).to(
-            self.fake.device
-        )
+        drawn = logit_normal(self.random.named("renoise level"), config.renoise_mean, config.renoise_std)
+        return upload(drawn, self.fake.device)
 
     @cached_property
     def renoise(self) -> Tensor:

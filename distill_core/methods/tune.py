@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
+from ..devices import pick, put, upload
 from ..diffusion.noise import ItemNoise
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import explicit_sigmas, same_level
@@ -158,7 +159,7 @@ class Tune(LADD):
     def reconstruction_term(self, step: TuneStep) -> Tensor:
         """Only items at a low enough level of the turbo count."""
         process = self.student.process
-        top = process.timestep(step.sigma.new_tensor([max(self.levels)]))
+        top = process.timestep(step.sigma.new_full((1,), max(self.levels)))
         low = process.timestep(step.sigma) <= self.config.reconstruction_below * top * (1 + 1e-4)
         random = step.random.named("reconstruction distance")
         return (self.distance(step.fake, step.batch.latents, random) * (low & ~step.denoises)).mean()
@@ -202,22 +203,23 @@ class TuneStep(LADDStep):
     def many_steps(self) -> tuple[Tensor, Tensor]:
         """What the student makes of its items in the steps that are left [B, C, H, W], and which have any [B]."""
         method, levels, random = self.method, self.method.levels, self.random.named("agreement")
-        answer, counts = self.fake.detach().clone(), torch.zeros_like(self.denoises)
+        answer, places, counts = self.fake.detach(), self.places, torch.zeros_like(self.places.denoises)
         noises = [random.normal_like(self.x) for _ in levels[1:]]
         for index, level in enumerate(levels[:-1]):
-            rows = (same_level(self.sigma, level) & ~self.denoises).nonzero().flatten().tolist()
+            here = same_level(places.sigma, level) & ~places.denoises
+            rows = here.nonzero().flatten().tolist()
             used = rows or [0] * method.student.together  # other processes may have some, and wait for this one
             if used:
-                fresh = iter([noise[used] for noise in noises[index:]])
+                fresh = iter([pick(noise, used) for noise in noises[index:]])
                 made = SAMPLERS[method.config.agreement_sampler](
                     method.student,
-                    self.x[used],
+                    pick(self.x, used),
                     explicit_sigmas(levels[index:]),
                     {"cond": self.batch.cond[used]},
                     disable=True,
                     noise_sampler=lambda sigma, sigma_next, fresh=fresh: next(fresh),
                 )
                 if rows:
-                    answer[rows], counts[rows] = made, True
+                    answer, counts = put(answer, rows, made), counts | here
         torch.clear_autocast_cache()  # as after own samples
-        return answer, counts
+        return answer, upload(counts, answer.device)

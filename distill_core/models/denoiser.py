@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..devices import pick, upload
 from ..diffusion.process import NoiseProcess
 from .features import BlockInput
 from .lora import Lora, LoraSwitch
@@ -24,6 +25,7 @@ class Cond:
     context: text tokens [B, T, D].  pooled: pooled text [B, P] or None.  guidance: FLUX's embedded scale [B] or None.
     mask: [B, T], 1 for a token and 0 where a shorter text is padded; None where no text is.
     extra: what else a backend's model takes, by name (ComfyUI: reference latents, inpainting masks, sizes).
+    Numbers of a row ([B], and the mask) are always on the CPU: backends decide by them, and would wait for a device.
     """
 
     context: Tensor
@@ -31,6 +33,14 @@ class Cond:
     guidance: Tensor | None = None
     mask: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        own = {name: value.cpu() for name, value in self.tensors().items() if are_numbers(name, value)}
+        for name in NAMES:
+            if name in own:
+                object.__setattr__(self, name, own[name])
+        numbers = {name: own[EXTRA + name] for name in self.extra if EXTRA + name in own}
+        object.__setattr__(self, "extra", {**self.extra, **numbers})
 
     @property
     def device(self) -> torch.device:
@@ -56,11 +66,19 @@ class Cond:
         """Apply ``fn`` to every tensor that is present."""
         return Cond.from_tensors({name: fn(value) for name, value in self.tensors().items()})
 
-    def __getitem__(self, rows) -> Cond:
-        return self.map(lambda value: value[rows])
+    def __getitem__(self, rows: slice | Sequence[int]) -> Cond:
+        if isinstance(rows, slice):
+            return self.map(lambda value: value[rows])
+        return Cond.from_tensors(
+            {n: v[rows] if are_numbers(n, v) else pick(v, rows) for n, v in self.tensors().items()}
+        )
 
-    def to(self, *args, **kwargs) -> Cond:
-        return self.map(lambda value: value.to(*args, **kwargs))
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cond:
+        """On a device, without waiting for it, but for the numbers; in another number format."""
+        tensors = self.tensors() if dtype is None else {name: v.to(dtype) for name, v in self.tensors().items()}
+        if device is not None:
+            tensors = {name: v if are_numbers(name, v) else upload(v, device) for name, v in tensors.items()}
+        return Cond.from_tensors(tensors)
 
     def padded(self, tokens: int) -> Cond:
         """The same with ``tokens`` rows of context, those that are added masked out."""
@@ -73,6 +91,11 @@ class Cond:
 
 
 NAMES, EXTRA = ("context", "pooled", "guidance", "mask"), "extra."
+
+
+def are_numbers(name: str, value: Tensor) -> bool:
+    """Whether a tensor of a conditioning holds numbers of its rows."""
+    return name == "mask" or value.ndim == 1
 
 
 def cat_conds(conds: Sequence[Cond]) -> Cond:
@@ -92,7 +115,7 @@ def cat_conds(conds: Sequence[Cond]) -> Cond:
 
 
 def without_captions(cond: Cond, empty: Cond | None, dropped: Tensor) -> Cond:
-    """The conditioning with the empty one (one row) in the rows that are ``dropped`` ([B], bool).
+    """The conditioning with the empty one (one row) in the rows that are ``dropped`` ([B], bool), all on the CPU.
 
     Where the two cannot share a batch (another number of tokens, say), all rows do as the first one does.
     """
@@ -103,7 +126,7 @@ def without_captions(cond: Cond, empty: Cond | None, dropped: Tensor) -> Cond:
     if not alike:
         return empty[[0] * len(cond)] if dropped[0] else cond
     rows = [0 if drop else 1 + row for row, drop in enumerate(dropped.tolist())]
-    return Cond.from_tensors({k: torch.cat([none[k].to(v), v])[rows] for k, v in given.items()})
+    return Cond.from_tensors({k: torch.cat([none[k].to(v.dtype), v])[rows] for k, v in given.items()})
 
 
 @dataclass(frozen=True)
@@ -152,6 +175,8 @@ class Backend(Protocol):
     def lora_parts(self, state: dict[str, Tensor]) -> tuple[Parts, list[str]]: ...  # of a file, by layer; what is left
 
     def offload(self, device: torch.device | str, tier: str, folder: Path | None = None, copies=False) -> Offload: ...
+
+    def compile(self, backend: str = "inductor") -> None: ...  # the blocks; also those of copies that are made later
 
     def trainable_copy(self, dtype: torch.dtype = torch.float32) -> Backend: ...
 

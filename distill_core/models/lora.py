@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from ..devices import like
 from ..diffusion.noise import ItemNoise
 from ..settings import Checked, setting
 from .offload import KeptInputs
@@ -80,6 +81,7 @@ class LoraSwitch:
         self.around_recompute: Callable[[], AbstractContextManager] = nullcontext
         # What brings the inputs of checkpointed blocks into host memory; None: they stay where they are.
         self.keep_inputs: Callable[[Tensor], Tensor] | None = None
+        self.plain = False  # compiled blocks run as they were (`models.compiled`)
         self.inside_checkpoint = False
         self.before_checkpoint: Callable[[tuple], None] | None = None  # called with the inputs of a checkpointed block
         self.after_checkpoint: Callable[[], None] | None = None  # called when a checkpointed block has returned
@@ -100,6 +102,15 @@ class LoraSwitch:
             yield
         finally:
             self.dropout = previous
+
+    @contextmanager
+    def plainly(self, plain: bool = True) -> Iterator[None]:
+        """Blocks run without what was compiled for them: it has no gradient of a gradient."""
+        previous, self.plain = self.plain, plain
+        try:
+            yield
+        finally:
+            self.plain = previous
 
     def checkpoint(self, block: Callable, *args, **kwargs):
         """Run ``block(...)`` under gradient checkpointing; the recompute sees the LoRA that is on now."""
@@ -124,13 +135,14 @@ class _RestoredView:
 
     def __init__(self, switch: LoraSwitch) -> None:
         self.switch, self.view, self.kernels = switch, (switch.active, switch.inputs), attention_kernels()
-        self.dropout = switch.dropout
+        self.dropout, self.plain = switch.dropout, switch.plain
         self.entered: list[ExitStack] = []
 
     def __enter__(self) -> None:
         stack = ExitStack()
         stack.enter_context(self.switch.on(*self.view))
         stack.enter_context(self.switch.dropping(self.dropout))
+        stack.enter_context(self.switch.plainly(self.plain))
         stack.enter_context(sdpa_kernel(self.kernels))
         stack.enter_context(self.switch.around_recompute())
         self.entered.append(stack)
@@ -173,8 +185,8 @@ class Dropout:
         if layer not in self.kept:
             threshold = NormalDist().inv_cdf(self.share)
             self.kept[layer] = (self.random.named(layer).normal(x.shape[-1]) >= threshold) / (1 - self.share)
-        kept = self.kept[layer].to(x)  # [items, channels]
-        kept = kept if self.rows is None else kept[self.rows]
+        kept = self.kept[layer]  # [items, channels]
+        kept = like(kept if self.rows is None else kept[self.rows], x)
         return x * kept.view(len(kept), *[1] * (x.ndim - 2), -1)
 
 
@@ -208,17 +220,19 @@ class Lora(nn.Module):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
             self.down.append(nn.Parameter(down))
             self.up.append(nn.Parameter(torch.zeros(layer.out_features, rank, device=device)))
-            self.handles.append(layer.register_forward_hook(self._hook(index, switch)))
+            self.handles.append(layer.register_forward_hook(self._hook(name, self.down[index], self.up[index])))
 
-    def _hook(self, index: int, switch: LoraSwitch) -> Callable:
+    def _hook(self, name: str, down: nn.Parameter, up: nn.Parameter) -> Callable:
+        switch = self.switch
+
+        # Of a layer it knows its weights alone, so that what is compiled for one block serves all that are like it.
         def add_output(layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             mine = switch.active is self
             if not mine and (switch.active is None or self not in switch.active.over):
                 return None
-            down, up = self.down[index], self.up[index]
             x = args[0].to(torch.promote_types(args[0].dtype, down.dtype))
             if switch.dropout is not None and mine:
-                x = switch.dropout(self.targets[index], x)
+                x = switch.dropout(name, x)
             added = nn.functional.linear(nn.functional.linear(x, down.to(x.dtype)), (up * self.scale).to(x.dtype))
             return output + added.to(output.dtype)
 

@@ -26,6 +26,14 @@ def halves_to_bfloat16(network: nn.Module) -> None:
         network.__dict__["dtype"] = torch.bfloat16
 
 
+@torch.no_grad()
+def channels_last(network: nn.Module) -> None:
+    """Lay the weights of convolutions out as their fast kernels read them; what flows through follows."""
+    for weight in network.parameters():
+        if weight.ndim == 4 and type(weight.data) in (Tensor, FakeTensor):
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
 def check_in_full(network: nn.Module) -> None:
     """Raises ValueError for a network with quantized weights, which cannot be trained themselves."""
     for name, weight in network.named_parameters():

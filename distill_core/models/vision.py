@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..devices import Table
 from ..errors import opening
 from .features import collect_taps
 from .lora import LoraSwitch
@@ -37,7 +38,8 @@ class VisionNetwork:
         prefix_tokens: int = 0,
     ) -> None:
         self.network, self.taps, self.size = network.eval().requires_grad_(False), list(taps), size
-        self.mean, self.std, self.prefix_tokens = mean, std, prefix_tokens
+        self.normal = (_by_channel(mean), _by_channel(std)) if mean is not None and std is not None else None
+        self.prefix_tokens = prefix_tokens
         unknown = sorted(set(taps) - dict(network.named_modules()).keys())
         if unknown or not taps:
             raise ValueError(f"the vision network has no blocks {unknown or '(no taps given)'}")
@@ -52,9 +54,9 @@ class VisionNetwork:
         """Resized and normalised as the network was trained."""
         if self.size and tuple(images.shape[2:]) != tuple(self.size):
             images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
-        if self.mean is None:
+        if self.normal is None:
             return images
-        mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (table.on(images.device, images.dtype) for table in self.normal)
         return ((images + 1) / 2 - mean) / std
 
     def _tokens(self, output) -> Tensor:
@@ -65,6 +67,10 @@ class VisionNetwork:
         if self.prefix_tokens:
             patches = patches + tokens[:, :1]
         return patches.transpose(1, 2)
+
+
+def _by_channel(values: Sequence[float]) -> Table:
+    return Table(torch.tensor(values).view(1, 3, 1, 1))
 
 
 def image_embedding(tokens: Sequence[Tensor]) -> Tensor:

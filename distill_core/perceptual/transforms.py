@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..devices import Table, like, upload
 from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
 
@@ -37,6 +38,7 @@ SYM6 = (
     0.0017677118642428036,
     -0.007800708325034148,
 )
+LOW_PASS = Table(torch.tensor(SYM6, dtype=torch.float64))
 DELAY = 5  # of that filter: its weight lies around tap 5, so pixel i sits at position 2 i after up-sampling
 REACH = len(SYM6) // 2  # pixels that up- and down-sampling read beyond the transformed corners
 
@@ -187,7 +189,7 @@ class Warp:
             position = torch.arange(x.shape[axis])
             first = factor * (self.padding[low] - self.each[:, low, None])
             last = x.shape[axis] - factor * (self.padding[high] - self.each[:, high, None])
-            inside = ((position >= first) & (position < last)).to(x.device, x.dtype)
+            inside = like((position >= first) & (position < last), x)
             x = x * (inside[:, None, None, :] if axis == -1 else inside[:, None, :, None])
         return x
 
@@ -195,22 +197,22 @@ class Warp:
         left, top, right, bottom = self.padding
         x = self._own_padding(F.pad(x, (left, right, top, bottom), mode="reflect"), 1)
         x = self._own_padding(_resample(x, F.conv_transpose2d, 2**0.5, DELAY), 2)
-        grid = F.affine_grid(self.theta.to(x), [*x.shape[:2], *self.target], align_corners=False)
+        grid = F.affine_grid(like(self.theta, x), [*x.shape[:2], *self.target], align_corners=False)
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         return _resample(x, F.conv2d, 0.5**0.5, 0)
 
 
 def _resample(x: Tensor, convolution: Callable, gain: float, padding: int) -> Tensor:
     """The wavelet's low pass with stride 2 along both axes; the transposed one is its exact adjoint up to ``gain``."""
-    kernel, channels = gain * torch.tensor(SYM6, dtype=torch.float64), x.shape[1]
+    kernel, channels = gain * LOW_PASS.on(x.device, x.dtype), x.shape[1]
     for shape, stride, pad in (((1, -1), (1, 2), (0, padding)), ((-1, 1), (2, 1), (padding, 0))):
-        weight = kernel.view(1, 1, *shape).expand(channels, -1, -1, -1).to(x)
+        weight = kernel.view(1, 1, *shape).expand(channels, -1, -1, -1)
         x = convolution(x, weight, stride=stride, padding=pad, groups=channels)
     return x
 
 
-def _per_item(value: Tensor, like: Tensor) -> Tensor:
-    return expand_like(value.to(like), like)
+def _per_item(value: Tensor, x: Tensor) -> Tensor:
+    return expand_like(like(value, x), x)
 
 
 def colour(x: Tensor, draws: Draws) -> Tensor:
@@ -230,7 +232,7 @@ def cutout(x: Tensor, draws: Draws) -> Tensor:
         position = (torch.arange(size, dtype=torch.float64) + 0.5) / size
         inside.append((position - centre[:, None]).abs() < CUTOUT / 2)
     box = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return x.masked_fill(box.to(x.device), 0)
+    return x.masked_fill(upload(box, x.device), 0)
 
 
 def transform(draws: Draws, preset: str, height: int, width: int) -> Callable[[Tensor], Tensor]:

@@ -76,7 +76,8 @@ def load_of_step(
     shapes: Any,
     distance: Callable[[FakeTensorMode], Any] = lambda mode: None,
 ) -> Load:
-    """Runs the step of ``config`` once as `plan.plan_step` does, on a GPU in bfloat16."""
+    """Runs the step of ``config`` as `plan.plan_step` does, on a GPU in bfloat16: once for memory, once for operations,
+    since torch's counter takes attention apart into matrices that no kernel keeps."""
     found: list[Load] = []
     shared = config.train.shard
 
@@ -91,12 +92,14 @@ def load_of_step(
     def watched(ledger: Ledger, run: Run) -> Iterator[None]:
         student = run.method.student
         own = student.backend.offload("cpu", RAM) if student.lora is None else None
-        with FlopCounterMode(display=False) as counter:
-            yield
-        found.append(_load(ledger, run, own, counter.get_total_flops()))
+        yield
+        found.append(_load(ledger, run, own))
 
-    plan_step(replace(config, train=replace(config.train, shard=False)), halved, shapes, True, distance, watched)
-    return found[0]
+    counter = FlopCounterMode(display=False)
+    config = replace(config, train=replace(config.train, shard=False))
+    plan_step(config, halved, shapes, True, distance, watched)
+    plan_step(config, halved, shapes, True, distance, lambda ledger, run: counter)
+    return replace(found[0], operations=counter.get_total_flops())
 
 
 def _in_halves(backend: Any) -> Any:
@@ -106,7 +109,7 @@ def _in_halves(backend: Any) -> Any:
     return backend
 
 
-def _load(ledger: Ledger, run: Run, own: Any, operations: int) -> Load:
+def _load(ledger: Ledger, run: Run, own: Any) -> Load:
     teacher: Any = run.method.teacher.backend
     frozen = teacher.offloaded
     again = 1.0 if teacher.gradient_checkpointing else 1 + frozen.with_gradient / max(1, frozen.runs)
@@ -131,7 +134,7 @@ def _load(ledger: Ledger, run: Run, own: Any, operations: int) -> Load:
         student_block,
         int(gathered),
         run.config.accumulation,
-        operations,
+        0,
     )
 
 

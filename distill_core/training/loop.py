@@ -85,7 +85,7 @@ class Run:
         self.ema = {
             name: value.detach().to(place, torch.float32, copy=True) for name, value in self.student_parameters.items()
         }
-        self.uncond = dataset.uncond().to(self.device) if config.caption_dropout else None
+        self.uncond = dataset.uncond() if config.caption_dropout else None
         self.step = 0
         self.between_steps = True  # False while a step has updated some of the weights and not yet all
         if config.batch_size % world:
@@ -135,13 +135,13 @@ class Run:
         """Micro-batch ``micro`` of the current step and the randomness of its items."""
         config = self.config
         number = self.step * config.accumulation + micro
-        batch = self.dataset.batch(number, config.batch_size, config.seed, self.rows).to(self.device)
+        batch = self.dataset.batch(number, config.batch_size, config.seed, self.rows)
         first = number * config.batch_size
         random = ItemNoise(config.seed, range(first + self.rows.start, first + self.rows.stop))
         if config.caption_dropout:
             dropped = random.named("caption").uniform() < config.caption_dropout
             batch = replace(batch, cond=without_captions(batch.cond, self.uncond, dropped))
-        return batch, random
+        return batch.to(self.device), random
 
     def save(self) -> None:
         """Write the checkpoint: trained weights, average, optimisers, position and settings."""

@@ -129,6 +129,19 @@ class TrainConfig(Checked):
         decides=False,
         added=True,
     )
+    channels_last: bool = setting(
+        False,
+        "Lay the weights of convolutions out channels last, as fast kernels for a UNet read them. It changes the "
+        "rounding. Transformers have almost none.",
+        added=True,
+    )
+    compile: bool = setting(
+        False,
+        "Compile the model's blocks (torch.compile) when they first run, which takes minutes; the steps after it start "
+        "fewer kernels. It changes the rounding, and needs a C++ compiler and a model that is neither quantized nor "
+        "offloaded.",
+        added=True,
+    )
     shard: bool = setting(
         False,
         "Share the weights of model and student out among the processes, one on each card, while all weights are "
@@ -230,6 +243,15 @@ class TrainConfig(Checked):
         "finite always ends a run.",
         decides=False,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("compile", "channels_last"):
+            if getattr(self, name) and (self.offload != NONE or self.shard):
+                raise ValueError(
+                    f"{name} is for weights that stay where they are: set it to false, or shard to false and offload "
+                    f"to {NONE!r}"
+                )
 
     def optimizer_of(self, student: bool) -> str:
         """The name of a player's optimizer."""

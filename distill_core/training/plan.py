@@ -149,6 +149,7 @@ def plan_step(
     kept: list[int] = []
     components = make(mode)
     backend = components.backend
+    train = replace(train, compile=False)
     usual = replace(train, optimizer=ADAMW, discriminator_optimizer=ADAMW, precision=precision)
     lora = replace(config.student.lora, start_from="", adapter="")
     config = replace(config, train=usual, student=replace(config.student, lora=lora))

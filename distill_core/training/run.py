@@ -35,7 +35,7 @@ from ..methods.registry import new_method
 from ..models.denoiser import Denoiser, Guided
 from ..models.lora_stack import open_adapter
 from ..models.offload import to_host
-from ..models.precision import halves_to_bfloat16
+from ..models.precision import channels_last, halves_to_bfloat16
 from ..settings import decisive
 from .keeping import Keeping
 from .loop import Event, Listener, Run, train
@@ -243,6 +243,14 @@ def assemble(
     guidance, uncond = dataset.manifest()["guidance"], dataset.uncond().to(device)
     if train_config.mixed(device):
         halves_to_bfloat16(backend.network)
+    if train_config.channels_last:
+        channels_last(backend.network)
+    if train_config.compile:
+        if config.student.lora.dropout:
+            raise ValueError(
+                "compile goes with no dropout: each layer's draw is its own; set one of them to 0 or false"
+            )
+        backend.compile()
     student = config.student
     targets = pick_targets(backend.lora_targets(), student.targets) if student.rank and student.targets else ()
     example = dataset.batch(0, train_config.batch_size, train_config.seed).to(device)

@@ -18,7 +18,8 @@ def training_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor
     penalty on a network's input needs (`diffusion2gan`). q, k, v: [B, N, heads D], or [B, heads, N, D] with the
     host's ``skip_reshape``; the result is [B, N, heads D], or with ``skip_output_reshape`` [B, heads, N, D].
     """
-    if attention_kernels() != [SDPBackend.MATH]:
+    # A penalty runs blocks without what is compiled of them.
+    if torch.compiler.is_compiling() or attention_kernels() != [SDPBackend.MATH]:
         return comfy.ldm.modules.attention.attention_pytorch(q, k, v, heads, mask, **options)
     if not options.get("skip_reshape"):
         width = q[0, 0].numel() // heads

@@ -24,6 +24,8 @@ import comfy.samplers
 import torch
 from torch import Tensor, nn
 
+from ...distill_core.devices import pick
+from ...distill_core.models.compiled import INDUCTOR, check_compilable, compiled
 from ...distill_core.models.denoiser import Cond, Limits
 from ...distill_core.models.features import BlockInput, OutOfPlace, collect_taps, spread_taps, tokens_to_map
 from ...distill_core.models.lora import Lora, LoraSwitch, is_linear
@@ -89,6 +91,8 @@ class ComfyBackend:
         self.patcher, self.model, self.architecture, self.process = patcher, patcher.model, architecture, process
         self.checkpointing, self.copies, self.original = checkpointing, [], None
         self.offloaded: Offload | None = None
+        self.compiled_by = ""  # what has compiled the blocks, if they are
+        self.processed: tuple[Cond, torch.Size, list] | None = None  # the last conditioning as the host wants it
         self.tokens: tuple[int, int] = 0, 0  # of text and of the image in the forward that is running
         self.network: nn.Module = patcher.model.diffusion_model
         self.family = family_of(patcher) or architecture.name
@@ -118,6 +122,17 @@ class ComfyBackend:
         self.offloaded = Offload(self.network, self.wrapped, device, tier, folder, copies)
         self.guard()
         return self.offloaded
+
+    def compile(self, backend: str = INDUCTOR) -> None:
+        """Compile the blocks, those of copies that are made later, too. Raises ValueError where that cannot be."""
+        if self.stored_small:
+            raise ValueError(
+                "compile: the model's weights are quantized or fp8, with kernels of their own; switch it off"
+            )
+        check_compilable(self.network, next(self.network.parameters()).device, backend)
+        self.unguard()
+        self.compiled_by = backend
+        self.guard()
 
     @property
     def tap_names(self) -> list[str]:
@@ -197,7 +212,7 @@ class ComfyBackend:
         for rows, conds in groups:
             run = partial(self._apply, x, timestep, rows, conds)
             self.tokens = conds["c_crossattn"].shape[1], grid[0] * grid[1]
-            with self.switch.on(path, inputs and (inputs[0], inputs[1][rows])):
+            with self.switch.on(path, inputs and (inputs[0], pick(inputs[1], rows))):
                 outputs = collect_taps(self.network, taps, run, self.switch, stream=lambda output: output)
             image = [self.architecture.image_output(out, self.network, *self.tokens) for out in outputs]
             parts.append([out if out.ndim == 4 else tokens_to_map(out, *grid) for out in image])
@@ -237,12 +252,20 @@ class ComfyBackend:
         copied = ComfyBackend(patcher, self.architecture, self.process, self.checkpointing)
         patcher.patch_model(load_weights=False)
         copied.network.requires_grad_(True).eval()
+        if self.compiled_by:
+            copied.compile(self.compiled_by)
         self.copies.append(copied)
         copied.original = self.network
         return copied
 
     def _groups(self, x: Tensor, cond: Cond) -> list[tuple[list[int], dict]]:
-        """Rows that the host itself would run in one batch (texts of one length, say), with their processed conds."""
+        """Rows that the host itself would run in one batch (texts of one length, say), with their processed conds.
+
+        Those of the last conditioning are kept: student, teacher and features of a step ask for the same one.
+        """
+        given, shape, groups = self.processed or (None, None, [])
+        if given is cond and shape == x.shape:
+            return groups
         noise, groups = self._to_host(x.detach()), []
         for row in range(len(cond)):
             conds = host_conds(self.model, cond[row : row + 1], noise[row : row + 1], self.spacial_scale)
@@ -253,11 +276,13 @@ class ComfyBackend:
                     break
             else:
                 groups.append(([row], [conds]))
-        return [(rows, comfy.samplers.cond_cat(members)) for rows, members in groups]
+        joined = [(rows, comfy.samplers.cond_cat(members)) for rows, members in groups]
+        self.processed = cond, x.shape, joined
+        return joined
 
     def _apply(self, x: Tensor, timestep: Tensor, rows: list[int], conds: dict) -> Tensor:
         if len(rows) < len(x):
-            x, timestep = x[rows], timestep[rows]
+            x, timestep = pick(x, rows), pick(timestep, rows)
         options = {**comfy.model_patcher.create_model_options_clone(self.options), "cond_or_uncond": [0]}
         options["sigmas"] = self.process.sigma(timestep)  # some patches work at some noise levels only
         return self.model.apply_model(self._to_host(x), timestep, transformer_options=options, **conds)
@@ -301,6 +326,8 @@ class ComfyBackend:
             layer.forward = with_gradient(layer)
         for index, block in enumerate(self.wrapped):
             forward = block.forward if self.offloaded is None else self.offloaded.around(index, block.forward)
+            if self.compiled_by:
+                forward = compiled(forward, self.switch, self.compiled_by)
             block.forward = _guarded(forward, self.architecture, self.switch, self.checkpointing)
 
     def unguard(self) -> None:
@@ -313,7 +340,7 @@ class ComfyBackend:
         self.unguard()
         if self.offloaded is not None:
             self.offloaded.close()
-        self.original = None
+        self.original = self.processed = None
         while self.copies:
             self.copies.pop().release()
 
@@ -354,8 +381,8 @@ def _in_order(parts: list[Tensor], rows: list[list[int]]) -> Tensor:
     """Parts of a batch, each with the rows it holds, as the batch."""
     if len(parts) == 1:
         return parts[0]
-    joined, places = torch.cat(parts), torch.tensor([row for group in rows for row in group])
-    return joined[places.argsort().to(joined.device)]
+    places = [row for group in rows for row in group]
+    return pick(torch.cat(parts), sorted(range(len(places)), key=places.__getitem__))
 
 
 def _transformer_options(patcher) -> dict:

@@ -56,10 +56,12 @@ class HostDiscrete(DiscreteProcess):
 
     def __init__(self, model_sampling: Any) -> None:
         self.model_sampling, self.prediction = model_sampling, prediction_of(model_sampling)
-        self.sigmas = model_sampling.sigmas.detach().float().cpu().clone()
-        self.log_sigmas = self.sigmas.log()
-        for name in ("noise_scaling", "calculate_input", "calculate_denoised", "timestep"):
+        self._set_table(model_sampling.sigmas.detach().float().cpu().clone())
+        for name in ("noise_scaling", "calculate_input", "calculate_denoised"):
             setattr(self, name, getattr(model_sampling, name))
+        usual = comfy.model_sampling.ModelSamplingDiscrete.timestep  # ours is the same, with its table on the device
+        if type(model_sampling).timestep is not usual:
+            self.timestep = model_sampling.timestep
 
 
 def is_flow(model_sampling: Any) -> bool:

@@ -97,6 +97,14 @@ def lora_memory() -> list:
     return [setting_input(io.Combo, LoraConfig, "lora_dtype", default="float32", advanced=True)]
 
 
+def speed() -> list:
+    """Widgets for what takes less time."""
+    return [
+        setting_input(io.Boolean, TrainConfig, "channels_last", default=False, advanced=True),
+        setting_input(io.Boolean, TrainConfig, "compile", default=False, advanced=True),
+    ]
+
+
 # A config and its widgets, each called as a field; new ones at the end, for the sake of saved workflows.
 SETTINGS = [
     (TrainConfig, train_settings),
@@ -104,6 +112,7 @@ SETTINGS = [
     (TrainConfig, watching),
     (TrainConfig, memory),
     (LoraConfig, lora_memory),
+    (TrainConfig, speed),
 ]
 
 

@@ -40,6 +40,7 @@ MEASURES = {  # in the order of what they cost
     "swap": {"offload": "ram"},
 }
 ALL = tuple(MEASURES)
+SPARE = GIB // 4  # of a card, which the driver or a screen has
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def main() -> None:
         for count in range(len(case.measures) + 1):
             measures = case.measures[:count]
             plan = planned(case, measures)
-            fits = plan.needed <= case.card * GIB
+            fits = plan.needed <= case.card * GIB - SPARE
             last = measures[-1] if measures else ""
             what = ", ".join(f"{k} {v}" for k, v in MEASURES[last].items()) if last else "none"
             forwards = f"{plan.forwards:.1f} ({plan.with_gradient:.1f} with a gradient)"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from distill_core.cli.main import main
 from distill_core.files import load_tensors, save_tensors
 from distill_core.lora_files import read_lora
+from distill_core.training.checkpoints import complete_sets
 
 CONFIG = """
 [model]
@@ -86,6 +88,28 @@ def test_two_processes_share_a_model_and_train_the_student_of_one(folder):
     for name in (name for name in whole if name.startswith(("ema.", "generator.", "optimizer.generator."))):
         joined = torch.cat([part[name] for part in parts]) if whole[name].ndim else parts[0][name]
         assert (joined - whole[name]).norm() <= 1e-3 * whole[name].norm(), name
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGTERM")
+def test_a_terminated_run_stops_at_one_step_and_leaves_its_student(folder, tmp_path):
+    """The signal reaches the processes at different steps; they agree, and gather the student once more."""
+    (tmp_path / "c.toml").write_text(
+        (folder / "shared.toml").read_text().replace("steps = 3\nbatch_size = 4", "steps = 1000\nbatch_size = 4")
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = ["-m", "distill_core", "train", tmp_path / "c.toml", "--data", folder / "data", "--out", tmp_path]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    process = subprocess.Popen(
+        [*launcher, *map(str, command)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "log.jsonl"
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 2):
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=300)
+    step = log.read_text().count("\n")
+    assert step >= 2 and max(complete_sets(tmp_path)) == (step, 2), errors[-3000:]
+    assert read_lora(tmp_path / "student.safetensors")[1]["steps"] == step
 
 
 def test_who_starts_it_alone_is_told(folder, tmp_path, capsys):

@@ -20,9 +20,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks"), str(TESTS.parent)]
 
 from measured import measured_peak  # noqa: E402
+from number_formats import in_words, outcomes  # noqa: E402
+from perceptual_cost import decode_and_compare, step, variants  # noqa: E402
 
 from distill_core.diffusion.noise import ItemNoise  # noqa: E402
 from distill_core.methods.components import Components  # noqa: E402
@@ -31,6 +33,8 @@ from distill_core.models import mini  # noqa: E402
 from distill_core.models.backends.diffusers import DiffusersBackend  # noqa: E402
 from distill_core.models.pipelines import MiniSource, ModelConfig  # noqa: E402
 from distill_core.perceptual import load_metric  # noqa: E402
+from distill_core.perceptual.metric import total, unit  # noqa: E402
+from distill_core.perceptual.pixel import ImageNetDistance  # noqa: E402
 from distill_core.training.ledger import without_data  # noqa: E402
 from distill_core.training.loop import Run, training_step  # noqa: E402
 from distill_core.training.loop_config import TrainConfig  # noqa: E402
@@ -38,21 +42,19 @@ from distill_core.training.plan import Shapes, plan_step  # noqa: E402
 from distill_core.training.run import RunConfig, StudentConfig, assemble  # noqa: E402
 
 RANK, WARM = 16, 3
+OUTCOME = 60  # steps after which number formats are compared
 PAGE = TESTS.parent / "docs" / "gpu.md"
 
 
-def mini_run(device: str, batch: int, precision: str = "auto", compiled: bool = False) -> Run:
-    """A run of the mini model on a device, on items of noise."""
+def mini_run(device: str, batch: int, precision: str = "auto", **settings: bool) -> Run:
+    """A run of the mini model on a device, on items of noise. settings: of the loop, such as ``compile``."""
     source = MiniSource(ModelConfig())
     source.backend.network.to(device)
-    run = assemble(describe(batch, precision), components(source), shapes(source))  # type: ignore[arg-type]
-    if compiled:
-        run.method.student.backend.network.compile(dynamic=False)
-    return run
+    return assemble(describe(batch, precision, **settings), components(source), shapes(source))  # type: ignore[arg-type]
 
 
-def describe(batch: int, precision: str) -> RunConfig:
-    train = TrainConfig(batch_size=batch, precision=precision, student_lr=1e-3)
+def describe(batch: int, precision: str, **settings: bool) -> RunConfig:
+    train = TrainConfig(batch_size=batch, precision=precision, student_lr=1e-3, **settings)
     return RunConfig(LADDConfig(), train, StudentConfig(RANK), {"base": "", "dataset": ""})
 
 
@@ -184,6 +186,35 @@ def perceptual_seconds(device: str, batch: int, times: int = 20) -> float:
     return seconds_of(work, device, times)
 
 
+def decoded_distance(device: str, batch: int) -> tuple[Callable[[], None], torch.Tensor]:
+    """What E-LatentLPIPS does without: decode latents and compare the images, by the mini model's decoder and LPIPS's
+    form on EfficientNet-lite0; and the latents, which get the gradient."""
+    decode, network = MiniSource(ModelConfig()).decode_with_gradient, ImageNetDistance()
+    network.network.to(device)
+    x, y = (torch.randn(batch, *mini.LATENT_SHAPE, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    latents = x.to(device).requires_grad_()
+    with torch.no_grad():
+        aims = [unit(tap) for tap in network.taps(decode(y.to(device)))]
+
+    def work() -> None:
+        latents.grad = None
+        taps = network.taps(decode(latents))
+        total((unit(tap) - aim).square().sum(1).mean() for tap, aim in zip(taps, aims, strict=True)).backward()
+
+    return work, latents
+
+
+def full_size_perceptual(device: str, times: int = 20) -> tuple[float, float]:
+    """Seconds of E-LatentLPIPS on one latent of SD at 512 px, and of decoding it with LPIPS on VGG16; with gradient."""
+    ours = variants(4)["ours"].to(device)
+    prediction, target = (torch.randn(1, 4, 64, 64, device=device) for _ in range(2))
+    prediction.requires_grad_()
+    return (
+        seconds_of(lambda: step(ours, prediction, target), device, times),
+        seconds_of(decode_and_compare(device), device, times),
+    )
+
+
 def two_cards() -> float:
     """Largest difference of the weights that two cards hold after a few steps; they should be the same."""
     command = [
@@ -236,15 +267,23 @@ def table(device: str, batch: int, times: int = 20) -> list[tuple[str, str]]:
             f"{backbone_share(mini_run(device, batch), device, times):.2f}",
         ),
         ("E-LatentLPIPS with its gradient", milliseconds(perceptual_seconds(device, batch, times))),
+        (
+            "decoding and comparing the images instead",
+            milliseconds(seconds_of(decoded_distance(device, batch)[0], device, times)),
+        ),
+    ]
+    rows += [
+        (f"Fréchet distance after {OUTCOME} steps, {kind}", in_words(found))
+        for kind, found in outcomes(OUTCOME, range(3), device).items()
     ]
     if device == "cuda":
         rows.append(("waits for the card in a step", f"{waits(mini_run(device, batch))}"))
-        rows.append(
-            (
-                "a step, backbone compiled",
-                milliseconds(step_seconds(mini_run(device, batch, compiled=True), device, times)),
-            )
-        )
+        for name in ("compile", "channels_last"):
+            seconds = step_seconds(mini_run(device, batch, **{name: True}), device, times)
+            rows.append((f"a step with {name}", milliseconds(seconds)))
+        ours, decoded = full_size_perceptual(device, times)
+        rows.append(("E-LatentLPIPS, SD's latent of 512 px", milliseconds(ours)))
+        rows.append(("SD's decoder and LPIPS-VGG16 instead", milliseconds(decoded)))
         if torch.cuda.device_count() > 1:
             rows.append(("two cards: weights apart by", f"{two_cards():g}"))
     return rows

@@ -8,6 +8,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))
 import measure_card
+import number_formats
 
 CARD = torch.cuda.is_available()
 needs_card = pytest.mark.skipif(not CARD, reason="NO CUDA CARD: nothing of tests/gpu was measured on a GPU here")
@@ -30,6 +31,21 @@ def test_a_step_calls_operators_and_takes_time(run):
 
 def test_the_peak_of_a_step_is_that_of_the_plan():
     assert measure_card.planned_bytes("cpu", 2) == pytest.approx(measure_card.peak_bytes("cpu", 2), rel=0.05)
+
+
+def test_the_decoded_distance_has_a_gradient():
+    work, latents = measure_card.decoded_distance("cpu", 2)
+    work()
+    assert latents.grad.isfinite().all() and latents.grad.flatten(1).abs().sum(1).gt(0).all()
+
+
+def test_number_formats_change_the_outcome_a_little(monkeypatch):
+    """One step from the same weights: a rounded LoRA and rounded networks end beside the others, not at them."""
+    monkeypatch.setattr(number_formats, "IMAGES", 60)
+    found = measure_card.outcomes(1, [0], count=16)
+    values = [of[0][1] for of in found.values()]
+    assert len(set(values)) == 3 and max(values) / min(values) < 1.2
+    assert measure_card.in_words(found["float32"] * 2).count("worst") == 2
 
 
 def test_a_table_takes_the_place_of_the_cards_former_one():

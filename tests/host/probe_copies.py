@@ -86,7 +86,7 @@ def gradients() -> dict:
                 in_double(backend.network), in_double(copied.network)
                 backend.model.manual_cast_dtype = copied.model.manual_cast_dtype = torch.float64
                 student, teacher, batch = Denoiser(copied), Denoiser(backend), example(backend, family)
-                x, cond = batch.latents.double(), batch.cond.to(torch.float64)
+                x, cond = batch.latents.double(), batch.cond.to(dtype=torch.float64)
                 sigma, sums = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.6]).double()), Sums()
 
                 def loss(student=student, teacher=teacher, x=x, cond=cond, sigma=sigma, sums=sums):

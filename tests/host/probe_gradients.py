@@ -3,17 +3,19 @@
 Each function measures one thing and returns what JSON can hold; test_comfy_denoiser.py says what it must be.
 """
 
-from host_tools import DIRECT, excite, latents, load, write
+from host_tools import DIRECT, excite, latents, load, relative, write
 
 # isort: split
 import comfy.model_management
 import comfy_extras.nodes_train as core_train
 import tiny_models
 import torch
+import torch._dynamo
 from pack.distill_core.models.denoiser import Denoiser
 from pack.distill_core.models.lora import Lora, LoraSwitch
 from pack.nodes.host.architectures import architecture_of
 from pack.nodes.host.backend import training_backend
+from torch._dynamo.testing import CompileCounterWithBackend
 
 
 class Sums:
@@ -76,7 +78,7 @@ def gradients() -> dict:
                 excite(path)
                 student, teacher = Denoiser(backend, path), Denoiser(backend)
                 cond = backend.cond(tiny_models.conditioning(family) + tiny_models.conditioning(family, 2)).to(
-                    torch.float64
+                    dtype=torch.float64
                 )
                 x, noise = latents(family).double(), latents(family, seed=1).double()
                 sigma, sums = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.6]).double()), Sums()
@@ -128,6 +130,35 @@ def gradients_of_core() -> dict:
     return result
 
 
+def compiled() -> dict:
+    """LADD's student loss with the blocks compiled (traced by dynamo and AOTAutograd) against that without.
+
+    Family -> relative errors of output and gradient, and how many graphs were compiled for how many blocks.
+    """
+    result = {}
+    for family in ("flux", "sd15"):
+        with training_backend(load(family)) as backend:
+            path = backend.new_lora(2)
+            excite(path)
+            student, teacher, x = Denoiser(backend, path), Denoiser(backend), latents(family)
+            cond = backend.cond(tiny_models.conditioning(family) + tiny_models.conditioning(family, 2))
+            sigma, taps = torch.full((2,), 0.5), backend.default_taps(2)
+
+            def step(student=student, teacher=teacher, x=x, cond=cond, sigma=sigma, taps=taps, path=path):
+                fake = student(x, sigma, cond)
+                maps = teacher.features(fake, sigma, cond, taps)
+                loss = sum(m.float().square().mean() for m in maps) + fake.square().mean()
+                return fake.detach(), torch.autograd.grad(loss, list(path.parameters()), allow_unused=True)
+
+            plain, counter = step(), CompileCounterWithBackend("aot_eager")
+            backend.compile(counter)
+            fast = step()
+            errors = [relative(a, b) for a, b in zip(fast[1], plain[1], strict=True) if b is not None and b.any()]
+            result[family] = [relative(fast[0], plain[0]), max(errors), counter.frame_count, len(backend.wrapped)]
+        torch._dynamo.reset()
+    return result
+
+
 def separate_taps() -> dict:
     """In-place blocks make all taps one buffer; with the guard each keeps its own."""
     result = {}
@@ -143,4 +174,4 @@ def separate_taps() -> dict:
 
 
 if __name__ == "__main__":
-    write("gradients", [gradients, gradients_of_core, separate_taps])
+    write("gradients", [gradients, gradients_of_core, compiled, separate_taps])

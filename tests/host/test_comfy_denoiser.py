@@ -54,6 +54,13 @@ def test_cores_trainer_is_silently_wrong_on_flux_at_its_default(probe):
         assert "modified by an inplace operation" in core[f"{family} no checkpointing"]
 
 
+@pytest.mark.parametrize("family", ["flux", "sd15"])
+def test_compiled_blocks_have_the_same_gradients(probe, family):
+    """A graph serves several blocks: a block has two views, forwards with a gradient and recomputes."""
+    output, gradient, graphs, blocks = probe["compiled"][family]
+    assert output < 1e-5 and gradient < 1e-3 and 0 < graphs <= 4 * blocks
+
+
 def test_taps_of_in_place_blocks_are_separate(probe):
     for found in probe["separate_taps"].values():
         assert found == {"guarded": False, "bare": True}, "without the guard both taps are one buffer"

@@ -197,8 +197,8 @@ def at_exact_teacher(start, process, **config):
     method, at = start(**distillation(space="latent", reduction="sum", **config))
     method.teacher = ExactTeacher(process)
     method.guided_teacher = Guided(method.teacher, method.guided_teacher.uncond, 1.0)
-    at.batch = Batch(at.batch.latents.double(), at.batch.cond.to(torch.float64))
-    method.guided_teacher.uncond = method.guided_teacher.uncond.to(torch.float64)
+    at.batch = Batch(at.batch.latents.double(), at.batch.cond.to(dtype=torch.float64))
+    method.guided_teacher.uncond = method.guided_teacher.uncond.to(dtype=torch.float64)
     method.negative = method.guided_teacher.uncond
     at.fake = at.fake.detach().double().requires_grad_()
     at.teacher_sigma = process.sigma_at_flow_time(at.teacher_time).double()

@@ -184,7 +184,7 @@ def test_r1s_gradient_is_the_double_backward(start):
     """d penalty / d weight against central differences of the penalty, in float64."""
     method, at = start()
     method.discriminator.double(), method.teacher.backend.network.double()
-    batch = Batch(at.batch.latents.double(), at.batch.cond.to(torch.float64), at.batch.states.double())
+    batch = Batch(at.batch.latents.double(), at.batch.cond.to(dtype=torch.float64), at.batch.states.double())
     latents, noise, cond = batch.latents[:1], at.x[:1].double(), batch.cond[:1]
     weight = method.discriminator.trained.blocks[1].inlet.weight
 

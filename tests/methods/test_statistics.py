@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy import TERMS, cache_toy, toy_method, toy_run
 
-from distill_core.data.dataset import LatentDataset, repeated_rows
+from distill_core.data.dataset import LatentDataset, same_rows
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.training.loop import train, training_step
 
@@ -18,8 +18,8 @@ def few(tmp_path, count: int, **changes) -> LatentDataset:
 
 def test_repeats_are_found_whether_an_item_or_its_picture_comes_again():
     latents = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    assert repeated_rows(latents) == ()
-    assert repeated_rows(latents[[0, 1, 0, 2, 1, 0]]) == (2, 4, 5)
+    assert same_rows(latents) == (0, 1, 2)
+    assert same_rows(latents[[0, 1, 0, 2, 1, 0]]) == (0, 1, 0, 3, 1, 0)
 
 
 @pytest.mark.case("training D1", "a batch filled up with repeats is judged by each item once")
@@ -28,7 +28,7 @@ def test_a_batch_filled_up_is_judged_by_each_item_once(tmp_path, terms):
     """Of 3 items in a batch of 8, the statistics are those of the first three rows alone."""
     dataset = few(tmp_path, 3)
     batch = dataset.batch(0, 8, 0)
-    assert batch.repeated == (3, 4, 5, 6, 7) and batch.distinct == [0, 1, 2]
+    assert batch.same == (0, 1, 2, 0, 1, 2, 0, 1) and batch.distinct == [0, 1, 2]
     method = toy_method(dataset, TERMS[terms])
     step = method.start(batch, ItemNoise(0, range(8)), 9)
     logs = method.generator_loss(step)[1]
@@ -49,7 +49,7 @@ def test_buckets_of_one_item_do_not_dilute_the_others_of_a_step(tmp_path):
     """Sizes of 4 and of 1 items take turns in the micro-batches of one step."""
     sizes = ((4, 6), (6, 4))
     dataset = cache_toy(tmp_path / "mixed", count=5, shard_size=4, sizes=sizes)
-    alone = [row.repeated == (1, 2, 3) for row in (dataset.batch(number, 4, 0) for number in range(2))]
+    alone = [row.same == (0, 0, 0, 0) for row in (dataset.batch(number, 4, 0) for number in range(2))]
     assert sorted(alone) == [False, True]
     logs = training_step(toy_run(dataset, accumulation=2))
     assert 0.05 < logs["diversity"] < 20 and "logit_spread" in logs

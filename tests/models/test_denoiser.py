@@ -61,7 +61,7 @@ def test_a_rows_result_does_not_depend_on_its_neighbours(family, make_backend, b
 
 def test_conditioning_rows_moves_and_joins(make_cond):
     cond = make_cond(3, guidance=True)
-    assert len(cond) == 3 and len(cond[:2]) == 2 and cond.to(torch.float64).pooled.dtype == torch.float64
+    assert len(cond) == 3 and len(cond[:2]) == 2 and cond.to(dtype=torch.float64).pooled.dtype == torch.float64
     joined = cat_conds([cond[:1], cond[1:]])
     for name in ("context", "pooled", "guidance"):
         assert torch.equal(getattr(joined, name), getattr(cond, name))
@@ -85,7 +85,7 @@ def test_extra_tensors_travel_with_their_rows(make_cond):
     cond = Cond(plain.context, plain.pooled, extra={"reference": torch.arange(2.0)})
     assert Cond.from_tensors(cond.tensors()).extra["reference"].tolist() == [0, 1]
     assert cat_conds([cond[1:], cond]).extra["reference"].tolist() == [1, 0, 1]
-    assert cond.to(torch.float64).extra["reference"].dtype == torch.float64
+    assert cond.to(dtype=torch.float64).extra["reference"].dtype == torch.float64
     with pytest.raises(ValueError, match="only some of them have extra.reference"):
         cat_conds([cond, plain])
 
@@ -121,7 +121,7 @@ class GeneratorStep:
 
     def __init__(self, backend, randomise, batch):
         self.x, self.sigma, cond = batch
-        self.x, self.sigma, self.cond = self.x.double(), self.sigma.double(), cond.to(torch.float64)
+        self.x, self.sigma, self.cond = self.x.double(), self.sigma.double(), cond.to(dtype=torch.float64)
         self.backend = backend
         backend.network.double()
         self.path = randomise(backend.new_lora(2)).double()

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from distill_core.cli.main import main
-from distill_core.cli.plan import load_of
+from distill_core.cli.plan import load_of, plan_of
 from distill_core.models.mini import load_transformer
 from distill_core.training.cards import SUSTAINED, Load, on_cards
 from distill_core.training.config import load_config
@@ -67,6 +67,15 @@ def test_the_load_of_a_real_step(config):
     # The teacher's: at most three forwards (of the fake, that again, of the real), with a block ahead in each.
     assert load.gathered - student <= load.passes * 3 * (load.frozen + load.block)
     assert load.operations > 6 * 2 * sum(blocks) * 4 * 16  # each weight of a block thrice for each of 4 x 16 tokens
+
+
+def test_one_card_needs_what_the_plan_says(tmp_path):
+    """Of a LoRA, attention at its full size among what is counted."""
+    path = tmp_path / "c.toml"
+    path.write_text("[model]\nlora_rank = 8\n[cache]\nsizes = [[16, 16]]\n[train]\nbatch_size = 16\n")
+    config = load_config(path)
+    planned, paper = plan_of(config).needed - CONTEXT, on_cards(load_of(config), 1, shared=False).needed - CONTEXT
+    assert planned <= paper < 1.1 * planned
 
 
 def test_the_command_says_what_cards_would_do(config, capsys):

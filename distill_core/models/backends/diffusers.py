@@ -17,10 +17,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ...devices import like
 from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas, zero_terminal_snr
 from ...digests import fingerprint
 from ...errors import opening
 from ...files import read_json
+from ..compiled import INDUCTOR, check_compilable, compiled
 from ..denoiser import Cond, Limits
 from ..families import family_of_network
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
@@ -50,9 +52,10 @@ def _call_flux(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Ten
     """FLUX takes 2x2 patches as tokens, positions as ids and a time in [0, 1]."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
     tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x)
-    guidance = cond.guidance
+    sides = (torch.arange(side, device=x.device) for side in (height, width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x.dtype)
+    guidance = None if cond.guidance is None else like(cond.guidance, x)
     if has_embedded_guidance(network.config) and guidance is None:  # items stored before there was a setting
         guidance = x.new_ones(len(x))
     out = network(
@@ -71,7 +74,8 @@ def _call_unet(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Ten
     added = None
     if network.config.addition_embed_type == "text_time":
         height, width = 8 * x.shape[2], 8 * x.shape[3]  # SDXL's size conditioning: original, crop, target, in pixels
-        time_ids = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
+        sizes = torch.tensor([height, width, 0, 0, height, width])
+        time_ids = like(sizes, x).expand(len(x), 6)
         added = {"text_embeds": cond.pooled, "time_ids": time_ids}
     return network(x, timestep, encoder_hidden_states=cond.context, added_cond_kwargs=added).sample
 
@@ -212,6 +216,7 @@ class DiffusersBackend:
         self.switch = LoraSwitch()
         self.original: Network | None = None  # of a trainable copy: the network it was made of
         self.offloaded: Offload | None = None
+        self.compiled_by = ""  # what has compiled the blocks, if they are
         self.sharding: Sharding | None = None  # how its weights are shared out among processes
         self.kept_digest = ""  # its fingerprint from before they were
         self.base = ""  # the fingerprint from before LoRAs were put into the weights
@@ -228,6 +233,13 @@ class DiffusersBackend:
         for index, block in enumerate(blocks):
             block.forward = self.offloaded.around(index, block.forward)
         return self.offloaded
+
+    def compile(self, backend: str = INDUCTOR) -> None:
+        """Compile the blocks, those of copies that are made later, too. Raises ValueError where that cannot be."""
+        check_compilable(self.network, next(self.network.parameters()).device, backend)
+        self.compiled_by = backend
+        for block in map(self.network.get_submodule, self.units):
+            block.forward = compiled(block.forward, self.switch, backend)
 
     @property
     def units(self) -> list[str]:
@@ -292,6 +304,8 @@ class DiffusersBackend:
             network.to(dtype)
         copied = DiffusersBackend(network, self.process, self.gradient_checkpointing)
         copied.network.requires_grad_(True)
+        if self.compiled_by:
+            copied.compile(self.compiled_by)
         if self.sharding is not None:
             self.sharding.share_out(network, copied.units)
             self.sharding.fill(network, self.network)
@@ -303,7 +317,7 @@ class DiffusersBackend:
         if cond.mask is not None:
             raise ValueError("texts of different lengths in a batch: encode all, the empty one too, to one length")
         dtype = next(self.network.parameters()).dtype
-        return self.architecture.call(self.network, x.to(dtype), timestep, cond.to(dtype))
+        return self.architecture.call(self.network, x.to(dtype), timestep, cond.to(dtype=dtype))
 
     def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
         """Features of ``taps`` as maps; FLUX's single blocks and both kinds of transformer give image tokens only."""
