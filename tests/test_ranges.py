@@ -11,7 +11,8 @@ from distill_core.methods.ladd import LADDConfig
 from distill_core.settings import Checked, Range, settings_of
 from distill_core.training.config import SECTIONS, load_config
 from distill_core.training.loop_config import TrainConfig
-from distill_core.training.run import StudentConfig, folder_in
+from distill_core.training.run import StudentConfig
+from distill_core.training.run_folder import folder_in
 
 NUMBERS = [
     pytest.param(cls, s, id=f"{cls.__name__}.{s.name}")

@@ -38,7 +38,8 @@ from ..training.loop import Event, Run
 from ..training.monitor import Condition
 from ..training.preflight import preflight
 from ..training.progress import SHOWN, StatusLine
-from ..training.run import RunConfig, RunFolder, StudentConfig, Watcher, longer, new_run, pairs_notes, train_to_end
+from ..training.run import RunConfig, StudentConfig, Watcher, longer, new_run, pairs_notes, train_to_end
+from ..training.run_folder import RunFolder
 from ..training.sharded import check_sharded
 from .plan import check_memory
 from .turbo import find_turbo, tuned, with_kept

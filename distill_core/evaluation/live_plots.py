@@ -31,7 +31,7 @@ def curves(logs: Sequence[dict[str, float]], width: int = 860, height: int = 480
     """Losses, discriminator accuracy, logit gap and gradient norms over steps, those that there are: raw values pale,
     smoothed strong.
 
-    logs: the steps' logs in order, as `training.run.RunFolder.logs` gives them.
+    logs: the steps' logs in order, as `training.run_folder.RunFolder.logs` gives them.
     width, height: of the whole picture in pixels.
     """
     image = Image.new("RGB", (width, height), "white")

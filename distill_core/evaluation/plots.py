@@ -58,7 +58,7 @@ def line(logs: Sequence[dict[str, float]], name: str) -> tuple[list[float], list
     return values, values
 
 
-# What a step logs beside losses and gradient norms (`training.loop.Event`, `training.run.LogFile`).
+# What a step logs beside losses and gradient norms (`training.loop.Event`, `training.run_folder.LogFile`).
 OF_IMAGES, OF_VERDICTS = (
     {"diversity", "spread", "size"},
     {"accuracy", "logit_gap", "logit_spread", "r1", "approximate_r1"},

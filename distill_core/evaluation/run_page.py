@@ -17,7 +17,7 @@ from PIL import Image
 from ..files import read_json, replacing
 from ..training.loop import Event
 from ..training.monitor import Condition, Health
-from ..training.run import RunFolder
+from ..training.run_folder import RunFolder
 from . import live_plots
 from .student_pictures import StudentPictures
 

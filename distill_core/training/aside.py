@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 from ..files import alone_in
-from .run import RunFolder
+from .run_folder import RunFolder
 
 
 def put_aside(folder: RunFolder, student_file: str | Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...distill_core.training.run import folder_in
+from ...distill_core.training.run_folder import folder_in
 
 
 def _root(*parts: str) -> Path:

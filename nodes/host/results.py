@@ -23,7 +23,7 @@ from ...distill_core.lora_files import LORA_FORMAT, check_lora, read_lora, save_
 from ...distill_core.presets.origin import origin_notes
 from ...distill_core.presets.recipe import describe_metadata
 from ...distill_core.presets.table import counted
-from ...distill_core.training.run import RunFolder
+from ...distill_core.training.run_folder import RunFolder
 from .conditioning import cond_of
 from .folders import lora_file, run_folder
 from .identity import LAYOUT, loras_below, weights_identity

@@ -33,7 +33,8 @@ from ...distill_core.training.loop_config import TrainConfig
 from ...distill_core.training.monitor import Condition
 from ...distill_core.training.preflight import preflight
 from ...distill_core.training.progress import StatusLine
-from ...distill_core.training.run import RunConfig, RunFolder, StudentConfig, longer, new_run, pairs_notes, train_to_end
+from ...distill_core.training.run import RunConfig, StudentConfig, longer, new_run, pairs_notes, train_to_end
+from ...distill_core.training.run_folder import RunFolder
 from .backend import ComfyBackend, training_backend
 from .carried import check_teachable
 from .conditioning import cond_of

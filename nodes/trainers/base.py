@@ -22,7 +22,7 @@ from ...distill_core.methods.defaults import (
 )
 from ...distill_core.presets.recipe import AUTO
 from ...distill_core.training.loop_config import TrainConfig
-from ...distill_core.training.run import RunFolder
+from ...distill_core.training.run_folder import RunFolder
 from ...distill_core.training.student import StudentConfig, rank_of_file
 from ..common import CATEGORY, OF_PRESET, first_of_each
 from ..fingerprints import Left, dates

@@ -46,7 +46,8 @@ from distill_core.models.denoiser import Denoiser
 from distill_core.models.pipelines import ModelConfig, open_source
 from distill_core.training.loop import TrainConfig
 from distill_core.training.preflight import preflight
-from distill_core.training.run import RunConfig, RunFolder, StudentConfig, new_run, train_to_end
+from distill_core.training.run import RunConfig, StudentConfig, new_run, train_to_end
+from distill_core.training.run_folder import RunFolder
 
 STYLES = {
     "turned": lambda x: x.rot90(1, (2, 3)),

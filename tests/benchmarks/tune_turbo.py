@@ -37,7 +37,8 @@ from distill_core.data.fashion_mnist import DEBIAN_DATA
 from distill_core.evaluation.retention_watch import retention_listeners
 from distill_core.files import git_commit, load_tensors, save_json, save_tensors
 from distill_core.lora_files import read_lora
-from distill_core.training.run import RunFolder, train_to_end
+from distill_core.training.run import train_to_end
+from distill_core.training.run_folder import RunFolder
 
 TUNING_SEED = 100
 STRENGTHS = (0.15, 0.3)  # of finished LoRAs

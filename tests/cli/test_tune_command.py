@@ -30,7 +30,7 @@ from distill_core.lora_files import read_lora
 from distill_core.models import mini
 from distill_core.models.mini import mini_conditioning
 from distill_core.training.config import load_config
-from distill_core.training.run import RunFolder
+from distill_core.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -11,7 +11,7 @@ from PIL import Image
 from distill_core.evaluation.run_page import MOST_SAMPLES, RunPage, messages, note, samples_folder, write_page
 from distill_core.training.loop import Event
 from distill_core.training.monitor import Condition
-from distill_core.training.run import RunFolder
+from distill_core.training.run_folder import RunFolder
 
 SETTINGS = {"steps": 6, "student_lr": 0.001, "ladd": {"terms": {"pairs": 4.0}}, "dataset": "<b>"}
 

@@ -20,7 +20,7 @@ import torch
 from pack.distill_core.cli import train as command
 from pack.distill_core.cli.main import main
 from pack.distill_core.files import load_tensors
-from pack.distill_core.training.run import RunFolder
+from pack.distill_core.training.run_folder import RunFolder
 from pack.nodes import mini
 from pack.nodes.datasets import TeacherLatents
 from pack.nodes.host.backend import training_backend

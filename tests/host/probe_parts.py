@@ -19,7 +19,7 @@ from comfy.ldm.models.autoencoder import AutoencoderKL
 from pack.distill_core.models.vision import encoder_vision
 from pack.distill_core.training.figures import Figures
 from pack.distill_core.training.loop import accumulate, training_step
-from pack.distill_core.training.run import RunFolder
+from pack.distill_core.training.run_folder import RunFolder
 from pack.nodes import mini
 from pack.nodes.host import training as host_training
 from pack.nodes.host.attention import training_attention

@@ -16,7 +16,7 @@ from pack.distill_core.diffusion.noise import ItemNoise
 from pack.distill_core.lora_files import read_lora
 from pack.distill_core.presets.recipe import make_recipe
 from pack.distill_core.training.loop_config import TrainConfig
-from pack.distill_core.training.run import RunFolder
+from pack.distill_core.training.run_folder import RunFolder
 from pack.nodes.host.datasets import make_image_dataset
 from pack.nodes.host.folders import lora_file, run_folder
 from pack.nodes.host.model import facts_of

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from server import Host, failure_text
 
-from distill_core.training.run import RunFolder
+from distill_core.training.run_folder import RunFolder
 
 
 def run_folder(host: Host, name: str) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 from distill_core.files import alone_in
 from distill_core.training.aside import put_aside
-from distill_core.training.run import RunFolder
+from distill_core.training.run_folder import RunFolder
 
 
 def a_run(root: Path, text: str) -> tuple[RunFolder, Path]:

@@ -19,7 +19,8 @@ from distill_core.methods.tune import TuneConfig
 from distill_core.models.lora import LoraConfig
 from distill_core.training.loop import Event, train
 from distill_core.training.monitor import Condition
-from distill_core.training.run import RunConfig, RunFolder, StudentConfig, train_to_end
+from distill_core.training.run import RunConfig, StudentConfig, train_to_end
+from distill_core.training.run_folder import RunFolder
 
 STEPS, EVERY = 24, 4
 

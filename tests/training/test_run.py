@@ -27,7 +27,8 @@ from distill_core.training import loop, progress
 from distill_core.training.loop import Event, TrainConfig, train
 from distill_core.training.monitor import Collapse, Condition, Health
 from distill_core.training.progress import StatusLine
-from distill_core.training.run import RunConfig, RunFolder, StudentConfig, folder_in, new_run, student_of, train_to_end
+from distill_core.training.run import RunConfig, StudentConfig, new_run, student_of, train_to_end
+from distill_core.training.run_folder import RunFolder, folder_in
 from distill_core.training.student import pick_targets
 
 

@@ -7,7 +7,7 @@ from toy import cache_toy, toy_run
 
 from distill_core.training.loop import Event
 from distill_core.training.monitor import Condition
-from distill_core.training.run import RunFolder
+from distill_core.training.run_folder import RunFolder
 from distill_core.training.trackers import Trackers
 
 
