@@ -15,7 +15,7 @@ from distill_core.errors import opening, sentence, write_error
 from distill_core.files import check_finite, read_json, save_json, save_tensors
 from distill_core.lora_files import parse_description, save_lora
 from distill_core.lora_files import read_lora as read
-from distill_core.models.backends.diffusers import only_variant
+from distill_core.models.backends.diffusers_folders import only_variant
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.dataset import Batch
 from ..errors import opening
-from ..models.backends.diffusers import only_variant
+from ..models.backends.diffusers_folders import only_variant
 from ..models.denoiser import Cond, Denoiser
 from ..models.vision import VisionNetwork, efficientnet_vision, encoder_vision, transformers_vision
 from ..settings import Checked, setting

@@ -1,7 +1,7 @@
 """The model families: what is known of each as data, in one table whose keys the presets and written files use.
 
-How the network of a family is called, and where its blocks are, is its *architecture*:
-`backends/diffusers_architectures.py` here, ``nodes/host/architectures.py`` in ComfyUI. A new family is a row here and, where none fits, an architecture there.
+How the network of a family is called, and where its blocks are, is its *architecture*: `backends/diffusers.py` here,
+``nodes/host/architectures.py`` in ComfyUI. A new family is a row here and, where none fits, an architecture there.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from ..errors import opening
 from ..files import DTYPES, read_json, read_text
 from ..settings import Checked, setting
 from . import mini
-from .backends.diffusers import DiffusersBackend, load_backend, only_variant, unloaded
-from .backends.diffusers_architectures import has_embedded_guidance
+from .backends.diffusers import DiffusersBackend, has_embedded_guidance
+from .backends.diffusers_folders import load_backend, only_variant, unloaded
 from .denoiser import Cond
 from .families import FAMILIES, PIPELINES
 from .mini import mini_backend, mini_conditioning

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import opening
 from ..files import read_json
 from ..models import mini
-from ..models.backends.diffusers import only_variant
+from ..models.backends.diffusers_folders import only_variant
 from ..models.families import LatentSpace
 from ..models.features import collect_taps
 from ..models.lora import LoraSwitch

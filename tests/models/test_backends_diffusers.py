@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
-from distill_core.models.backends.diffusers import DiffusersBackend, load_backend, process_from_scheduler
+from distill_core.models.backends.diffusers import DiffusersBackend
+from distill_core.models.backends.diffusers_folders import load_backend, process_from_scheduler
 from distill_core.models.denoiser import Cond, Denoiser
 
 

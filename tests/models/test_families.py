@@ -1,8 +1,7 @@
 import pytest
 
 from distill_core.methods.defaults import STARTING_VALUES
-from distill_core.models.backends.diffusers import DiffusersBackend
-from distill_core.models.backends.diffusers_architectures import ARCHITECTURES
+from distill_core.models.backends.diffusers import ARCHITECTURES, DiffusersBackend
 from distill_core.models.families import FAMILIES, OTHER_HOST_MODELS, PIPELINES, family_of_host_model, family_of_network
 from distill_core.perceptual.weights import SPACES
 from distill_core.presets.table import presets

@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import CONFIGS, build_network
 
-from distill_core.models.backends.diffusers import load_backend
+from distill_core.models.backends.diffusers_folders import load_backend
 
 
 def file_of(tensor: torch.Tensor) -> str:

@@ -1,20 +1,24 @@
-"""diffusers' SD3 and FLUX transformers and UNet2DConditionModel as backends (`diffusers_architectures`)."""
+"""diffusers' SD3 and FLUX transformers and UNet2DConditionModel as backends.
+
+What differs between the architectures is data (`ARCHITECTURES`) plus one function that calls the network.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas, zero_terminal_snr
+from ...devices import like
+from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas
 from ...digests import fingerprint
-from ...errors import opening
-from ...files import read_json
 from ..compiled import INDUCTOR, check_compilable, compiled
 from ..denoiser import Cond, Limits
 from ..families import family_of_network
@@ -25,9 +29,166 @@ from ..lora_start import Parts, parts_by_name
 from ..offload import Offload
 from ..precision import check_in_full, on_device
 from ..sharding import Sharding
-from .diffusers_architectures import ARCHITECTURES, Network, has_embedded_guidance
 
-WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # files of diffusers and transformers
+Network = Any  # one of diffusers' classes: nn.Module declares none of their attributes
+
+
+def _call_sd3(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+    return network(
+        hidden_states=x, timestep=timestep, encoder_hidden_states=cond.context, pooled_projections=cond.pooled
+    ).sample
+
+
+def has_embedded_guidance(config: Any) -> bool:
+    """Whether a network of this diffusers config is told a guidance scale."""
+    return bool(config.get("guidance_embeds", False))
+
+
+def _call_flux(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+    """FLUX takes 2x2 patches as tokens, positions as ids and a time in [0, 1]."""
+    height, width = x.shape[2] // 2, x.shape[3] // 2
+    tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+    sides = (torch.arange(side, device=x.device) for side in (height, width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x.dtype)
+    guidance = None if cond.guidance is None else like(cond.guidance, x)
+    if has_embedded_guidance(network.config) and guidance is None:  # items stored before there was a setting
+        guidance = x.new_ones(len(x))
+    out = network(
+        hidden_states=tokens,
+        timestep=timestep,
+        encoder_hidden_states=cond.context,
+        pooled_projections=cond.pooled,
+        guidance=guidance,
+        img_ids=img_ids,
+        txt_ids=img_ids.new_zeros(cond.context.shape[1], 3),
+    ).sample
+    return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=2, q=2)
+
+
+def _call_unet(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+    added = None
+    if network.config.addition_embed_type == "text_time":
+        height, width = 8 * x.shape[2], 8 * x.shape[3]  # SDXL's size conditioning: original, crop, target, in pixels
+        sizes = torch.tensor([height, width, 0, 0, height, width])
+        time_ids = like(sizes, x).expand(len(x), 6)
+        added = {"text_embeds": cond.pooled, "time_ids": time_ids}
+    return network(x, timestep, encoder_hidden_states=cond.context, added_cond_kwargs=added).sample
+
+
+def _transformer_taps(network: Network) -> list[str]:
+    """Every block, in the order in which they run."""
+    lists = [name for name in ("transformer_blocks", "single_transformer_blocks") if hasattr(network, name)]
+    return [f"{name}.{i}" for name in lists for i in range(len(getattr(network, name)))]
+
+
+def _unet_taps(network: Network) -> list[str]:
+    return [*_unet_down(network), *_unet_decoder(network)]
+
+
+def _unet_down(network: Network) -> list[str]:
+    return [f"down_blocks.{i}" for i in range(len(network.down_blocks))]
+
+
+def _unet_decoder(network: Network) -> list[str]:
+    return ["mid_block", *(f"up_blocks.{i}" for i in range(len(network.up_blocks)))]
+
+
+def _unet_scales(network: Network) -> tuple[list[str], list[str]]:
+    """Read at each scale of the decoder, fed at each lower scale of the encoder."""
+    return _unet_decoder(network), _unet_down(network)[1:]
+
+
+def _unet_units(network: Network) -> list[str]:
+    """What checkpointing computes again one by one, in running order; a middle block begins with a residual part."""
+    names: list[str] = []
+    for name in [*_unet_down(network), *_unet_decoder(network)]:
+        block = network.get_submodule(name)
+        residual = [[f"{name}.resnets.{i}"] for i in range(len(block.resnets))]
+        attention = [
+            [f"{name}.attentions.{i}.transformer_blocks.{j}" for j in range(len(part.transformer_blocks))]
+            for i, part in enumerate(getattr(block, "attentions", None) or ())
+        ]
+        if len(residual) > len(attention) > 0:
+            names += residual.pop(0)
+        for one, several in zip_longest(residual, attention):
+            names += [*(one or ()), *(several or ())]
+    return names
+
+
+def _sd3_limits(config: Any) -> Limits:
+    side = config.pos_embed_max_size and config.pos_embed_max_size * config.patch_size
+    return Limits(
+        config.in_channels, config.joint_attention_dim, config.pooled_projection_dim, side, patch=config.patch_size
+    )
+
+
+def _flux_limits(config: Any) -> Limits:
+    return Limits(config.in_channels // 4, config.joint_attention_dim, config.pooled_projection_dim, patch=2)
+
+
+def _unet_limits(config: Any) -> Limits:
+    width, pooled = config.cross_attention_dim, None
+    if config.addition_embed_type == "text_time":  # SDXL: the pooled text and six numbers of sizes in one vector
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return Limits(config.in_channels, width if isinstance(width, int) else None, pooled)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to work with one class of network.
+
+    call: the network on (x, timestep, cond).  tap_names: blocks a discriminator can read, in running order.
+    lora_under: containers of the layers that get a LoRA.  patch_size: latent pixels a side of a token.
+    default_process: where the model's folder has no scheduler.  lora_prefix: of LoRA keys, the pipeline's name for the
+    network.  scales: read-outs and entries of a multi-scale discriminator, where the network has scales of its own.
+    limits: what a network with this config can take.  units: what is offloaded piece by piece, the taps unless given.
+    """
+
+    name: str
+    call: Callable[[Network, Tensor, Tensor, Cond], Tensor]
+    tap_names: Callable[[Network], list[str]]
+    lora_under: tuple[str, ...]
+    patch_size: int
+    default_process: Callable[[], NoiseProcess]
+    lora_prefix: str = "transformer"
+    scales: Callable[[Network], tuple[list[str], list[str]]] | None = None
+    limits: Callable[[Any], Limits] = lambda config: Limits()
+    units: Callable[[Network], list[str]] | None = None
+
+
+ARCHITECTURES = {  # by diffusers' class of the network
+    "SD3Transformer2DModel": Architecture(
+        name="sd3",
+        call=_call_sd3,
+        tap_names=_transformer_taps,
+        lora_under=("transformer_blocks",),
+        patch_size=2,
+        default_process=lambda: FlowProcess(timestep_multiplier=1000.0, shift_alpha=3.0),
+        limits=_sd3_limits,
+    ),
+    "FluxTransformer2DModel": Architecture(
+        name="flux",
+        call=_call_flux,
+        tap_names=_transformer_taps,
+        lora_under=("transformer_blocks", "single_transformer_blocks"),
+        patch_size=2,
+        default_process=lambda: FlowProcess(timestep_multiplier=1.0, shift_alpha=1.0),
+        limits=_flux_limits,
+    ),
+    "UNet2DConditionModel": Architecture(
+        name="unet",
+        call=_call_unet,
+        tap_names=_unet_taps,
+        lora_under=("attentions",),
+        patch_size=1,
+        default_process=lambda: DiscreteProcess(cumulative_alphas(), "eps"),
+        lora_prefix="unet",
+        scales=_unet_scales,
+        limits=_unet_limits,
+        units=_unet_units,
+    ),
+}
 
 
 class DiffusersBackend:
@@ -220,73 +381,3 @@ class DiffusersBackend:
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora:
         """A fresh LoRA (output 0) on this backbone."""
         return Lora(self.network, targets or self.lora_targets(), rank, self.switch)
-
-
-def load_backend(
-    folder: str | Path, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False, weights: bool = True
-) -> DiffusersBackend:
-    """A backend from a diffusers model folder on disk (``transformer`` or ``unet``, with ``scheduler`` beside it).
-
-    The scheduler's config gives the prediction type, the alphas or the shift. Nothing is downloaded.
-    weights False: only the network's config is read, and its weights are on the meta device.
-    Raises ValueError when there is no supported network in the folder.
-    """
-    import diffusers
-
-    root = Path(folder)
-    candidates = [root / name for name in ("transformer", "unet") if (root / name / "config.json").exists()]
-    network_folder = candidates[0] if candidates else root
-    if not (network_folder / "config.json").exists():
-        raise ValueError(f"no diffusers model in {root}: expected transformer/config.json or unet/config.json")
-    class_name = read_json(network_folder / "config.json", "download the model again").get("_class_name")
-    if class_name not in ARCHITECTURES:
-        raise ValueError(f"{network_folder} holds a {class_name}; known: {', '.join(ARCHITECTURES)}")
-    variant = only_variant([network_folder]) if weights else None
-    options = {"torch_dtype": dtype, "local_files_only": True, "variant": variant}
-    with opening(network_folder, f"a {class_name}"):
-        kind = getattr(diffusers, class_name)
-        network = kind.from_pretrained(network_folder, **options) if weights else unloaded(kind, network_folder)
-    scheduler = root / "scheduler" / "scheduler_config.json"
-    process = None
-    if scheduler.exists():
-        with opening(scheduler, "a scheduler's settings"):
-            process = process_from_scheduler(read_json(scheduler), class_name)
-    return DiffusersBackend(network, process, gradient_checkpointing)
-
-
-def unloaded(kind: Any, folder: Path) -> Network:
-    """A model of diffusers as its config describes it, its weights on the meta device."""
-    with torch.device("meta"):
-        return kind.from_config(kind.load_config(folder, local_files_only=True))
-
-
-def only_variant(folders: Sequence[Path]) -> str | None:
-    """The variant ("fp16") in which one of the folders has its weights, where it has no plain ones; None for none."""
-    for folder in folders:
-        names = [path.name.split(".") for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
-        variants = {parts[1].split("-")[0] for parts in names if len(parts) > 2 and parts[0] in WEIGHT_NAMES}
-        if variants and not any(parts[0].split("-")[0] in WEIGHT_NAMES and len(parts) == 2 for parts in names):
-            return "fp16" if "fp16" in variants else min(variants)
-    return None
-
-
-def process_from_scheduler(config: dict, class_name: str = "") -> NoiseProcess:
-    """The noise process that a diffusers scheduler config describes (flow, eps or v; zero terminal SNR)."""
-    if "Flow" in config.get("_class_name", ""):
-        usual = ARCHITECTURES[class_name].default_process() if class_name in ARCHITECTURES else FlowProcess()
-        multiplier = getattr(usual, "timestep_multiplier", 1000.0)
-        # With dynamic shifting `shift` is unused and mu grows with the resolution; max_shift is its value at 1024 px.
-        dynamic = config.get("use_dynamic_shifting", False)
-        return FlowProcess(multiplier, math.exp(config.get("max_shift", 1.15)) if dynamic else config.get("shift", 1.0))
-    alphas = cumulative_alphas(
-        config.get("beta_schedule", "scaled_linear"),
-        config.get("beta_start", 0.00085),
-        config.get("beta_end", 0.012),
-        config.get("num_train_timesteps", 1000),
-    )
-    if config.get("rescale_betas_zero_snr"):
-        alphas = zero_terminal_snr(alphas)
-    prediction = {"epsilon": "eps", "v_prediction": "v"}.get(config.get("prediction_type", "epsilon"))
-    if prediction is None:
-        raise ValueError(f"prediction type {config['prediction_type']!r} is not supported; use epsilon or v_prediction")
-    return DiscreteProcess(alphas, prediction)
