@@ -116,7 +116,8 @@ LONG = dict(shard=True, checkpointing=True, accumulation=2, discriminator_update
 def endless(processes, out: Path) -> None:
     """A run that is to be killed; it says after each step how far it is, and who it is."""
     for event in train(new_run(processes, "sd3", "mixed", out, **LONG)):
-        print(processes.process_index, os.getpid(), event.step, flush=True)
+        sys.stdout.write(f"rank {processes.process_index} pid {os.getpid()} step {event.step}\n")  # in one piece
+        sys.stdout.flush()
 
 
 def resumed(processes, out: Path) -> None:
@@ -130,7 +131,8 @@ def resumed(processes, out: Path) -> None:
     one, other = mine(uninterrupted), mine(again)
     assert one.keys() == other.keys() and len(one) > 100
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    print(processes.process_index, "went on from", first, flush=True)
+    sys.stdout.write(f"rank {processes.process_index} went on from {first}\n")
+    sys.stdout.flush()
 
 
 CASES = [

@@ -101,8 +101,8 @@ def test_the_first_process_writes_the_whole_student(compared, name):
 def test_a_killed_run_goes_on_to_the_last_bit(tmp_path):
     """One of two processes is killed while both write their parts after every step."""
     with started("endless", tmp_path) as process:
-        steps = (line.split() for line in process.stdout)
-        victim = next(int(pid) for rank, pid, step in steps if rank == "1" and int(step) >= 4)
+        told = (re.search(r"rank 1 pid (\d+) step (\d+)\n", line) for line in process.stdout)
+        victim = next(int(match[1]) for match in told if match and int(match[2]) >= 4)
         os.kill(victim, signal.SIGKILL)
         process.communicate(timeout=120)
     assert process.returncode
