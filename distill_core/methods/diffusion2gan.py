@@ -30,12 +30,10 @@ from .players import Loss
 from .statistics import discriminator_health
 
 R1_NOISE = 0.01  # of `Diffusion2GAN.r1_by_difference`, in float32
-R1_POSITIONS = 32 * 32  # of a latent, above which a double backward would take many times the memory of the step
-
-
-def is_small(latents: Tensor) -> bool:
-    """Whether R1 of latents [B, C, H, W] can be taken by the gradient."""
-    return latents.shape[-2] * latents.shape[-1] <= R1_POSITIONS
+# Above them a double backward would take many times the memory of the step. It keeps a matrix of all positions against
+# all for each layer, and where the network's weights are not in float32, a copy of each that is.
+R1_POSITIONS = 32 * 32  # of a latent
+R1_WEIGHTS = 200_000_000  # of the network
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Diffusion2GANConfig(MethodConfig):
         "auto",
         'How R1 is taken: "gradient", exactly, by a double backward that keeps every attention matrix; "difference", '
         'from how much a little noise changes the verdict, which takes no more memory than the step; "auto": by the '
-        "gradient for latents of up to 32 x 32 positions.",
+        "gradient for latents of up to 32 x 32 positions in networks of up to 0.2 billion weights.",
         choices=("auto", "gradient", "difference"),
         added=True,
     )
@@ -174,12 +172,18 @@ class Diffusion2GAN(StudentMethod):
         own = [row for row in rows if not step.swapped[row]]
         logs = {"discriminator": loss.detach(), **discriminator_health(pick(fake, own), pick(real, rows))}
         if self.config.r1 and step.number % self.config.r1_every == 0:
-            by_gradient = self.config.r1_by == "gradient" or (
-                self.config.r1_by == "auto" and is_small(step.batch.latents) and not self.teacher.together
-            )
-            penalty = self.single_sample_r1(step) if by_gradient else self.r1_by_difference(step)
+            penalty = self.r1(step)
             loss, logs["r1"] = loss + self.config.r1_every * self.config.r1 * penalty, penalty.detach()
         return loss, logs
+
+    def r1(self, step: Diffusion2GANStep) -> Tensor:
+        """R1 of one real item, taken as `r1_by` says."""
+        by_gradient = self.config.r1_by == "gradient"
+        if self.config.r1_by == "auto" and not self.teacher.together:
+            positions = step.batch.latents.shape[-2:].numel()
+            weights = sum(p.numel() for p in self.teacher.backend.network.parameters())
+            by_gradient = positions <= R1_POSITIONS and weights <= R1_WEIGHTS
+        return self.single_sample_r1(step) if by_gradient else self.r1_by_difference(step)
 
     def r1_by_difference(self, step: Diffusion2GANStep) -> Tensor:
         """An estimate of `single_sample_r1` without a double backward: (D(x + s n) - D(x))^2 / s^2, unit noise n.

@@ -27,10 +27,10 @@ def test_a_random_teacher_is_refused_by_name(found):
     assert STOPPED in found["preflight"] and "wrong latent scale" in found["preflight"]
 
 
-def test_two_steps_in_eight_gigabytes(found):
+def test_two_steps_and_their_memory(found):
     assert [entry["step"] for entry in found["losses"]] == [1, 2]
     assert all(math.isfinite(v) for entry in found["losses"] for v in entry.values() if isinstance(v, float))
-    assert 3.0 < found["peak GB"] < 8.59, "8 GiB"
+    assert 3.0 < found["peak GB"] < 6.5
 
 
 def test_the_host_reads_every_key_of_the_lora(found):

@@ -156,10 +156,11 @@ def test_r1_is_lazy_and_of_a_single_sample(dataset):
 
 
 @pytest.mark.case("memory 5.1", "R1 of a large latent is taken from differences, without a double backward")
-def test_r1_of_a_large_latent_needs_no_double_backward(dataset, monkeypatch):
+@pytest.mark.parametrize("limit", [("R1_POSITIONS", 23), ("R1_WEIGHTS", 1000)])  # the toy's latents have 24
+def test_r1_of_a_large_latent_or_network_needs_no_double_backward(dataset, monkeypatch, limit):
     method = toy_method(dataset, Diffusion2GANConfig(r1=2.0))
     at = method.start(dataset.batch(0, 8, 0), ItemNoise(3, range(8)), 0)
-    monkeypatch.setattr(diffusion2gan, "R1_POSITIONS", 23)  # the toy's latents have 24
+    monkeypatch.setattr(diffusion2gan, *limit)
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: pytest.fail("a gradient of a gradient"))
     loss, logs = method.discriminator_loss(at)
     loss.backward()
