@@ -19,6 +19,7 @@ import folder_paths
 import torch
 from pack.distill_core.cli import train as command
 from pack.distill_core.cli.main import main
+from pack.distill_core.digests import fingerprint
 from pack.distill_core.files import load_tensors
 from pack.distill_core.training.run_folder import RunFolder
 from pack.nodes import mini
@@ -70,6 +71,7 @@ def by_command(model, dataset, out) -> None:
         unused = dict(decode_with_gradient=None, encoder=None)
         source = SimpleNamespace(backend=backend, channels=backend.channels, decode=lambda x: x[:, :3], **unused)
         backend.below = []  # LoRAs that the command puts under a student
+        backend.digest = lambda: fingerprint(backend.network)  # as the command's own backend has it
         command.open_source = lambda settings, embedded_guidance, on_device: source
         assert main(["train", str(config), "--data", str(dataset), "--out", str(out)]) == 0
 
