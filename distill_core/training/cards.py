@@ -26,6 +26,10 @@ from .run import RunConfig
 NODE = 8  # cards that are joined by NVLink
 WITHIN, BETWEEN = 450e9, 50e9  # bytes a second and card: NVLink 4 (H100), and one 400 Gbit/s adapter a card
 SUSTAINED = 400e12  # operations a second: 40 % of an H100's 989e12 in bfloat16
+BEFORE_UPDATES = (
+    *("the student's forward", "the generator's loss", "the generator's backward"),
+    "the discriminator's loss",
+)
 GRADIENT, WEIGHT, AVERAGE = 4, 4, 4  # bytes of a weight that is trained in float32
 
 
@@ -163,9 +167,10 @@ def on_cards(load: Load, count: int, shared: bool, moments: float = 8.0, average
         kept += (load.frozen + each * load.weights) / count
         # Two blocks at a time, and the gradient of one in bfloat16 and, to be added up, in float32.
         ahead = 2 * max(load.block, 2 * load.student_block) + (2 + GRADIENT) * load.student_block
-        own_update = "the generator's update"
-        work: float = max(size + ahead for phase, size in load.work.items() if phase != own_update)
-        work = max(work, load.work.get(own_update, 0) / count)
+        # Before weights change: the updates were run on weights in bfloat16, with copies that shared ones do not need.
+        # What they take is one temporary copy of this card's part.
+        work: float = max(load.work.get(phase, 0) for phase in BEFORE_UPDATES) + ahead
+        work = max(work, WEIGHT * load.weights / count)
         received = share * (load.gathered + GRADIENT * load.weights * load.passes) + heads
     else:
         kept = load.lasting + GRADIENT * (load.weights + load.heads)

@@ -32,7 +32,7 @@ def test_shared_weights_by_hand():
     cards = on_cards(BY_HAND, 4, shared=True)
     kept = 400 + 160 + 4 * 10 + (1600 + 20 * 1000) / 4
     ahead = 2 * 400 + 6 * 100
-    assert cards.needed == CONTEXT + kept + max(500 + ahead, 4000 / 4)
+    assert cards.needed == CONTEXT + kept + max(500 + ahead, 4 * 1000 / 4)
     assert cards.received == 0.75 * (10_000 + 2 * 4 * 1000) + 2 * 0.75 * 4 * 10
     assert cards.computing == 1.0 and cards.exchanging == cards.received / 450e9
     assert on_cards(BY_HAND, 16, shared=True).exchanging == on_cards(BY_HAND, 16, shared=True).received / 50e9
