@@ -3,7 +3,7 @@
     python tests/full_size/run_full_size.py OUT [NAME ...]
 
 Writes OUT/NAME.json for each row of full_graphs.py (all, or those that are named) and the table of all rows in OUT into
-docs/full_size.md. One row after the other: SDXL's need 18 GB of memory and 6 GB of disk. Needs ComfyUI
+docs/full_size.md. One row after the other: SDXL's need up to 22 GB of memory and 6 GB of disk. Needs ComfyUI
 (tests/host/server.py says where it is looked for) and Linux.
 """
 
