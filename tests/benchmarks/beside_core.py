@@ -21,6 +21,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "host"), str(TESTS / "full_size")]
+from core_trainer import core_settings  # noqa: E402
 from real_run import GIB, Watch, anonymous, begin_again, load, run_on, shapes_of, step  # noqa: E402
 
 SIDE, BATCH, RANK, STEPS = 16, 2, 16, 2
@@ -63,27 +64,7 @@ def core_steps(model, settings: dict, name: str, begin: Callable[[], None]) -> l
         return pass_once(*args, **kwargs)
 
     core.TrainSampler.fwd_bwd = timed
-    given = dict(
-        batch_size=BATCH,
-        steps=STEPS,
-        grad_accumulation_steps=1,
-        learning_rate=0.0005,
-        rank=RANK,
-        optimizer="AdamW",
-        loss_function="MSE",
-        seed=0,
-        training_dtype="bf16",
-        lora_dtype="bf16",
-        quantized_backward=False,
-        algorithm="LoRA",
-        gradient_checkpointing=True,
-        checkpoint_depth=1,
-        offloading=False,
-        existing_lora="[None]",
-        bucket_mode=False,
-        bypass_mode=False,
-    )
-    given = {key: [value] for key, value in (given | settings).items()}
+    given = core_settings(BATCH, STEPS, RANK, **settings)
     extra = {"pooled_output": shapes.cond.pooled} if shapes.cond.pooled is not None else {}
     positive = [[shapes.cond.context, extra] for _ in range(BATCH)]
     latents = torch.randn(BATCH, *shapes.latent)

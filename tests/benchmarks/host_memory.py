@@ -34,22 +34,6 @@ def memory(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def load_host() -> None:
-    """Make this process the host's: its modules importable, on a CPU."""
-    from launch import ImportHooks, load_pack
-
-    sys.meta_path.insert(0, ImportHooks())
-    sys.path.insert(0, str(Path(os.environ.get("COMFYUI_PATH") or "~/comfy/ComfyUI").expanduser()))
-    sys.argv[1:] = ["--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.sd  # noqa: F401
-    import comfy_api.latest  # noqa: F401
-
-    load_pack("pack")
-
-
 def load_model(disable_dynamic: bool = False):
     """The model with a loader that core can ask again."""
     import tiny_models
@@ -61,28 +45,9 @@ def load_model(disable_dynamic: bool = False):
 
 def core_step(model, latents, conditioning) -> None:
     from comfy_extras.nodes_train import TrainLoraNode
+    from core_trainer import core_settings
 
-    settings = dict(
-        batch_size=BATCH,
-        steps=1,
-        grad_accumulation_steps=1,
-        learning_rate=0.0005,
-        rank=RANK,
-        optimizer="AdamW",
-        loss_function="MSE",
-        seed=0,
-        training_dtype="bf16",
-        lora_dtype="bf16",
-        quantized_backward=False,
-        algorithm="LoRA",
-        gradient_checkpointing=True,
-        checkpoint_depth=1,
-        offloading=False,
-        existing_lora="[None]",
-        bucket_mode=False,
-        bypass_mode=False,
-    )
-    settings = {name: [value] for name, value in settings.items()}
+    settings = core_settings(BATCH, steps=1, rank=RANK)
     TrainLoraNode.execute(model=[model], latents=[{"samples": latents}], positive=[conditioning], **settings)
 
 
@@ -109,7 +74,9 @@ def our_step(model, latents, conditioning, checkpointing: bool, full: bool) -> N
 
 def measure(kind: str) -> dict[str, float]:
     """One step in this process, in MiB."""
-    load_host()
+    from launch import enter_host
+
+    enter_host()
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
