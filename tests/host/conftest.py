@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,9 +39,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def host(server: Host) -> Host:
-    """The server as new for each file of tests: no run or dataset of another file, and nothing in its cache."""
+    """The server as new for each file of tests: no run or dataset of another file, and nothing in its cache.
+
+    Folders stay, though empty: the host keeps lists of files and asks their folders for the time of change.
+    """
     server.forget()
-    output = server.base_dir / "output"
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir()
+    for path in (server.base_dir / "output").rglob("*"):
+        if path.is_file():
+            path.unlink()
     return server
