@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,11 +35,32 @@ def diversity(features: Tensor, labels: Tensor, bootstrap: Bootstrap) -> Figure:
     return Figure(values[0].item(), values[1:].float())
 
 
+def combinations(groups: Mapping[str, Tensor]) -> Tensor | None:
+    """What is asked for, as one number an item [N], from the classes [N] of all word groups; None without any."""
+    if not groups:
+        return None
+    return torch.stack(list(groups.values()), 1).unique(dim=0, return_inverse=True)[1]
+
+
+def accuracies(space: Space, features: Tensor, groups: Mapping[str, Tensor], bootstrap: Bootstrap) -> Figures:
+    """The share of items [N, D] whose class is right, for each word group that the space knows.
+
+    Where there are several groups, "alignment" is the mean of their accuracies.
+    """
+    right = {group: head(features).argmax(1) == groups[group] for group, head in space.heads.items() if group in groups}
+    names = {group: f"accuracy_{group}" if group else "accuracy" for group in right}
+    figures = {f"{names[group]}{space.suffix}": bootstrap.of_mean(of) for group, of in right.items()}
+    if len(right) > 1:
+        figures[f"alignment{space.suffix}"] = bootstrap.of_mean(torch.stack(list(right.values())).double().mean(0))
+    return figures
+
+
 class Evaluator:
     """Scores sets of latents in the given spaces and, if ``decode`` is given, the detail of their images.
 
     decode: latents [B, C, H, W] -> images [B, 3, h, w] in [-1, 1].  size: latents in one batch.
-    repeats: resamples for the intervals; 0 for none.
+    repeats: resamples for the intervals; 0 for none.  examples: latents of a reference, e.g. the teacher's from other
+    noises, for density and coverage in the first space, which is one on latents.
     """
 
     def __init__(
@@ -48,28 +69,37 @@ class Evaluator:
         decode: Callable[[Tensor], Tensor] | None,
         size: int = 100,
         repeats: int = REPEATS,
+        examples: Tensor | None = None,
     ) -> None:
-        self.spaces, self._decode, self.size, self.repeats = spaces, decode, size, repeats
+        self.spaces, self._decode, self.size, self.repeats = list(spaces), decode, size, repeats
+        if examples is not None:
+            with torch.no_grad():
+                features = torch.cat([spaces[0].features(part, part) for part in examples.split(250)])
+            self.spaces[0] = replace(spaces[0], examples=features)
 
     @torch.no_grad()
-    def __call__(self, latents: Tensor, labels: Tensor | None = None, own: Tensor | None = None) -> Figures:
+    def __call__(
+        self, latents: Tensor, labels: Tensor | Mapping[str, Tensor] | None = None, own: Tensor | None = None
+    ) -> Figures:
         """The figures of latents [N, C, H, W], by name.
 
-        In each space fd; with ``labels`` [N], the classes asked for in turn, accuracy and diversity; with examples
+        In each space fd; with ``labels`` [N], what was asked for in turn, `accuracies` and `diversity`; with examples
         density and coverage. Of the images `detail_figures`. With ``own``, the teacher's own latents from the first
         noises [M <= N], `own_figures` of those items.
+        labels: of several word groups by their names; diversity is then within a combination of them.
         """
-        strata = 1 if labels is None else len(labels.unique())
+        groups = {"": labels} if isinstance(labels, Tensor) else dict(labels or {})
+        asked = combinations(groups)
+        strata = 1 if asked is None else len(asked.unique())
         columns = self._collect(latents, own)
         bootstrap = Bootstrap(len(latents), strata, self.repeats)
         figures: Figures = {}
         for space in self.spaces:
             features, name = columns[space.suffix], space.suffix
             figures[f"fd{name}"] = frechet_figure(features, space.reference, bootstrap)
-            if space.head is not None and labels is not None:
-                right = space.head(features).argmax(1) == labels
-                figures[f"accuracy{name}"] = bootstrap.of_mean(right)
-                figures[f"diversity{name}"] = diversity(features, labels, bootstrap)
+            if asked is not None and space.heads.keys() & groups.keys():
+                figures |= accuracies(space, features, groups, bootstrap)
+                figures[f"diversity{name}"] = diversity(features, asked, bootstrap)
             if space.examples is not None:
                 some = Bootstrap(min(len(latents), MOST), strata, self.repeats)
                 near = neighbour_figures(features[:MOST], space.examples[:MOST], some)
@@ -119,11 +149,7 @@ class MiniEvaluator(Evaluator):
             return decoder(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
 
         spaces = [mini_space("latent"), *([mini_space("pixel")] if pixels else [])]
-        if examples is not None:
-            with torch.no_grad():
-                features = torch.cat([spaces[0].features(part, part) for part in examples.split(250)])
-            spaces[0] = replace(spaces[0], examples=features)
-        super().__init__(spaces, decode if pixels else None, repeats=repeats)
+        super().__init__(spaces, decode if pixels else None, repeats=repeats, examples=examples)
 
 
 def mini_scores(latents: Tensor, labels: Tensor, pixels: bool = True) -> dict[str, float]:

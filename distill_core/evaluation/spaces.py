@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -24,14 +24,15 @@ class Space:
     """Features of samples, and what they are compared with.
 
     suffix: of the figures' names.  features: (latents [B, C, H, W], images [B, 3, h, w] in [-1, 1]) -> [B, D].
-    reference: the moments of the reference's features.  head: features -> class logits, where the network has classes.
+    reference: the moments of the reference's features.  heads: of each word group that the network knows, features ->
+    class logits; the group's name is "" where there is one.
     examples: features [M, D] of reference items, for density and coverage; None without them.
     """
 
     suffix: str
     features: Callable[[Tensor, Tensor], Tensor]
     reference: Gaussian
-    head: Callable[[Tensor], Tensor] | None = None
+    heads: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     examples: Tensor | None = None
 
 
@@ -49,7 +50,7 @@ def mini_space(space: str) -> Space:
         "" if space == "latent" else "_pixels",
         features,
         Gaussian(reference["mean"], reference["cov"]),
-        lambda x: net.head(torch.relu(x)),
+        {"": lambda x: net.head(torch.relu(x))},
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ..evaluation.intervals import Figure
+from .results import figure_of
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 SEEDS = 3  # fewer decide nothing
@@ -19,8 +20,8 @@ SEEDS = 3  # fewer decide nothing
 class Order:
     """``better`` beats ``worse``; each is (entry, steps).
 
-    metric: of the scores.  higher: whether larger is better.  ties_allowed: the claim is only that ``worse`` is not
-    better.
+    metric: of the scores (`results.figure_of`).  higher: whether larger is better.  ties_allowed: the claim is only
+    that ``worse`` is not better.
     """
 
     better: tuple[str, str]
@@ -33,9 +34,9 @@ class Order:
         """The figures of both by seed (None for the teacher, whom no seed changes)."""
         return [
             {
-                run["seed"]: run["scores"][steps][self.metric]
+                run["seed"]: figure
                 for run in results.get(entry, [])
-                if self.metric in run["scores"].get(steps, {})
+                if (figure := figure_of(run["scores"].get(steps, {}), self.metric)) is not None
             }
             for entry, steps in (self.better, self.worse)
         ]

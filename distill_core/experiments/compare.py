@@ -1,4 +1,4 @@
-"""All methods on the mini model at one budget: ``python -m distill_core compare --out DIR``.
+"""All methods on a small model at one budget: ``python -m distill_core compare --out DIR [--ground NAME]``.
 
 Every entry of `entries.ENTRIES` is trained and evaluated for every seed, each run on one thread; a run's result is
 written when it is done, so the command can be stopped and started again, and the results so far are always there:
@@ -21,32 +21,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.dataset import LatentDataset
-from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
-from ..data.real import save_latents
-from ..diffusion.noise import item_generator
+from ..data.fashion_mnist import DEBIAN_DATA
 from ..digests import fingerprint
-from ..evaluation.metrics import MiniEvaluator
+from ..evaluation.metrics import Evaluator
 from ..evaluation.samples import EVALUATION, REFERENCE
 from ..files import git_commit, load_tensors, save_tensors
-from ..methods.components import Components
-from ..models import mini
-from ..models.denoiser import Denoiser, Guided
-from ..models.mini import mini_backend, mini_conditioning
-from ..models.pipelines import MiniSource, ModelConfig
-from ..perceptual import load_metric
 from ..training.loop import Run, copy_into, train
 from ..training.run import RunConfig, StudentConfig, new_run
-from .demo import DemoConfig, cache_dataset, draw_samples, machine
-from .entries import ENTRIES, VISION, Entry
-from .results import Scores, check_images, result_path, save_result
+from .demo import machine
+from .entries import ENTRIES, Entry
+from .grounds import GROUNDS, Ground
+from .results import CLOTHES, Scores, check_ground, check_images, of_another_ground, result_path, save_result
 from .tables import report
 
-IMAGES = 10_000  # decoding 10,000 takes about 80 processor seconds, sampling them 14 a step
+IMAGES = 10_000  # decoding 10,000 of the clothes takes about 80 processor seconds, sampling them 14 a step
 OWN_IMAGES = 2000  # of them are set beside the teacher's own
 REFERENCE_IMAGES = 2000  # of the teacher from other noises, for density and coverage
 RANK = 32
-TEACHER_STEPS = (1, 2, 4, 25)  # the last are its own pictures that students are set beside
-CACHE = DemoConfig().cache
 
 
 def start_from_random_weights(run: Run, seed: int) -> None:
@@ -60,11 +51,11 @@ def start_from_random_weights(run: Run, seed: int) -> None:
     copy_into(run.ema, run.student_parameters)
 
 
-def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None = None) -> Run:
-    """The entry's run on the mini model; every weight comes from the seed."""
-    source = MiniSource(ModelConfig())
-    backend = source.backend
-    distance = load_metric() if entry.perceptual else None
+def prepare(ground: Ground, entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None = None) -> Run:
+    """The entry's run on the ground's model; every weight comes from the seed."""
+    components = ground.components()
+    backend = components.backend
+    distance = ground.distance() if entry.perceptual and ground.distance else None
     identities: dict[str, Any] = {"base": fingerprint(backend.network), "dataset": dataset.digest()}
     identities |= {"pretrained": entry.pretrained, "perceptual": distance and distance.identity()}
     config = RunConfig(
@@ -72,11 +63,10 @@ def prepare(entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None
         replace(entry.train, seed=seed),
         StudentConfig(RANK if entry.pretrained else 0, sampler="ancestral", sampler_options={"eta": entry.eta}),
         identities,
-        vision=VISION,
+        vision=ground.vision,
         taps=tuple(backend.tap_names) if entry.every_block else (),
-        guidance=mini.GUIDANCE,
+        guidance=ground.guidance,
     )
-    components = Components(backend, source.decode_with_gradient, source.encoder)
     run = new_run(config, components, dataset, folder, distance=distance)
     if not entry.pretrained:
         start_from_random_weights(run, seed)
@@ -123,9 +113,9 @@ def counted_networks(method) -> dict[str, nn.Module]:
     return networks
 
 
-def train_entry(entry: Entry, dataset: LatentDataset, seed: int) -> tuple[Run, dict]:
+def train_entry(ground: Ground, entry: Entry, dataset: LatentDataset, seed: int) -> tuple[Run, dict]:
     """Train; returns the run and what it cost: processor and wall seconds, and items through each network."""
-    run = prepare(entry, dataset, seed)
+    run = prepare(ground, entry, dataset, seed)
     wall, cpu, logs = time.monotonic(), time.process_time(), []
     with ForwardCount(**counted_networks(run.method)) as count:
         for event in train(run):
@@ -141,72 +131,66 @@ def averages(logs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def evaluate(
-    model, all_steps: Sequence[int], sampler: dict, evaluator: MiniEvaluator, images: int, own: Tensor | None
+    ground: Ground,
+    model,
+    all_steps: Sequence[int],
+    sampler: dict,
+    evaluator: Evaluator,
+    images: int,
+    own: Tensor | None,
 ) -> Scores:
-    """The figures at each number of steps, on the same noises and classes whatever the model."""
-    classes, _ = mini_conditioning()
-    labels, scores = torch.arange(images) % len(classes), {}
-    for steps in all_steps:
-        latents = draw_samples(model, steps, seed=0, count=images, conds=classes, **sampler)
-        scores[str(steps)] = evaluator(latents, labels, own)
-    return scores
+    """The figures at each number of steps, on the same noises and conditionings whatever the model."""
+    labels = ground.labels_of(images)
+    return {str(steps): evaluator(ground.samples(model, steps, images, **sampler), labels, own) for steps in all_steps}
 
 
-def teachers_own(folder: Path, images: int) -> dict[str, Tensor]:
-    """Latents of the guided teacher (two forwards a step): "own" from the first noises of the evaluation, "reference"
-    from other ones. Made once a folder."""
+def teachers_own(ground: Ground, folder: Path, images: int) -> dict[str, Tensor]:
+    """Latents of the guided teacher: "own" from the first noises of the evaluation, "reference" from other ones. Made
+    once a folder. Raises ValueError when they are another ground's."""
     path = folder / "teachers_own.safetensors"
     if not path.exists():
-        classes, empty = mini_conditioning()
-        teacher = Guided(Denoiser(mini_backend()), empty, mini.GUIDANCE)
-        steps, counts = TEACHER_STEPS[-1], {"own": OWN_IMAGES, "reference": REFERENCE_IMAGES}
-        purposes = {"own": EVALUATION, "reference": REFERENCE}
-        save_tensors(
-            path,
-            {
-                name: draw_samples(teacher, steps, "euler", 0, count, classes, purpose=purposes[name])
-                for name, count in counts.items()
-            },
+        teacher, steps = ground.teacher(ground.components().backend), ground.teacher_steps[-1]
+        counts, purposes = (
+            {"own": OWN_IMAGES, "reference": REFERENCE_IMAGES},
+            {"own": EVALUATION, "reference": REFERENCE},
         )
-    latents, _ = load_tensors(path)
+        latents = {
+            name: ground.samples(teacher, steps, count, sampler="euler", purpose=purposes[name])
+            for name, count in counts.items()
+        }
+        save_tensors(path, latents, {"ground": ground.name})
+    latents, metadata = load_tensors(path)
+    if metadata.get("ground", CLOTHES) != ground.name:
+        raise of_another_ground(path, metadata.get("ground", CLOTHES), ground.name)
     return {"own": latents["own"][:images], "reference": latents["reference"]}
 
 
-def score_teacher(folder: Path, images: int) -> None:
+def score_teacher(ground: Ground, folder: Path, images: int) -> None:
     """The guided teacher's result, once a folder: neither its weights nor the noises depend on a seed."""
-    path, latents = result_path(folder, "teacher"), teachers_own(folder, images)
+    path, latents = result_path(folder, "teacher"), teachers_own(ground, folder, images)
     if not path.exists():
-        _, empty = mini_conditioning()
-        teacher = Guided(Denoiser(mini_backend()), empty, mini.GUIDANCE)
-        evaluator = MiniEvaluator(examples=latents["reference"])
-        scores = evaluate(teacher, TEACHER_STEPS, {"sampler": "euler"}, evaluator, images, latents["own"])
-        save_result(path, scores, entry="teacher", seed=None, images=images, commit=git_commit(), machine=machine())
+        teacher = ground.teacher(ground.components().backend)
+        evaluator = ground.evaluator(latents["reference"])
+        scores = evaluate(
+            ground, teacher, ground.teacher_steps, {"sampler": "euler"}, evaluator, images, latents["own"]
+        )
+        about = {"ground": ground.name, "images": images, "commit": git_commit(), "machine": machine()}
+        save_result(path, scores, entry="teacher", seed=None, **about)
 
 
-def cache_photographs(data: Path, seed: int, folder: Path) -> None:
-    """As many real images as the teacher's dataset has, drawn from Fashion-MNIST and encoded, in a dataset's form."""
-    if any(folder.glob("shard-*")) and len(LatentDataset(folder)) == CACHE.count:
-        return
-    images, labels = read_split(data, "train")
-    chosen = torch.randperm(len(images), generator=item_generator(seed, 0))[: CACHE.count]
-    encoder, (classes, empty) = mini.load_autoencoder().encoder, mini_conditioning()
-    with torch.no_grad():
-        latents = torch.cat([encoder(upscale(part)) for part in images[chosen].split(64)])
-    save_latents(list(latents), [classes[c : c + 1] for c in labels[chosen].tolist()], empty, folder)
-
-
-def run_entry(out: Path, seed: int, name: str, images: int) -> None:
+def run_entry(out: Path, seed: int, name: str, images: int, ground_name: str = CLOTHES) -> None:
     """Train and score one entry with one seed, on one thread, and write its result."""
     torch.set_num_threads(1)
-    entry = ENTRIES[name]
-    run, cost = train_entry(entry, LatentDataset(out / f"{'photographs' if entry.real else 'dataset'}-{seed}"), seed)
-    latents = teachers_own(out, images)
+    entry, ground = ENTRIES[name], GROUNDS[ground_name]()
+    folder = out / f"{'photographs' if entry.real else 'dataset'}-{seed}"
+    run, cost = train_entry(ground, entry, LatentDataset(folder), seed)
+    latents = teachers_own(ground, out, images)
     with run.ema_weights():
         sampler = {"sampler": "ancestral", "eta": entry.eta}
-        evaluator = MiniEvaluator(examples=latents["reference"])
-        scores = evaluate(run.method.student, entry.steps, sampler, evaluator, images, latents["own"])
+        evaluator = ground.evaluator(latents["reference"])
+        scores = evaluate(ground, run.method.student, entry.steps, sampler, evaluator, images, latents["own"])
     about = {**cost, "settings": asdict(entry), "commit": git_commit(), "machine": machine()}
-    save_result(result_path(out, name, seed), scores, entry=name, seed=seed, images=images, **about)
+    save_result(result_path(out, name, seed), scores, entry=name, seed=seed, ground=ground_name, images=images, **about)
 
 
 def compare(
@@ -216,38 +200,56 @@ def compare(
     workers: int = 1,
     photographs: Path | None = None,
     images: int = IMAGES,
+    ground_name: str = CLOTHES,
 ) -> None:
     """Run what has no result yet, seed by seed, ``workers`` runs at once; tables and picture are renewed after each.
 
-    photographs: folder of Fashion-MNIST's files, for the entries on real images.  images: that every model is scored
-    on. Raises ValueError for an unknown entry, for one whose images are missing, and when the folder has results of
-    another number of images.
+    photographs: folder of the ground's files, for the entries on real images.  images: that every model is scored
+    on.  ground_name: of `grounds.GROUNDS`. Raises ValueError for an unknown entry, for one that the ground has no
+    images or no perceptual distance for, and when the folder has results of another ground or number of images.
     """
     unknown = sorted(set(names) - ENTRIES.keys())
     if unknown:
         raise ValueError(f"no entry {unknown}; known: {', '.join(ENTRIES)}")
-    real = [name for name in names if ENTRIES[name].real]
-    if real and not (photographs and photographs.is_dir()):
+    ground = GROUNDS[ground_name]()
+    real = check_entries(ground, names, photographs)
+    if images < 2 * len(ground.conds):
         raise ValueError(
-            f"{real} need the files of Fashion-MNIST: install Debian's dataset-fashion-mnist, give --photographs DIR, "
-            "or leave them out with --entries"
+            f"--images must be at least {2 * len(ground.conds)}, two of each of the {len(ground.conds)} "
+            f"conditionings of the ground {ground.name!r}, not {images}"
         )
-    if images < 2 * len(mini.CLASS_NAMES):
-        raise ValueError(f"--images must be at least {2 * len(mini.CLASS_NAMES)}, two of each class, not {images}")
     paths = {(seed, name): result_path(out, name, seed) for seed in seeds for name in names}
+    check_ground(out, ground.name)
     check_images([result_path(out, "teacher"), *paths.values()], images)
     torch.set_num_threads(1)
-    score_teacher(out, images)
+    score_teacher(ground, out, images)
     for seed in seeds:
-        cache_dataset(mini_backend(), replace(CACHE, seed=seed), out / f"dataset-{seed}")
-        if real and photographs:
-            cache_photographs(photographs, seed, out / f"photographs-{seed}")
-    jobs = [(*job, images) for job, path in paths.items() if not path.exists()]
+        ground.cache_dataset(seed, out / f"dataset-{seed}")
+        if real:
+            ground.cache_photographs(photographs or Path(), seed, out / f"photographs-{seed}")
+    jobs = [(*job, images, ground_name) for job, path in paths.items() if not path.exists()]
     for _ in tqdm(run_all(out, jobs, workers), total=len(jobs), desc="runs"):
         report(out)
 
 
-Job = tuple[int, str, int]  # seed, entry, images
+def check_entries(ground: Ground, names: Sequence[str], photographs: Path | None) -> list[str]:
+    """The entries that learn from real images. Raises ValueError for those that the ground has nothing for."""
+    real = [name for name in names if ENTRIES[name].real]
+    missing = {
+        "photographs": real if ground.photographs is None else [],
+        "perceptual distance": [] if ground.distance else [name for name in names if ENTRIES[name].perceptual],
+    }
+    for what, entries in missing.items():
+        if entries:
+            raise ValueError(f"the ground {ground.name!r} has no {what} for {entries}: leave them out with --entries")
+    if real and ground.photographs_need and not (photographs and photographs.is_dir()):
+        raise ValueError(
+            f"{real} need {ground.photographs_need}, give --photographs DIR, or leave them out with --entries"
+        )
+    return real
+
+
+Job = tuple[int, str, int, str]  # seed, entry, images, ground
 
 
 def run_all(out: Path, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
@@ -267,12 +269,13 @@ def run_all(out: Path, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
 def add_compare_command(commands) -> None:
     sub = commands.add_parser(
         "compare",
-        help="Train every method on the mini model at one budget, three seeds; table and picture (hours).",
+        help="Train every method on a small model at one budget, three seeds; table and picture (hours).",
         description=__doc__,
     )
     sub.add_argument("--out", type=Path, required=True, help="output folder; a stopped command goes on there")
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sub.add_argument("--entries", nargs="+", default=list(ENTRIES), help=f"of {', '.join(ENTRIES)}")
+    sub.add_argument("--ground", choices=GROUNDS, default=CLOTHES, help="the model and how it is judged (%(default)s)")
     sub.add_argument("--workers", type=int, default=1, help="runs at once, each on one thread")
     sub.add_argument("--images", type=int, default=IMAGES, help="that each model is scored on (default 10000)")
     sub.add_argument("--photographs", type=Path, default=Path(DEBIAN_DATA), help="folder of Fashion-MNIST's .gz files")
@@ -281,5 +284,5 @@ def add_compare_command(commands) -> None:
 
 def run_compare(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    compare(args.out, args.seeds, args.entries, args.workers, args.photographs, args.images)
+    compare(args.out, args.seeds, args.entries, args.workers, args.photographs, args.images, args.ground)
     print(report(args.out))

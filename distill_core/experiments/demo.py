@@ -172,14 +172,18 @@ def evaluate_student(
     return scored
 
 
-def cache_dataset(backend: DiffusersBackend, cache: CacheConfig, folder: Path) -> None:
-    """The teacher's latents, with a progress bar."""
-    classes, empty = mini_conditioning()
-    teacher = Guided(Denoiser(backend), empty, cache.guidance)
+def cache_teacher(teacher: Guided, conds: Cond, channels: int, cache: CacheConfig, folder: Path) -> None:
+    """A teacher's latents, with a progress bar."""
     with tqdm(total=cache.count, desc="cache: teacher latents") as bar:
-        made_from = {"base": fingerprint(backend.network)}
-        for done, _, _ in cache_latents(teacher, classes, mini.LATENT_SHAPE[0], cache, folder, made_from):
+        made_from = {"base": fingerprint(teacher.denoiser.backend.network)}
+        for done, _, _ in cache_latents(teacher, conds, channels, cache, folder, made_from):
             bar.update(done - bar.n)
+
+
+def cache_dataset(backend: DiffusersBackend, cache: CacheConfig, folder: Path) -> None:
+    """The latents of the mini model's teacher."""
+    classes, empty = mini_conditioning()
+    cache_teacher(Guided(Denoiser(backend), empty, cache.guidance), classes, mini.LATENT_SHAPE[0], cache, folder)
 
 
 def evaluate_teacher(backend: DiffusersBackend, evaluator: MiniEvaluator, config: DemoConfig) -> Scored:

@@ -8,13 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..methods.add import ADDConfig
-from ..methods.components import VisionConfig
 from ..methods.config import MethodConfig
 from ..methods.diffusion2gan import Diffusion2GANConfig
 from ..methods.ladd import LADDConfig
 from ..training.loop_config import TrainConfig
-
-VISION = VisionConfig("encoder", 32)  # at the images' own 64 px it would cost four times as much
 
 
 @dataclass(frozen=True)

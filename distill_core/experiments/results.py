@@ -13,6 +13,7 @@ from ..evaluation.intervals import Figure
 from ..evaluation.metrics import Figures
 from ..files import load_tensors, save_json, save_tensors
 
+CLOTHES = "clothes"  # the ground of results that name none: there was no other
 Scores = dict[str, Figures]  # by number of steps
 
 
@@ -46,6 +47,26 @@ def read_result(path: Path) -> dict[str, Any]:
         for steps, of in result["scores"].items()
     }
     return result
+
+
+def figure_of(figures: Figures, metric: str) -> Figure | None:
+    """A figure by its name, None without it; "accuracy" of several word groups is their mean, "alignment"."""
+    return figures.get(metric) or (figures.get("alignment") if metric == "accuracy" else None)
+
+
+def check_ground(folder: Path, ground: str) -> None:
+    """Raises ValueError when a folder holds results of another ground."""
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text()).get("ground", CLOTHES)
+        if found != ground:
+            raise of_another_ground(path, found, ground)
+
+
+def of_another_ground(path: Path, found: str, ground: str) -> ValueError:
+    return ValueError(
+        f"{path} is of the ground {found!r}, not {ground!r}, and a table has one ground; choose another --out, or "
+        f"--ground {found}"
+    )
 
 
 def check_images(paths: list[Path], images: int) -> None:

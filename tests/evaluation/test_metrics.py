@@ -1,10 +1,13 @@
 """The figures of a set of samples, all together."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from distill_core.evaluation.intervals import Bootstrap
-from distill_core.evaluation.metrics import MiniEvaluator, diversity, mini_scores
+from distill_core.evaluation.metrics import Evaluator, MiniEvaluator, diversity, mini_scores
+from distill_core.evaluation.spaces import mini_space
 from distill_core.models import mini
 
 OWN = {"drift", "drift_pixels", "coherence", "detail_ratio", "detail_error"}
@@ -74,3 +77,25 @@ def test_the_quick_scores_are_the_values(latents):
     labels = torch.arange(60) % 10
     figures = MiniEvaluator(pixels=False, repeats=3)(latents, labels)
     assert mini_scores(latents, labels, pixels=False) == {name: round(f.value, 4) for name, f in figures.items()}
+
+
+def test_words_are_counted_by_group_and_together():
+    """Two heads on one space: each group by itself, and their mean over the same items."""
+    latents = torch.randn(12, *mini.LATENT_SHAPE, generator=torch.Generator().manual_seed(2))
+    space = replace(mini_space("latent"), heads={"side": lambda x: x[:, :2], "size": lambda x: x[:, 2:5]})
+    features = space.features(latents, latents)
+    groups = {"side": torch.arange(12) % 2, "size": torch.arange(12) % 3}
+    figures = Evaluator([space], None, repeats=10)(latents, groups)
+    assert figures.keys() == {"fd", "accuracy_side", "accuracy_size", "alignment", "diversity"}
+    right = torch.stack([features[:, :2].argmax(1) == groups["side"], features[:, 2:5].argmax(1) == groups["size"]])
+    assert figures["accuracy_side"].value == pytest.approx(right[0].double().mean().item())
+    assert figures["accuracy_size"].value == pytest.approx(right[1].double().mean().item())
+    assert figures["alignment"].value == pytest.approx(right.double().mean().item())
+    within = diversity(features, torch.arange(12) % 6, Bootstrap(12, strata=6, repeats=10))
+    assert figures["diversity"].value == pytest.approx(within.value)
+    assert torch.allclose(figures["diversity"].replicates, within.replicates)
+
+
+def test_groups_that_no_head_knows_leave_accuracy_out(latents):
+    figures = Evaluator([mini_space("latent")], None, repeats=3)(latents, {"texture": torch.arange(60) % 10})
+    assert figures.keys() == {"fd"}

@@ -15,7 +15,7 @@ def test_the_classifiers_see_what_they_were_trained_on():
         assert space.suffix == suffix and torch.equal(space.reference.cov, reference["cov"])
         features = space.features(latents, images)
         assert features.shape == (3, 64)
-        torch.testing.assert_close(space.head(features), net(mini.classifier_input(name, x)))
+        torch.testing.assert_close(space.heads[""](features), net(mini.classifier_input(name, x)))
 
 
 def test_imagenet_features_are_projected_on_what_the_reference_varies_in():

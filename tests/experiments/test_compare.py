@@ -9,11 +9,17 @@ import torch
 
 from distill_core.cli.main import main
 from distill_core.evaluation.intervals import Figure
-from distill_core.experiments import compare, results, tables
+from distill_core.experiments import compare, grounds, results, tables
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
 from distill_core.models.mini import mini_conditioning
+
+
+def clothes(count, steps=4, **changes):
+    """The ground with a dataset of ``count`` items."""
+    ground = grounds.clothes()
+    return replace(ground, cache=replace(ground.cache, count=count, steps=steps, batch_size=32), **changes)
 
 
 @pytest.fixture
@@ -27,8 +33,7 @@ def small(monkeypatch):
     monkeypatch.setattr(compare, "ENTRIES", short)
     monkeypatch.setattr(compare, "OWN_IMAGES", 10)
     monkeypatch.setattr(compare, "REFERENCE_IMAGES", 12)
-    monkeypatch.setattr(compare, "TEACHER_STEPS", (1, 2))
-    monkeypatch.setattr(compare, "CACHE", replace(compare.CACHE, count=32, steps=4, batch_size=32))
+    monkeypatch.setitem(compare.GROUNDS, "clothes", lambda: clothes(32, teacher_steps=(1, 2)))
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     return names
 
@@ -38,9 +43,9 @@ def test_a_comparison_goes_on_where_it_was(small, tmp_path, monkeypatch):
     trained = []
     run_entry = compare.run_entry
 
-    def watch(out, seed, name, images):
+    def watch(out, seed, name, *more):
         trained.append((seed, name))
-        run_entry(out, seed, name, images)
+        run_entry(out, seed, name, *more)
 
     monkeypatch.setattr(compare, "run_entry", watch)
     arguments = ["compare", "--out", str(tmp_path), "--seeds", "7", "--images", "20"]
@@ -81,11 +86,11 @@ def test_results_of_another_number_of_images_are_refused(small, tmp_path, capsys
 
 
 def test_a_count_of_forwards_ends_with_the_training(small, tmp_path):
-    compare.cache_dataset(compare.mini_backend(), replace(compare.CACHE, count=16, steps=2, batch_size=16), tmp_path)
-    run, cost = compare.train_entry(compare.ENTRIES["Diffusion2GAN"], compare.LatentDataset(tmp_path), 0)
+    ground = clothes(16, steps=2)
+    ground.cache_dataset(0, tmp_path)
+    run, cost = compare.train_entry(ground, compare.ENTRIES["Diffusion2GAN"], compare.LatentDataset(tmp_path), 0)
     before = dict(cost["forwards"])
-    classes, _ = mini_conditioning()
-    compare.draw_samples(run.method.student, 2, "euler", 0, 10, classes)
+    ground.samples(run.method.student, 2, 10, sampler="euler")
     assert cost["forwards"] == before
     assert not run.method.student.backend.network._forward_pre_hooks
 
@@ -104,16 +109,16 @@ def test_entries_on_photographs_need_them(small, tmp_path, capsys, monkeypatch):
 
 
 def test_photographs_become_a_dataset_of_their_classes(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "CACHE", replace(compare.CACHE, count=40))
+    ground = clothes(40)
     pixels = torch.randint(256, (60, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = torch.arange(60, dtype=torch.uint8) % 10
     for name, header, data in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
         with gzip.open(tmp_path / f"train-{name}-ubyte.gz", "wb") as file:
             file.write(bytes(header) + data.numpy().tobytes())
     monkeypatch.setattr("distill_core.data.real.SHARD_SIZE", 25)
-    compare.cache_photographs(tmp_path, 3, tmp_path / "photographs")
+    ground.cache_photographs(tmp_path, 3, tmp_path / "photographs")
     (tmp_path / "photographs" / "shard-00001.safetensors").unlink()  # stopped half way
-    compare.cache_photographs(tmp_path, 3, tmp_path / "photographs")
+    ground.cache_photographs(tmp_path, 3, tmp_path / "photographs")
     dataset = compare.LatentDataset(tmp_path / "photographs")
     batch = dataset.batch(0, 40, 0)
     assert len(dataset) == 40 and batch.latents.shape == (40, 16, 8, 8) and batch.states is None
@@ -140,9 +145,10 @@ def test_every_method_is_compared_and_no_seed_was_tuned_on():
 
 
 def test_a_random_student_shares_nothing_with_the_teacher(tmp_path):
-    compare.cache_dataset(compare.mini_backend(), replace(compare.CACHE, count=16, steps=2, batch_size=16), tmp_path)
+    ground = clothes(16, steps=2)
+    ground.cache_dataset(0, tmp_path)
     entry = replace(compare.ENTRIES["pairs only"], pretrained=False)
-    method = compare.prepare(entry, compare.LatentDataset(tmp_path), 0).method
+    method = compare.prepare(ground, entry, compare.LatentDataset(tmp_path), 0).method
     student, teacher = method.student.backend.network, method.teacher.backend.network
     pairs = zip(student.named_parameters(), teacher.parameters(), strict=True)
     same = [name for (name, a), b in pairs if a.ndim > 1 and torch.equal(a, b)]

@@ -1,0 +1,131 @@
+"""The grounds of `compare`: a small model, what it is asked for, and how its samples are judged.
+
+A new ground is a function that makes a `Ground`, and a line in `GROUNDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.cache import CacheConfig
+from ..data.dataset import LatentDataset
+from ..data.fashion_mnist import read_split, upscale
+from ..data.real import save_latents
+from ..diffusion.noise import item_generator
+from ..diffusion.samplers import Model
+from ..diffusion.schedules import grid_sigmas
+from ..evaluation.metrics import Evaluator, MiniEvaluator
+from ..evaluation.samples import evaluation_samples
+from ..methods.components import Components, VisionConfig
+from ..models import mini
+from ..models.denoiser import Backend, Cond, Denoiser, Guided
+from ..models.mini import mini_conditioning
+from ..models.pipelines import MiniSource, ModelConfig
+from ..perceptual import load_metric
+from .demo import DemoConfig, cache_teacher
+from .results import CLOTHES
+
+BATCH = 250  # latents sampled at once
+
+Pictures = tuple[list[Tensor], list[Cond]]  # latents [C, H, W], and a row of conditioning for each
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A model on which methods are compared.
+
+    components: opens the model; its ``decode`` has gradients, for ADD.  conds: what is asked for, a row each; item i of
+    a dataset or an evaluation takes row i mod their number.  empty: the empty conditioning, one row.
+    labels: of each word group the right class of each row of ``conds`` [rows]; all rows differ. The group's name is ""
+    where there is one.  shape: of a latent [C, H, W].  guidance: of the teacher.  cache: how its dataset is made.
+    evaluator: made with latents of the teacher's from other noises, for density and coverage.
+    vision: what ADD's discriminator sees with.  distance: opens the perceptual distance of its latents, None without.
+    photographs: makes (folder, how many, seed) real pictures, None without.  photographs_need: the files that this
+    takes from the folder, in words; empty for none.  teacher_steps: step counts at which the teacher is scored; those
+    of the last one are its own pictures, which students are set beside.
+    """
+
+    name: str
+    components: Callable[[], Components]
+    conds: Cond
+    empty: Cond
+    labels: dict[str, Tensor]
+    shape: tuple[int, ...]
+    guidance: float
+    cache: CacheConfig
+    evaluator: Callable[[Tensor], Evaluator]
+    vision: VisionConfig
+    distance: Callable[[], Any] | None = None
+    photographs: Callable[[Path, int, int], Pictures] | None = None
+    photographs_need: str = ""
+    teacher_steps: tuple[int, ...] = (1, 2, 4, 25)
+
+    def teacher(self, backend: Backend) -> Guided:
+        """The guided teacher: two forwards a step."""
+        return Guided(Denoiser(backend), self.empty, self.guidance)
+
+    def samples(self, model: Model, steps: int, count: int, **options) -> Tensor:
+        """``count`` latents from the evaluation's noises, on the model's own grid; options: of `evaluation_samples`."""
+        grid = grid_sigmas(model.process, steps)
+        return evaluation_samples(model, grid, self.conds, self.shape, count=count, size=BATCH, **options)
+
+    def labels_of(self, count: int) -> dict[str, Tensor]:
+        """The right classes [count] of an evaluation's items, by word group."""
+        rows = torch.arange(count) % len(self.conds)
+        return {group: classes[rows] for group, classes in self.labels.items()}
+
+    def cache_dataset(self, seed: int, folder: Path) -> None:
+        """The teacher's latents with their paths."""
+        cache = replace(self.cache, seed=seed)
+        cache_teacher(self.teacher(self.components().backend), self.conds, self.shape[0], cache, folder)
+
+    def cache_photographs(self, data: Path, seed: int, folder: Path) -> None:
+        """As many real pictures as the teacher's dataset has, in a dataset's form."""
+        assert self.photographs is not None  # `compare` has refused entries that need them
+        if any(folder.glob("shard-*")) and len(LatentDataset(folder)) == self.cache.count:
+            return
+        save_latents(*self.photographs(data, self.cache.count, seed), self.empty, folder)
+
+
+def clothes() -> Ground:
+    """The shipped mini model: ten kinds of clothes, after Fashion-MNIST."""
+    classes, empty = mini_conditioning()
+
+    def components() -> Components:
+        source = MiniSource(ModelConfig())
+        return Components(source.backend, source.decode_with_gradient, source.encoder)
+
+    return Ground(
+        CLOTHES,
+        components,
+        classes,
+        empty,
+        {"": torch.arange(len(classes))},
+        mini.LATENT_SHAPE,
+        mini.GUIDANCE,
+        DemoConfig().cache,
+        lambda examples: MiniEvaluator(examples=examples),
+        VisionConfig("encoder", 32),  # at the images' own 64 px it would cost four times as much
+        load_metric,
+        photographs_of_clothes,
+        "the files of Fashion-MNIST: install Debian's dataset-fashion-mnist",
+    )
+
+
+def photographs_of_clothes(data: Path, count: int, seed: int) -> Pictures:
+    """Drawn from Fashion-MNIST's training images and encoded."""
+    images, labels = read_split(data, "train")
+    chosen = torch.randperm(len(images), generator=item_generator(seed, 0))[:count]
+    encoder, (classes, _) = mini.load_autoencoder().encoder, mini_conditioning()
+    with torch.no_grad():
+        latents = torch.cat([encoder(upscale(part)) for part in images[chosen].split(64)])
+    return list(latents), [classes[c : c + 1] for c in labels[chosen].tolist()]
+
+
+GROUNDS: dict[str, Callable[[], Ground]] = {CLOTHES: clothes}
