@@ -315,9 +315,12 @@ class DiffusersBackend:
         dtype = next(self.network.parameters()).dtype
         return self.architecture.call(self.network, x.to(dtype), timestep, cond.to(dtype=dtype))
 
-    def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
-        """Features of ``taps`` as maps; FLUX's single blocks and both kinds of transformer give image tokens only."""
-        outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch)
+    def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str], whole: bool = False) -> list[Tensor]:
+        """Features of ``taps`` as maps; FLUX's single blocks and both kinds of transformer give image tokens only.
+
+        whole: run to the end, and give the network's output behind them.
+        """
+        outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch, whole=whole)
         height, width = (side // self.architecture.patch_size for side in x.shape[2:])
         return [out if out.ndim == 4 else tokens_to_map(out, height, width) for out in outputs]
 
