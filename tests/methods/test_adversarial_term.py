@@ -11,13 +11,14 @@ from distill_core.data.real import save_latents
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.dmd2 import DMD2Config
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.registry import METHODS
 from distill_core.training.loop import TrainConfig, train
 from distill_core.training.run import RunConfig, StudentConfig, new_run
 
 TERMS = {"pairs": 1.0, "adversarial": 0.5}
-CONFIGS = [LADDConfig(TERMS, warmup_steps=0), ADDConfig(TERMS), Diffusion2GANConfig(TERMS)]
+CONFIGS = [LADDConfig(TERMS, warmup_steps=0), ADDConfig(TERMS), Diffusion2GANConfig(TERMS), DMD2Config(TERMS)]
 NAMES = [config.name for config in CONFIGS]
 
 
