@@ -346,10 +346,10 @@ class ADDStep(StudentStep):
         """The guided teacher's x0 after ``teacher_steps`` Euler steps, evenly spaced in flow time."""
         method, x, sigma = self.method, self.teacher_noised, self.teacher_sigma
         steps = method.config.teacher_steps
-        denoised = method.guided_teacher(x, sigma, self.batch.cond)
+        denoised = self.guided_teacher(x, sigma, self.batch.cond)
         for left in range(steps - 1, 0, -1):
             lower = method.teacher.process.sigma_at_flow_time(self.teacher_time * left / steps)
             x = x + (x - denoised) * expand_like((lower - sigma) / sigma, x)
             sigma = lower
-            denoised = method.guided_teacher(x, sigma, self.batch.cond)
+            denoised = self.guided_teacher(x, sigma, self.batch.cond)
         return denoised
