@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..data.dataset import LatentDataset
 from ..data.fashion_mnist import DEBIAN_DATA
+from ..data.mix import Mix, mixed, open_data
 from ..digests import fingerprint
 from ..evaluation.metrics import Evaluator
 from ..evaluation.samples import EVALUATION, REFERENCE
@@ -37,7 +38,6 @@ from .tables import report
 IMAGES = 10_000  # decoding 10,000 of the clothes takes about 80 processor seconds, sampling them 14 a step
 OWN_IMAGES = 2000  # of them are set beside the teacher's own
 REFERENCE_IMAGES = 2000  # of the teacher from other noises, for density and coverage
-RANK = 32
 
 
 def start_from_random_weights(run: Run, seed: int) -> None:
@@ -61,7 +61,7 @@ def prepare(ground: Ground, entry: Entry, dataset: LatentDataset, seed: int, fol
     config = RunConfig(
         entry.method,
         replace(entry.train, seed=seed),
-        StudentConfig(RANK if entry.pretrained else 0, sampler="ancestral", sampler_options={"eta": entry.eta}),
+        StudentConfig(entry.rank if entry.pretrained else 0, sampler="ancestral", sampler_options={"eta": entry.eta}),
         identities,
         vision=ground.vision,
         taps=tuple(backend.tap_names) if entry.every_block else (),
@@ -178,12 +178,18 @@ def score_teacher(ground: Ground, folder: Path, images: int) -> None:
         save_result(path, scores, entry="teacher", seed=None, **about)
 
 
+def data_of(entry: Entry, folder: Path, seed: int) -> Path | Mix:
+    """What an entry learns from: the teacher's latents, photographs, or a mix of them."""
+    teachers, photographs = folder / f"dataset-{seed}", folder / f"photographs-{seed}"
+    whole = {0.0: teachers, 1.0: photographs}
+    return whole.get(entry.real) or mixed(teachers, photographs, entry.real)
+
+
 def run_entry(out: Path, seed: int, name: str, images: int, ground_name: str = CLOTHES) -> None:
     """Train and score one entry with one seed, on one thread, and write its result."""
     torch.set_num_threads(1)
     entry, ground = ENTRIES[name], GROUNDS[ground_name]()
-    folder = out / f"{'photographs' if entry.real else 'dataset'}-{seed}"
-    run, cost = train_entry(ground, entry, LatentDataset(folder), seed)
+    run, cost = train_entry(ground, entry, open_data(data_of(entry, out, seed)), seed)
     latents = teachers_own(ground, out, images)
     with run.ema_weights():
         sampler = {"sampler": "ancestral", "eta": entry.eta}

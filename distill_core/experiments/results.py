@@ -20,7 +20,7 @@ Scores = dict[str, Figures]  # by number of steps
 def result_path(folder: Path, name: str, seed: int | None = None) -> Path:
     """seed: None for the teacher, whom no seed changes."""
     ending = "" if seed is None else f"-{seed}"
-    return folder / f"{name.replace(' ', '_').replace(',', '')}{ending}.json"
+    return folder / f"{name.replace(' ', '_').replace(',', '').replace(':', '')}{ending}.json"
 
 
 def save_result(path: Path, scores: Scores, **more: Any) -> None:

@@ -177,7 +177,9 @@ class Backend(Protocol):
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor: ...  # x [B, C, H, W] -> the same shape
 
-    def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]: ...
+    def maps(
+        self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str], whole: bool = False
+    ) -> list[Tensor]: ...  # outputs of blocks; whole: and, last, the network's own
 
     def block_input(self, args: tuple, kwargs: dict) -> BlockInput: ...  # of a block that runs in `maps`
 
@@ -250,12 +252,19 @@ class Denoiser:
         with self.backend.switch.on(self.lora, inputs):
             return self.backend.maps(model_input, timestep, cond, taps)
 
+    def with_features(self, x: Tensor, sigma: Tensor, cond: Cond, taps: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """The denoised latent and the `features`, both of one forward."""
+        model_input, timestep = self._network_input(x, sigma, cond)
+        with self.backend.switch.on(self.lora):
+            *maps, output = self.backend.maps(model_input, timestep, cond, taps, whole=True)
+        return self.process.calculate_denoised(sigma, output.to(x.dtype), x), maps
+
 
 class Guided:
     """Classifier-free guidance around a denoiser: uncond + scale (cond - uncond), one doubled batch a step.
 
-    ``uncond`` is a Cond of one row. Both branches are told the per-item tensors of ``cond``: guidance leads away from the
-    empty text alone. A scale of 1 runs the conditional branch alone.
+    ``uncond`` is a Cond of one row. Both branches are told the per-item tensors of ``cond``, so guidance is of the text
+    alone. A scale of 1 runs the conditional branch alone.
     """
 
     def __init__(self, denoiser: Denoiser, uncond: Cond, scale: float) -> None:
@@ -265,8 +274,14 @@ class Guided:
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         if self.scale == 1.0:
             return self.denoiser(x, sigma, cond)
-        both = self.denoiser(
-            torch.cat([x, x]), torch.cat([sigma, sigma]), cat_conds([cond, self.uncond.rows_for(cond)])
-        )
+        uncond = self.uncond.rows_for(cond)
+        both = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), cat_conds([cond, uncond]))
         with_text, without = both.chunk(2)
+        return without + self.scale * (with_text - without)
+
+    def around(self, with_text: Tensor, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The guided answer where the denoiser's own, with the text, is known; one forward, none for a scale of 1."""
+        if self.scale == 1.0:
+            return with_text
+        without = self.denoiser(x, sigma, self.uncond.rows_for(cond))
         return without + self.scale * (with_text - without)

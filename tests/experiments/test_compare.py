@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distill_core.cli.main import main
+from distill_core.diffusion.noise import ItemNoise
 from distill_core.evaluation.intervals import Figure
 from distill_core.experiments import compare, grounds, results, tables
 from distill_core.methods.add import ADDConfig
@@ -153,3 +154,24 @@ def test_a_random_student_shares_nothing_with_the_teacher(tmp_path):
     pairs = zip(student.named_parameters(), teacher.parameters(), strict=True)
     same = [name for (name, a), b in pairs if a.ndim > 1 and torch.equal(a, b)]
     assert same == [] and all(p.requires_grad for p in student.parameters())
+
+
+def test_a_share_of_real_pictures_is_a_mix(tmp_path):
+    entry = compare.ENTRIES["LADD"]
+    assert compare.data_of(entry, tmp_path, 3) == tmp_path / "dataset-3"
+    assert compare.data_of(replace(entry, real=1.0), tmp_path, 3) == tmp_path / "photographs-3"
+    parts = dict(compare.data_of(replace(entry, real=0.25), tmp_path, 3).parts)
+    assert parts == {tmp_path / "dataset-3": 0.75, tmp_path / "photographs-3": 0.25}
+
+
+def test_an_entry_trains_a_lora_or_all_weights(tmp_path):
+    ground = clothes(16, steps=2)
+    ground.cache_dataset(0, tmp_path)
+    dataset = compare.LatentDataset(tmp_path)
+    for name, rank in (("KD", 32), ("KD, all weights", 0), ("rival: KD", 0)):
+        method = compare.prepare(ground, compare.ENTRIES[name], dataset, 0).method
+        assert (method.student.lora.rank if rank else method.student.lora or 0) == rank
+        assert method.discriminator is None and method.active(dataset.batch(0, 4, 0)) == ["pairs"]
+        step = method.start(dataset.batch(0, 16, 0), ItemNoise(0, range(16)), 0)
+        assert step.on_path.all() and len(step.sigma.unique()) == 4  # every item starts from a stored state
+    assert compare.result_path(tmp_path, "rival: KD", 7).name == "rival_KD-7.json"

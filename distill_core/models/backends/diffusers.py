@@ -358,7 +358,7 @@ class DiffusersBackend:
         if lacking := missing(self.items, cond.extra):
             raise ValueError(
                 f"this network takes {' and '.join(self.items)} of every picture beside its latent, and here is no "
-                f"{lacking}; they come from a dataset (`cache --images` with [masks])"
+                f"{lacking}: they belong to the items of a dataset"
             )
         space = FAMILIES[self.family_name].space if self.family_name in FAMILIES else None
         found = []
@@ -369,9 +369,12 @@ class DiffusersBackend:
             found.append(value)
         return found
 
-    def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
-        """Features of ``taps`` as maps; FLUX's single blocks and both kinds of transformer give image tokens only."""
-        outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch)
+    def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str], whole: bool = False) -> list[Tensor]:
+        """Features of ``taps`` as maps; FLUX's single blocks and both kinds of transformer give image tokens only.
+
+        whole: run to the end, and give the network's output behind them.
+        """
+        outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch, whole=whole)
         height, width = (side // self.architecture.patch_size for side in x.shape[2:])
         return [out if out.ndim == 4 else tokens_to_map(out, height, width) for out in outputs]
 
