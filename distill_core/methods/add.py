@@ -240,8 +240,7 @@ class ADD(StudentMethod):
 
         def eps(cond: Cond | None) -> Tensor:
             assert cond is not None  # the constructor has seen to it
-            rows = cond.map(lambda v: v.expand(len(noised), *v.shape[1:]))
-            return (model_input - alpha * self.teacher(noised, level, rows)) / sigma
+            return (model_input - alpha * self.teacher(noised, level, cond.rows_for(step.batch.cond))) / sigma
 
         without = eps(self.guided_teacher.uncond)
         # The paper's 200 of 1000 timesteps: flow models count them in flow time, others in their own table.

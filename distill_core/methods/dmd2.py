@@ -239,7 +239,7 @@ class DMD2Step(StudentStep):
         with torch.no_grad():
             if answer is None:
                 return guided(noised, sigma, self.batch.cond)
-            return guided.around(answer, noised, sigma)
+            return guided.around(answer, noised, sigma, self.batch.cond)
 
     @cached_property
     def fake_maps(self) -> list[Tensor]:

@@ -58,7 +58,7 @@ def test_items_of_one_batch_are_guided_by_their_own_scale(dataset):
     strong = Guided(method.teacher, dataset.uncond(), 3.0)(batch.latents, sigma, batch.cond)
     torch.testing.assert_close(answer[0], with_text[0])
     torch.testing.assert_close(answer[1], strong[1])
-    torch.testing.assert_close(guided.around(with_text, batch.latents, sigma), answer)
+    torch.testing.assert_close(guided.around(with_text, batch.latents, sigma, batch.cond), answer)
 
 
 @pytest.mark.parametrize("bad", [(1.0,), (3.0, 1.0), (1.0, 2.0, 3.0), (-1.0, 2.0)])
