@@ -24,6 +24,7 @@ from distill_core.methods.base import StudentMethod
 from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.config import MethodConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.dmd2 import DMD2Config
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.registry import new_method
 from distill_core.models.denoiser import Cond, Denoiser, Guided, Limits
@@ -40,6 +41,7 @@ TERMS = {
     "add": ADDConfig(r1=0.1),
     "diffusion2gan": Diffusion2GANConfig(r1=0.1, r1_every=2),
     "diffusion2gan-lora": Diffusion2GANConfig(critic="lora", critic_rank=2),
+    "dmd2": DMD2Config({"distribution_matching": 1.0, "adversarial": 0.1}, fake_score_updates=1),
 }
 # What only these promise: the others' discriminators have state (spectral norms) or see neighbours in a batch (mixing),
 # and a fresh low-rank path has gradients of 0 (their own tests look at it).
@@ -88,9 +90,9 @@ class ToyBackend:
     def forward(self, x, timestep, cond):
         return self.network(x, timestep, cond)
 
-    def maps(self, x, timestep, cond, taps):
-        outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch)
-        return [tokens_to_map(out, *x.shape[2:]) for out in outputs]
+    def maps(self, x, timestep, cond, taps, whole=False):
+        outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch, whole=whole)
+        return [out if out.ndim == 4 else tokens_to_map(out, *x.shape[2:]) for out in outputs]
 
     def block_input(self, args, kwargs):
         return hidden_states_of(args, kwargs)
@@ -157,7 +159,7 @@ def toy_method(
     parts, heads = parts or toy_parts(), DiscriminatorConfig(width=8, blocks=1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        taps = TAPS if isinstance(config, LADDConfig) else ()
+        taps = TAPS if isinstance(config, LADDConfig | DMD2Config) else ()
         example = dataset.batch(0, 2, 0)
         method = new_method(
             config, parts, example, rank, uncond=dataset.uncond(), guidance=2.0, taps=taps, discriminator=heads

@@ -24,7 +24,7 @@ OF_TYPE = {
     ),
     "Training": (
         *("TurboDistillLADDTrainer", "TurboDistillADDTrainer", "TurboDistillDiffusion2GANTrainer"),
-        *("TurboDistillTuneTrainer", "TurboDistillAdapterTrainer"),
+        *("TurboDistillDMD2Trainer", "TurboDistillTuneTrainer", "TurboDistillAdapterTrainer"),
         *("TurboDistillTrainingSettings", "TurboDistillSaveLora", "TurboDistillReport"),
     ),
     "Sampling": (

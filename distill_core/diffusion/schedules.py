@@ -126,6 +126,17 @@ def draw_whole_schedule(random: ItemNoise, process: NoiseProcess) -> Tensor:
     return shift_sigmas(logit_normal(random, 0.0, 1.0), shift_alpha=getattr(process, "shift_alpha", 1.0))
 
 
+def draw_evenly(random: ItemNoise, process: NoiseProcess, low: float, high: float) -> Tensor:
+    """A noise level per item, uniform between two parts (0 to 1) of all timesteps that a process has, [B].
+
+    Flow times are shifted like the process' own grid.
+    """
+    part = low + (high - low) * random.uniform()
+    if isinstance(process, DiscreteProcess):
+        return process.sigma((part * len(process.sigmas)).floor())
+    return shift_sigmas(part, shift_alpha=getattr(process, "shift_alpha", 1.0))
+
+
 def draw_from_grid(random: ItemNoise, levels: Tensor, probabilities: Sequence[float]) -> Tensor:
     """One of ``levels`` [K] per item with the given probabilities [K] -> [B].
 

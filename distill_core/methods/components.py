@@ -23,7 +23,7 @@ ENCODER, EFFICIENTNET = "encoder", "efficientnet"
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(Checked):
-    """Size of each discriminator head on feature maps (LADD, Diffusion2GAN)."""
+    """Size of each discriminator head on feature maps (LADD, Diffusion2GAN, DMD2)."""
 
     width: int = setting(64, "Channels of each discriminator head, a multiple of 8.", low=8, high=4096)
     blocks: int = setting(2, "Residual blocks of each discriminator head.", low=0, high=64)

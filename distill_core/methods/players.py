@@ -36,7 +36,8 @@ class Player:
     steps a training step; those after the first see fresh noise (`base.StudentStep.redraw`). The student has one: the
     others reuse its output.  lr_scale: factor on ``lr`` by parameter name.  buffers: state kept beside the weights,
     e.g. of spectral norms; it goes into the checkpoint.  optimizer: settings of AdamW that differ from the loop's
-    (betas, eps, weight_decay).
+    (betas, eps, weight_decay).  begins_as_teacher: whether what it computes is the teacher's at first, so that a
+    gradient taken from the difference is 0 then.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Player:
     lr_scale: Callable[[str], float] = no_scale
     buffers: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    begins_as_teacher: bool = False
 
     def groups(self) -> list[dict]:
         """Optimiser groups in the order of the parameters, one for each run of equal factors."""

@@ -12,10 +12,11 @@ from .base import StudentMethod
 from .components import Components, Ingredients
 from .config import MethodConfig
 from .diffusion2gan import Diffusion2GANConfig
+from .dmd2 import DMD2Config
 from .ladd import LADDConfig
 from .tune import TuneConfig
 
-CONFIGS: tuple[type[MethodConfig], ...] = (LADDConfig, ADDConfig, Diffusion2GANConfig, TuneConfig)
+CONFIGS: tuple[type[MethodConfig], ...] = (LADDConfig, ADDConfig, Diffusion2GANConfig, DMD2Config, TuneConfig)
 METHODS = {config.name: config for config in CONFIGS}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -39,23 +40,25 @@ def collect_taps(
     forward: Callable[[], object],
     switch: LoraSwitch,
     stream: Callable[[object], Tensor] | None = None,
+    whole: bool = False,
 ) -> list[Tensor]:
     """Run ``forward()`` and return the outputs of the modules named ``taps`` (in execution order), with their graph.
 
-    The forward ends after the last tap. Under gradient checkpointing it ends after the tapped block's checkpoint has
-    closed, so that the recompute is complete. ``stream`` takes the tensor that counts from a block's output; by
-    default a tuple counts with its last tensor, the image stream of a two-stream block, a UNet's down block with its
-    first.
+    The forward ends after the last tap; if ``whole``, it goes on to its end, and what it returns comes last. Under
+    gradient checkpointing it ends after the tapped block's checkpoint has closed, so that the recompute is complete.
+    ``stream`` takes the tensor that counts from a block's output; by default a tuple counts with its last tensor, the
+    image stream of a two-stream block, a UNet's down block with its first.
     Raises ValueError for an unknown or never executed tap.
     """
     outputs: dict[str, Tensor] = {}
+    ends: list[Any] = []
     modules = dict(network.named_modules())
     unknown = [name for name in taps if name not in modules]
     if unknown or not taps:
         raise ValueError(f"no such module to tap: {unknown or 'the list is empty'}")
 
     def stop_when_complete() -> None:
-        if len(outputs) == len(taps):
+        if len(outputs) == len(taps) and not whole:
             raise _LastTap
 
     def record(name: str) -> Callable:
@@ -70,7 +73,8 @@ def collect_taps(
     handles = [modules[name].register_forward_hook(record(name)) for name in taps]
     switch.after_checkpoint = stop_when_complete
     try:
-        forward()
+        end = forward()
+        ends += [end] if whole else []
     except _LastTap:
         pass
     finally:
@@ -80,7 +84,7 @@ def collect_taps(
     missing = [name for name in taps if name not in outputs]
     if missing:
         raise ValueError(f"tapped modules never ran: {missing}")
-    return [outputs[name] for name in taps]
+    return [*(outputs[name] for name in taps), *ends]
 
 
 def _image_stream(output) -> Tensor:

@@ -74,7 +74,7 @@ class ModelConfig(Checked):
     )
     taps: tuple[str, ...] = setting(
         (),
-        "Names of the blocks that the discriminator of LADD or Diffusion2GAN reads. Empty: for LADD about six over the "
+        "Names of the blocks that the discriminator of LADD, DMD2 or Diffusion2GAN reads. Empty: about six over the "
         "first three quarters of the network, for Diffusion2GAN one for each of its scales.",
     )
     sampler: str = setting(

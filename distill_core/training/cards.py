@@ -28,7 +28,7 @@ WITHIN, BETWEEN = 450e9, 50e9  # bytes a second and card: NVLink 4 (H100), and o
 SUSTAINED = 400e12  # operations a second: 40 % of an H100's 989e12 in bfloat16
 BEFORE_UPDATES = (
     *("the student's forward", "the generator's loss", "the generator's backward"),
-    "the discriminator's loss",
+    *("the discriminator's loss", "the fake_score's loss"),
 )
 GRADIENT, WEIGHT, AVERAGE = 4, 4, 4  # bytes of a weight that is trained in float32
 

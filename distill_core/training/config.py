@@ -61,7 +61,7 @@ class Config(Checked):
     data: DataConfig = setting(DataConfig, "What a student learns from (command `train`).")
     train: TrainConfig = setting(TrainConfig, "The training loop, the same for every method (command `train`).")
     discriminator: DiscriminatorConfig = setting(
-        DiscriminatorConfig, "Each discriminator head on feature maps (LADD, Diffusion2GAN)."
+        DiscriminatorConfig, "Each discriminator head on feature maps (LADD, Diffusion2GAN, DMD2)."
     )
     vision: VisionConfig = setting(VisionConfig, "What ADD's discriminator looks at images with.")
     methods: dict[str, MethodConfig] = field(default_factory=lambda: {name: cls() for name, cls in METHODS.items()})

@@ -40,7 +40,7 @@ def ways(plan: Plan, train: TrainConfig, rank: int, checkpointing: bool, smaller
 
 
 WORK = "work"  # everything that is not of `LASTING`: activations, gradients of them, temporary tensors
-OF_WEIGHTS = ("student", "average", "optimizer", "gradients")
+OF_WEIGHTS = ("student", "fake_score", "average", "optimizer", "gradients")
 
 
 def _changes(

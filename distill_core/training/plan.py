@@ -33,7 +33,7 @@ from .run import RunConfig, assemble
 GIB = 2**30
 CONTEXT = int(1.2 * GIB)
 INPUTS = "inputs"
-LASTING = ("model", "student", "average", "optimizer", "discriminator")
+LASTING = ("model", "student", "average", "optimizer", "discriminator", "fake_score")
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ WORDS = {
     "optimizer": "the optimizers' state",
     "gradients": "gradients of the weights",
     "discriminator": "the discriminator's weights",
+    "fake_score": "the fake score's weights",
     INPUTS: "inputs of checkpointed blocks",
 }
 
@@ -225,7 +226,8 @@ def _label(ledger: Ledger, run: Run) -> None:
     networks = [backend.network for backend in backends]
     ledger.assign([t for network in networks for t in (*network.parameters(), *network.buffers())], "model")
     for player in run.players[1:]:
-        ledger.assign([*player.parameters.values(), *player.buffers.values()], "discriminator")
+        what = player.name if player.name in LASTING else "discriminator"
+        ledger.assign([*player.parameters.values(), *player.buffers.values()], what)
     ledger.assign(run.student_parameters.values(), "student")
     ledger.assign(run.ema.values(), "average")
     for optimizer in run.optimizers.values():

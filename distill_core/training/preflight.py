@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -248,9 +248,13 @@ def _disturbed(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 def gradient_faults(run: Run, batch: Batch) -> Iterator[str]:
     """Whether each loss reaches its own player and trains nobody else.
 
-    The student is disturbed for it: one that is still the teacher has no gradient where that is what it is to be.
+    The student is disturbed for it, and who else begins as the teacher: one that still is the teacher has no gradient
+    where that is what it is to be, or what it is compared with.
     """
-    with _disturbed(run.student_parameters):
+    with ExitStack() as stack:
+        for player in run.players:
+            if player is run.players[0] or player.begins_as_teacher:
+                stack.enter_context(_disturbed(player.parameters))
         yield from list(_gradient_faults(run, batch))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from .loop import Event
 from .monitor import Condition
 
-SHOWN = ("discriminator", "accuracy", "logit_gap", "validation", "retention")  # beside the terms of the student's loss
+# Beside the terms of the student's loss.
+SHOWN = ("discriminator", "fake_score", "accuracy", "logit_gap", "validation", "retention")
 
 
 class StatusLine:

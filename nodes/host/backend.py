@@ -200,9 +200,10 @@ class ComfyBackend:
                 outputs.append(self._from_host(self._apply(x, timestep, rows, conds)))
         return _in_order(outputs, [rows for rows, _ in groups])
 
-    def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str]) -> list[Tensor]:
+    def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str], whole: bool = False) -> list[Tensor]:
         """Features of ``taps`` as maps [B, C, H, W] of the image tokens; the forward stops after the last one.
 
+        whole: it runs to the end, and the network's output comes behind them.
         Raises ValueError for a conditioning with which the image would not be where it is looked for.
         """
         check_places(cond, self.architecture)
@@ -213,9 +214,10 @@ class ComfyBackend:
             run = partial(self._apply, x, timestep, rows, conds)
             self.tokens = conds["c_crossattn"].shape[1], grid[0] * grid[1]
             with self.switch.on(path, inputs and (inputs[0], pick(inputs[1], rows))):
-                outputs = collect_taps(self.network, taps, run, self.switch, stream=lambda output: output)
-            image = [self.architecture.image_output(out, self.network, *self.tokens) for out in outputs]
-            parts.append([out if out.ndim == 4 else tokens_to_map(out, *grid) for out in image])
+                outputs = collect_taps(self.network, taps, run, self.switch, lambda output: output, whole)
+            ends = [self._from_host(out) for out in outputs[len(taps) :]]
+            image = [self.architecture.image_output(out, self.network, *self.tokens) for out in outputs[: len(taps)]]
+            parts.append([*(out if out.ndim == 4 else tokens_to_map(out, *grid) for out in image), *ends])
         order = [rows for rows, _ in groups]
         return [_in_order(list(tap), order) for tap in zip(*parts, strict=True)]
 

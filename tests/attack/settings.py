@@ -29,7 +29,7 @@ from graphs import OWN, mini_dataset, node  # noqa: E402
 from outcomes import Outcomes, listing  # noqa: E402
 from server import REPO, Host  # noqa: E402
 
-TRAINERS = ("LADD", "ADD", "Diffusion2GAN")
+TRAINERS = ("LADD", "ADD", "Diffusion2GAN", "DMD2")
 CHECK_EVERY = 25  # cases between two looks at whether the server still works
 CASE_SECONDS = 300
 NOT_OUTPUT = ("output", "temp", "user", "input", "__pycache__", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache")
@@ -42,6 +42,8 @@ SMALL = {  # widgets whose plausible values are kept cheap
     "vision_size": [0, 32, 48, 64, 7, 16],
     "rank": [0, 1, 2, 4, 64],
     "critic_rank": [1, 2, 4],
+    "fake_score_rank": [0, 1, 4],
+    "fake_score_updates": [1, 1, 2],
     "preview_every": [0, 50],
     "checkpoint_every": [1, 250],
     "lora_targets": ["", "", "attn", "to_q, to_k", "nothing_like_it"],

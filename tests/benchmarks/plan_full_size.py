@@ -22,6 +22,7 @@ import torch  # noqa: E402
 from full_networks import NETWORKS  # noqa: E402
 from full_shapes import SHAPES  # noqa: E402
 from pack.distill_core.methods.diffusion2gan import Diffusion2GANConfig  # noqa: E402
+from pack.distill_core.methods.dmd2 import DMD2Config  # noqa: E402
 from pack.distill_core.methods.ladd import LADDConfig  # noqa: E402
 from pack.distill_core.methods.tune import TuneConfig  # noqa: E402
 from pack.distill_core.models.denoiser import Cond  # noqa: E402
@@ -41,6 +42,7 @@ ROWS = {  # name: model, method, batch, format of the base, rank
     "sdxl": ("sdxl", LADDConfig(), 2, BF16, 64),
     "sdxl 4": ("sdxl", LADDConfig(), 4, BF16, 64),
     "sdxl fp16": ("sdxl", LADDConfig(), 2, FP16, 64),
+    "sdxl dmd2": ("sdxl", DMD2Config(), 2, BF16, 64),
     "sdxl fp8": ("sdxl", LADDConfig(), 2, FP8, 64),
     "sd35m": ("sd35m", LADDConfig(), 2, BF16, 64),
     "sd35m 4": ("sd35m", LADDConfig(), 4, BF16, 64),
@@ -74,7 +76,7 @@ def plan_row(row: str):
     stored = method.weight("pairs") or method.weight("keep")  # of a tuning: a batch of what is kept, the larger one
     levels = (14.6146,) if stored else ()
     request = SimpleNamespace(model=model, train=train, student=student, parts=Parts(), checkpointing=True)
-    return plan_of(request, config, Shapes(latent, cond, levels))
+    return plan_of(request, config, Shapes(latent, cond, levels, guidance=5.0))
 
 
 if __name__ == "__main__":

@@ -341,7 +341,7 @@ def test_a_student_of_another_shape_is_refused(folder, tmp_path, capsys):
 
 
 @pytest.mark.case("training D7", "headless, too, nobody trains on the pairs of another model")
-@pytest.mark.parametrize("method", ["ladd", "add", "diffusion2gan"])
+@pytest.mark.parametrize("method", ["ladd", "add", "diffusion2gan", "dmd2"])
 def test_pairs_of_another_model_are_refused_by_every_method(folder, tmp_path, capsys, method):
     shutil.copytree(folder / "data", tmp_path / "data")
     manifest = json.loads((tmp_path / "data" / "dataset.json").read_text())

@@ -18,7 +18,7 @@ def test_the_command_says_what_a_run_needs(capsys):
     assert "this run needs about 1.3 GiB and 1.0 GiB are free: gradient_checkpointing on" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("method", "batch"), [("ladd", 2), ("diffusion2gan", 2)])
+@pytest.mark.parametrize(("method", "batch"), [("ladd", 2), ("diffusion2gan", 2), ("dmd2", 2)])
 def test_no_weights_are_read(tmp_path, capsys, method, batch):
     """The folder has none."""
     network = build_network("unet")

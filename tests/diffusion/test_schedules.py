@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas, zero_terminal_snr
 from distill_core.diffusion.schedules import (
+    draw_evenly,
     draw_from_grid,
     explicit_sigmas,
     grid_sigmas,
@@ -170,3 +171,16 @@ def test_levels_are_put_into_a_grid_once():
     grid = torch.tensor([1.0, 0.6, 0.3, 0.0])
     assert with_levels(grid, (1.00005, 0.5)).tolist() == pytest.approx([1.00005, 0.6, 0.5, 0.3, 0.0])
     assert torch.equal(with_levels(grid, ()), grid)
+
+
+def test_levels_drawn_evenly_are_even_in_the_models_own_timesteps():
+    random = ItemNoise(0, range(4000))
+    flow = draw_evenly(random.named("a"), FlowProcess(), 0.02, 0.98)
+    assert 0.02 <= flow.min() < 0.03 and 0.97 < flow.max() <= 0.98
+    assert torch.histc(flow, 8, 0.02, 0.98).tolist() == pytest.approx([500] * 8, abs=90)
+    shifted = draw_evenly(random.named("b"), FlowProcess(shift_alpha=3.0), 0.0, 1.0)
+    even = shifted / (3 - 2 * shifted)  # the shift taken back
+    assert torch.histc(even, 8, 0, 1).tolist() == pytest.approx([500] * 8, abs=90)
+    timesteps = EPS.timestep(draw_evenly(random.named("c"), EPS, 0.02, 0.98))
+    assert timesteps.min() >= 20 and timesteps.max() < 980
+    assert torch.histc(timesteps.float(), 8, 20, 980).tolist() == pytest.approx([500] * 8, abs=90)

@@ -46,6 +46,7 @@ OWN = {  # widgets that only one trainer has
     "LADD": dict(renoise_mean=0.0, renoise_std=1.0),
     "ADD": dict(vae=["mini", 1], vision_size=32),
     "Diffusion2GAN": dict(critic_rank=4),
+    "DMD2": dict(fake_score_updates=2),
 }
 
 

@@ -6,6 +6,7 @@ from host_tools import load, write
 import tiny_models
 import torch
 from pack.distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from pack.distill_core.methods.dmd2 import DMD2Config
 from pack.distill_core.methods.ladd import LADDConfig
 from pack.nodes.host.plan import memory_verdict, plan_of
 from planned_steps import asked, counted
@@ -22,6 +23,7 @@ def planned() -> dict:
         methods = {"ladd": LADDConfig(warmup_steps=0)}
         if family in ("sd15", "flux"):
             methods["diffusion2gan"] = Diffusion2GANConfig(critic="lora", critic_rank=4)
+            methods["dmd2"] = DMD2Config(fake_score_updates=2)
         for name, method in methods.items():
             request, config, shapes = asked(model, family, method)
             found[f"{family} {name}"] = [plan_of(request, config, shapes).peak, counted(request, config, shapes)]

@@ -117,6 +117,7 @@ def mixed_texts() -> dict:
             batch = backend.cond(short + long + short)
             alone = [backend.cond(short), backend.cond(long), backend.cond(short)]
             out, maps = teacher(x, sigma, batch), teacher.features(x, sigma, batch, backend.default_taps())
+            answer, beside = teacher.with_features(x, sigma, batch, backend.default_taps())
             joined = teacher(x, sigma, cat_conds(alone))
             rows = [slice(i, i + 1) for i in range(3)]
             single = torch.cat([teacher(x[r], sigma[r], c) for r, c in zip(rows, alone, strict=True)])
@@ -129,6 +130,7 @@ def mixed_texts() -> dict:
                 "features": max(
                     relative(m, torch.cat(s)) for m, s in zip(maps, zip(*features, strict=True), strict=True)
                 ),
+                "one forward": torch.equal(answer, out) and all(map(torch.equal, maps, beside)),
                 "rows": len(batch),
             }
     return result

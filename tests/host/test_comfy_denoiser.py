@@ -88,6 +88,7 @@ def test_the_teachers_grid_is_the_models(probe):
 def test_texts_of_different_lengths_share_a_batch(probe, family):
     found = probe["mixed_texts"][family]
     assert found["rows"] == 3 and max(found["output"], found["joined"], found["features"]) < 3e-6
+    assert found["one forward"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

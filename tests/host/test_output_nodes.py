@@ -6,7 +6,7 @@ import pytest
 from graphs import mini_dataset, mini_training, node
 from run_files import fails, lora_of
 
-METHODS = ("LADD", "ADD", "Diffusion2GAN")
+METHODS = ("LADD", "ADD", "Diffusion2GAN", "DMD2")
 
 
 @pytest.mark.case("host D3", "a graph that ends in a trainer, Teacher Latents or Latents Dataset runs")
@@ -40,6 +40,7 @@ SEARCHES = {
     "TurboDistillLADDTrainer": ("train lora", "hyper", "z-image", "schnell", "lcm", "speed", "fast", "dmd2"),
     "TurboDistillADDTrainer": ("train lora", "hyper", "speed", "fast"),
     "TurboDistillDiffusion2GANTrainer": ("train lora", "hyper", "speed", "fast"),
+    "TurboDistillDMD2Trainer": ("train lora", "hyper", "speed", "fast", "dmd2", "distribution matching"),
     "TurboDistillSampler": ("hyper", "z-image", "schnell", "lcm", "speed", "fast"),
     "TurboDistillPreset": ("hyper", "z-image", "schnell", "lcm", "speed", "fast"),
     "TurboDistillTeacherLatents": ("train lora",),

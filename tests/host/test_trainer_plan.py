@@ -17,7 +17,8 @@ def probe(tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize(
-    "case", [*(f"{family} ladd" for family in FAMILIES), "sd15 diffusion2gan", "flux diffusion2gan"]
+    "case",
+    [*(f"{family} ladd" for family in FAMILIES), "sd15 diffusion2gan", "flux diffusion2gan", "sd15 dmd2", "flux dmd2"],
 )
 def test_the_plan_is_what_a_real_step_takes(probe, case):
     planned, counted = probe["planned"][case]

@@ -36,7 +36,7 @@ SEVERAL = dict(
 )
 
 
-@pytest.mark.parametrize("method", ["LADD", "ADD", "Diffusion2GAN"])
+@pytest.mark.parametrize("method", ["LADD", "ADD", "Diffusion2GAN", "DMD2"])
 def test_every_trainer_takes_the_settings(host, method):
     name = f"several_{method}"
     before = len(host.log())

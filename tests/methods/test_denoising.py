@@ -13,6 +13,7 @@ from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulat
 from distill_core.diffusion.schedules import draw_whole_schedule
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.dmd2 import DMD2Config
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.losses import denoising_weight
 from distill_core.training.loop import train, training_step
@@ -90,7 +91,7 @@ def test_weights_of_low_noise_are_bounded_on_discrete_models():
     torch.testing.assert_close(denoising_weight(PROCESSES["flow"], sigma[1:2]), torch.ones(1))
 
 
-@pytest.mark.parametrize("config", [LADDConfig, ADDConfig, Diffusion2GANConfig], ids=lambda c: c.name)
+@pytest.mark.parametrize("config", [LADDConfig, ADDConfig, Diffusion2GANConfig, DMD2Config], ids=lambda c: c.name)
 def test_alone_there_is_no_discriminator_and_no_teacher(dataset, config, monkeypatch):
     run = toy_run(dataset, ladd=config({"denoising": 1.0}), steps=3)
     assert [player.name for player in run.players] == ["generator"] and run.method.discriminator is None

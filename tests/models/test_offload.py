@@ -10,6 +10,7 @@ from networks import LATENT, build_cond, randomise_path
 
 from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.dmd2 import DMD2Config
 from distill_core.methods.ladd import LADDConfig
 from distill_core.models.denoiser import Denoiser
 from distill_core.training.loop import training_step
@@ -20,6 +21,7 @@ from distill_core.training.run import RunConfig, StudentConfig, assemble
 METHODS = {
     "ladd": LADDConfig(warmup_steps=0),
     "diffusion2gan": Diffusion2GANConfig({"adversarial": 1.0}, critic="lora", critic_rank=4, r1=1.0),
+    "dmd2": DMD2Config(fake_score_updates=2),
 }
 PLACES = {"ram": ("ram", True), "file": ("file", False), "file to a device": ("file", True)}  # tier, copies
 

@@ -18,6 +18,7 @@ from distill_core.data.dataset import Batch
 from distill_core.files import save_tensors
 from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.dmd2 import DMD2Config
 from distill_core.methods.ladd import LADDConfig
 from distill_core.models.backends.diffusers import DiffusersBackend
 from distill_core.models.sharding import Sharding, part, whole
@@ -31,6 +32,7 @@ METHODS = {
     "mixed": LADDConfig(MIXED, gan_loss="relativistic", r1=0.1, own_share=0.5, warmup_steps=0),
     "plain": LADDConfig(warmup_steps=0),
     "critic": Diffusion2GANConfig({"adversarial": 1.0}, critic="lora", critic_rank=4, r1=1.0, r1_by="difference"),
+    "dmd2": DMD2Config(fake_score_rank=4, fake_score_updates=2),
 }
 
 
@@ -61,7 +63,9 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     with run.ema_weights():
         found = {f"ema.{name}": whole(value).clone() for name, value in network.state_dict().items()}
     found |= {f"student.{name}": whole(value).clone() for name, value in network.state_dict().items()}
-    return found | {f"heads.{name}": p.detach().clone() for name, p in run.players[1].parameters.items()}
+    for player in run.players[1:]:
+        found |= {f"{player.name}.{name}": p.detach().clone() for name, p in player.parameters.items()}
+    return found
 
 
 def mine(run: Run) -> dict[str, torch.Tensor]:
@@ -140,6 +144,7 @@ CASES = [
     ("flux", "flux", "plain", dict(optimizer="adamw", caption_dropout=0.3)),
     ("unet", "unet", "mixed", dict(checkpointing=True, ema_in_ram=True)),
     ("critic", "sd3", "critic", dict(checkpointing=True)),
+    ("dmd2", "sd3", "dmd2", dict(checkpointing=True)),
 ]
 
 if __name__ == "__main__":

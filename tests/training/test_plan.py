@@ -12,6 +12,7 @@ from distill_core.data.real import save_latents
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.components import Components
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.dmd2 import DMD2Config
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.tune import TuneConfig
 from distill_core.models import mini
@@ -35,6 +36,9 @@ CASES = {
     "add": (ADDConfig(), 16, False),
     "diffusion2gan copy": (Diffusion2GANConfig(), 16, False),
     "diffusion2gan lora": (Diffusion2GANConfig(critic="lora", r1_by="difference"), 16, True),
+    "dmd2": (DMD2Config(fake_score_updates=2), 16, False),
+    "dmd2 checkpointed": (DMD2Config({"distribution_matching": 1.0, "pairs": 1.0}), 16, True),
+    "dmd2, all weights": (DMD2Config(fake_score_updates=1), 0, False),
 }
 
 

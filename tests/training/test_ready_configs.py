@@ -10,6 +10,7 @@ from distill_core.cli.main import main
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
 from distill_core.diffusion.schedules import grid_sigmas
 from distill_core.lora_files import read_lora
+from distill_core.methods.registry import METHODS
 from distill_core.training.config import load_config
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -19,6 +20,7 @@ STABLE_DIFFUSION = DiscreteProcess(cumulative_alphas(), "eps")
 PROCESSES = {
     "sd1.5_diffusion2gan": STABLE_DIFFUSION,
     "sdxl_add": STABLE_DIFFUSION,
+    "sdxl_dmd2": STABLE_DIFFUSION,
     "sdxl_pictures_ladd": STABLE_DIFFUSION,
     "sd3.5_medium_ladd": FlowProcess(1000.0, shift_alpha=3.0),
     "flux1_dev_ladd": FlowProcess(1.0, shift_alpha=2.718281828**1.15),
@@ -30,7 +32,7 @@ def named(paths: list[Path]) -> list:
 
 
 def test_every_method_has_a_mini_and_a_large_model():
-    assert {path.stem for path in FILES} == {*PROCESSES, "mini_ladd", "mini_add", "mini_diffusion2gan", "mini_tune"}
+    assert {path.stem for path in FILES} == {*PROCESSES, *(f"mini_{name}" for name in METHODS)}
 
 
 @pytest.mark.parametrize("path", named(FILES))

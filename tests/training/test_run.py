@@ -18,6 +18,7 @@ from distill_core.methods.add import ADDConfig
 from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.config import MethodConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.dmd2 import DMD2Config
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.registry import METHODS
 from distill_core.models.backends.diffusers import DiffusersBackend
@@ -379,6 +380,7 @@ def test_the_lora_of_a_run_says_how_it_is_sampled(sd3_data, tmp_path):
         (ADDConfig(), "ADD", list(LEVELS)),
         (ADDConfig({"adversarial": 1.0, "pairs": 1.0}), "ADD + pairs", list(LEVELS)),
         (Diffusion2GANConfig(critic_rank=2, critic="lora"), "Diffusion2GAN", [1.0]),
+        (DMD2Config({"distribution_matching": 1.0, "pairs": 1.0}), "DMD2 + pairs", list(LEVELS)),
     ],
 )
 def test_every_method_makes_such_a_run(sd3_data, tmp_path, method, title, levels):

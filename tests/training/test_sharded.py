@@ -42,7 +42,7 @@ def started(*arguments):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> Path:
-    """Three steps of four runs, each with whole weights and with shared ones."""
+    """Three steps of five runs, each with whole weights and with shared ones."""
     folder = tmp_path_factory.mktemp("sharded")
     with started("compare", folder) as process:
         _, errors = process.communicate(timeout=600)
@@ -55,9 +55,11 @@ def loaded(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:
     return tensors, {key: json.loads(text) for key, text in told.items()}
 
 
-@pytest.mark.parametrize("name, tolerance", [("sd3", 1e-5), ("flux", 1e-5), ("unet", 2e-4), ("critic", 1e-5)])
+@pytest.mark.parametrize(
+    "name, tolerance", [("sd3", 1e-5), ("flux", 1e-5), ("unet", 2e-4), ("critic", 1e-5), ("dmd2", 1e-5)]
+)
 def test_shared_weights_become_what_whole_ones_do(compared, name, tolerance):
-    """Weights, average, heads and figures, of LADD with all its terms and of Diffusion2GAN; rates of 1e-3, three steps.
+    """Weights, average, heads and figures, of LADD with all its terms, Diffusion2GAN and DMD2; rates 1e-3, three steps.
 
     The tolerance is that of sums in another order, which Adam makes more of: a step moves a weight by its rate,
     however small the gradient.
