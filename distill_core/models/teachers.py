@@ -13,8 +13,8 @@ class TeacherConfig(Checked):
 
     guidance: float = setting(
         0.0,
-        "Guidance scale of the teacher in the distillation, consistency and distribution_matching terms. 0: that of the "
-        "dataset, which is 1 for own pictures.",
+        "Guidance scale of the teacher in the distillation, consistency and distribution_matching terms. 0: that of "
+        "the dataset, which is 1 for own pictures.",
         decides=False,
         added=True,
         low=0,
