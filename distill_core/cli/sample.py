@@ -17,6 +17,7 @@ from ..files import save_json
 from ..lora_files import read_lora
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import open_source, read_prompts
+from ..models.teachers import teacher_view
 from ..presets.origin import origin_notes
 from ..presets.recipe import student_levels
 from ..training.config import Config, load_config
@@ -64,7 +65,7 @@ def run_sample(args: argparse.Namespace) -> None:
         sigmas, sampler = student_levels(description["sigmas"], args.steps), sampler_of(description)
     else:
         source = open_source(config.model, config.cache.embedded_guidance)
-        model = Denoiser(source.backend)
+        model = teacher_view(config.teacher, config.model, source)
         sigmas, sampler = grid_sigmas(source.backend.process, args.steps or 25), {"sampler": "euler"}
     prompts = read_prompts(config.prompts.prompts, source)
     conds, uncond = source.encode(prompts, config.prompts.negative)

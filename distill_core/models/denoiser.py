@@ -211,11 +211,12 @@ class Denoiser:
 
     Called with x [B, C, H, W], sigma [B] and a Cond of B rows it returns the denoised latent, computed in float32
     around a network of any precision. A fully fine-tuned student is ``Denoiser`` on a copy of the backbone.
+    base: of such a student, the backend that its network is a copy of.
     Raises ValueError when the batch sizes differ.
     """
 
-    def __init__(self, backend: Backend, lora: Lora | None = None) -> None:
-        self.backend, self.lora = backend, lora
+    def __init__(self, backend: Backend, lora: Lora | None = None, base: Backend | None = None) -> None:
+        self.backend, self.lora, self.base = backend, lora, base or backend
 
     @property
     def process(self) -> NoiseProcess:
