@@ -53,7 +53,7 @@ def run_cache(args: argparse.Namespace) -> None:
 
 def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
     if config.masks.source != NONE:
-        raise ValueError("[masks] are of own pictures: give --images FOLDER, or leave [masks] out")
+        raise ValueError("masks are of own pictures: give --images FOLDER, or leave [masks] source out")
     check_sizes(config.cache.sizes, source.backend.limits())
     prompts = read_prompts(config.prompts.prompts, source)
     conds, uncond = source.encode(prompts, config.prompts.negative)

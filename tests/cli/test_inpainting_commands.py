@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy
 import pytest
 import torch
@@ -58,6 +60,34 @@ def test_pictures_become_items_that_train(folder, data):
     state, description = read_lora(folder / "run" / "student.safetensors")
     assert state and description["steps"] == 2
     source.backend.open_lora(state)
+
+
+def test_diffusers_inpaints_with_the_student(folder, data):
+    """Its LoRA loads into the pipeline it was trained on and changes what that fills in."""
+    from diffusers import DiffusionPipeline
+    from safetensors.torch import save_file
+
+    if not (folder / "loaded" / "student.safetensors").exists():
+        assert train(folder, "masked", "loaded") == 0
+    state, _ = read_lora(folder / "loaded" / "student.safetensors")
+    backend = open_source(ModelConfig(path=str(folder / "model"))).backend
+    lora = backend.open_lora({name: value + 0.1 for name, value in state.items()})  # two steps change next to nothing
+    save_file(backend.export(lora), folder / "strong.safetensors")
+    index = json.loads((folder / "model" / "model_index.json").read_text())
+    absent = [name for name, part in index.items() if isinstance(part, list) and part[0] is None]
+    pipeline = DiffusionPipeline.from_pretrained(folder / "model", **dict.fromkeys(absent))
+    pipeline.set_progress_bar_config(disable=True)
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    asked = dict(image=Image.open(folder / "images" / "0.png"), mask_image=mask, height=16, width=16, output_type="np")
+
+    def fill():
+        generator = torch.Generator().manual_seed(0)
+        return pipeline("cat", num_inference_steps=2, strength=1.0, generator=generator, **asked).images
+
+    before = fill()
+    pipeline.load_lora_weights(folder / "strong.safetensors")
+    assert abs(before - fill()).max() > 1e-3
 
 
 def test_pictures_without_masks_are_refused_before_training(folder, data, capsys):

@@ -214,4 +214,4 @@ def test_random_masks_give_every_picture_several_items_that_do_not_depend_on_bat
 def test_masks_need_pictures(folder, capsys):
     (folder / "c.toml").write_text('[masks]\nsource = "random"\n')
     assert main(["cache", str(folder / "c.toml"), "--out", str(folder / "data")]) == 2
-    assert "[masks] are of own pictures: give --images FOLDER" in capsys.readouterr().err
+    assert "masks are of own pictures: give --images FOLDER" in capsys.readouterr().err
