@@ -49,8 +49,8 @@ class DMD2Config(MethodConfig):
         (0.02, 0.98),
         "Lowest and highest part (0 to 1) of the model's timesteps at which teacher and fake score are compared, and "
         "at which the discriminator judges; drawn evenly (DMD section 3.2).",
-        low=0,
-        high=1,
+        above=0,
+        below=1,
     )
     fake_score_updates: int = setting(
         5,
@@ -188,9 +188,8 @@ def matching_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
 
     real, fake: what the teacher and the fake score make of x noised again.
     """
-    scale = (
-        (x - real).abs().flatten(1).mean(1).clamp(min=1e-6)
-    )  # where the teacher would change nothing, nothing blows up
+    scale = (x - real).abs().flatten(1).mean(1)
+    scale = scale.clamp(min=1e-6)  # nothing blows up where the teacher would change nothing
     return (fake - real) / scale.view(-1, *[1] * (x.ndim - 1))
 
 
