@@ -54,8 +54,8 @@ class DMD2Config(MethodConfig):
     )
     fake_score_updates: int = setting(
         5,
-        "Updates of the fake score for each update of the student (DMD2 section 4.2: 5); those after the first see the "
-        "same results with freshly drawn noise.",
+        "Updates of the fake score for each update of the student, those after the first on the same results with "
+        "freshly drawn noise. DMD2 takes 5 (section 4.2); with the pairs term 1 is enough.",
         low=1,
         high=100,
     )
