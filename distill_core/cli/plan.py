@@ -18,6 +18,7 @@ from ..methods.components import ENCODER, Components
 from ..methods.config import MethodConfig
 from ..models.backends.diffusers import DiffusersBackend
 from ..models.denoiser import Cond
+from ..models.items import ITEM_TENSORS
 from ..models.pipelines import MiniSource, PipelineSource, open_source
 from ..models.vision import transformers_vision
 from ..perceptual import ELatentLPIPS, load_metric
@@ -142,7 +143,9 @@ def shapes_of(config: Config, source: MiniSource | PipelineSource) -> Shapes:
         pooled = torch.zeros(1, limits.pooled) if limits.pooled else None
         cond = Cond(torch.zeros(1, tokens, limits.context or 1), pooled, told)
     height, width = max(config.cache.sizes, key=lambda size: size[0] * size[1])
-    return Shapes((source.channels, height, width), cond, stored(config.method_config, backend), config.cache.guidance)
+    latent = (source.channels, height, width)
+    cond = cond.with_items({name: torch.zeros(1, *ITEM_TENSORS[name].shape(latent)) for name in limits.items})
+    return Shapes(latent, cond, stored(config.method_config, backend), config.cache.guidance)
 
 
 def stored(method: MethodConfig, backend: DiffusersBackend) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -90,17 +90,21 @@ def cache_latents(
     config: CacheConfig,
     folder: str | Path,
     description: dict | None = None,
+    items_of: Callable[[Sequence[int]], Mapping[str, Tensor]] = lambda items: {},
 ) -> Iterator[Progress]:
     """Sample the teacher and write the shards.
 
     Item i takes row i mod len(conds) and noise seeded by (seed, i). What is already there is kept, so a stopped run
     goes on where it was, and a larger count adds items. description: anything JSON that must agree then, e.g. the base
-    and the prompts. Raises ValueError when the folder holds another dataset or a latent is not finite.
+    and the prompts.  items_of: numbers of items -> their per-item tensors (`items.ITEM_TENSORS`), which the teacher is
+    told and which are stored with them. Raises ValueError when the folder holds another dataset, or for what cannot be
+    stored: a latent that is not finite, a per-item tensor that is not as declared.
     """
 
     def make(items: Sequence[int], shard: int) -> dict[str, Tensor]:
         shape = (channels, *config.sizes[shard % len(config.sizes)])
-        return _sample_batch(teacher, conds[[i % len(conds) for i in items]], shape, config, items)
+        cond = conds[[i % len(conds) for i in items]].with_items(items_of(items))
+        return _sample_batch(teacher, cond, shape, config, items)
 
     return write_shards(make, teacher.uncond, teacher.scale, config, folder, description)
 
@@ -109,7 +113,7 @@ def write_shards(
     make: Make, uncond: Cond, guidance: float, config: CacheConfig, folder: str | Path, description: dict | None = None
 ) -> Iterator[Progress]:
     """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors
-    (latents, those of their Cond, states).
+    (latents, those of their Cond, states, others of `items.ITEM_TENSORS`).
 
     All items of a shard must have the same shapes. Errors as for `cache_latents`.
     """

@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from ..devices import upload
 from ..digests import file_digest
 from ..files import check_finite, load_tensors, read_json
 from ..models.denoiser import Cond
+from ..models.items import EXTRA, conditions_in, of_file, wrong_shape, wrong_values
 from .epochs import Epochs, Item
 from .shards import shard_files
 
@@ -32,7 +33,7 @@ class Batch:
     """latents [B, C, H, W], cond of B rows, and states [B, K, C, H, W] of the teacher's path at K ``state_sigmas``.
 
     same: for each row the first row that has its latent: a bucket smaller than a batch is repeated to fill one. Empty:
-    all differ.
+    all differ.  beside: per-item tensors that no network is told (`items.ITEM_TENSORS`); what one is, is in cond.
     """
 
     latents: Tensor
@@ -40,6 +41,7 @@ class Batch:
     states: Tensor | None = None
     state_sigmas: tuple[float, ...] = ()
     same: tuple[int, ...] = ()
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def first(self) -> tuple[int, ...]:
@@ -53,13 +55,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         states = None if self.states is None else upload(self.states, device)
-        return replace(self, latents=upload(self.latents, device), cond=self.cond.to(device), states=states)
+        beside = {name: upload(value, device) for name, value in self.beside.items()}
+        latents, cond = upload(self.latents, device), self.cond.to(device)
+        return replace(self, latents=latents, cond=cond, states=states, beside=beside)
 
 
 class LatentDataset:
     """A cached dataset, opened for reading.
 
-    Raises ValueError for a folder without shards, a truncated shard, mismatched counts or latents that are not 4-D.
+    Raises ValueError for a folder without shards, a truncated shard, mismatched counts, latents that are not 4-D, or
+    per-item tensors of other shapes than declared.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -70,12 +75,13 @@ class LatentDataset:
         self.files = [_open_shard(path) for path in self.paths]
         self.members: list[LatentDataset] = [self]  # several where datasets are mixed
         self.state_sigmas = _state_sigmas(self.paths[0], self.files[0])
-        # By C, H, W, number of text tokens, and which tensors there are: what can be stacked into one batch.
+        # By C, H, W, number of text tokens, and which tensors of what shapes there are: what can be stacked into one
+        # batch.
         self.buckets: dict[tuple, list[Item]] = defaultdict(list)
         for index, file in enumerate(self.files):
             count, *shape = file.get_slice("latents").get_shape()
-            tokens = file.get_slice("context").get_shape()[1]
-            self.buckets[(*shape, tokens, *sorted(file.keys()))] += [(index, row) for row in range(count)]
+            shapes = {name: tuple(file.get_slice(name).get_shape()[1:]) for name in sorted(file.keys())}
+            self.buckets[(*shape, shapes["context"][0], *shapes.items())] += [(index, row) for row in range(count)]
         self.epochs = Epochs(self.buckets)
 
     def part(self, keep: Callable[[Item], bool]) -> LatentDataset:
@@ -98,6 +104,11 @@ class LatentDataset:
         for bucket, items in self.buckets.items():
             counts[bucket[:3]] += len(items)
         return [shape for shape, _ in counts.most_common()]
+
+    @property
+    def conditions(self) -> list[str]:
+        """Names of the per-item tensors that networks are told (`items.ITEM_TENSORS`)."""
+        return conditions_in({name for file in self.files for name in file.keys()})
 
     def manifest(self) -> dict:
         """How the latents were made (``dataset.json``)."""
@@ -150,8 +161,11 @@ class LatentDataset:
                 raise ValueError(
                     f"{self.paths[bad[0]]} has non-finite {name} in row {bad[1]}; delete the shard and cache again"
                 )
+        if wrong := wrong_values(tensors):
+            raise ValueError(f"{self.paths[items[0][0]]} is damaged: {wrong}; delete the shard and cache again")
         latents, states = tensors.pop("latents"), tensors.pop("states", None)
-        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas, same_rows(latents))
+        beside = {name: tensors.pop(name) for name in names if of_file(name) and not name.startswith(EXTRA)}
+        return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas, same_rows(latents), beside)
 
 
 def same_rows(latents: Tensor) -> tuple[int, ...]:
@@ -198,4 +212,6 @@ def _open_shard(path: Path):
         raise ValueError(f"{path}: latents and conditioning differ in count: {counts}; cache the dataset again")
     if not counts["latents"]:
         raise ValueError(f"{path} is a shard without items; delete it and run `cache` again")
+    if wrong := wrong_shape(shapes):
+        raise ValueError(f"{path}: {wrong}; cache the dataset again")
     return file

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..models.denoiser import Limits
+from ..models.items import missing
 from .dataset import LatentDataset
 
 
@@ -24,7 +25,8 @@ def check_teacher(dataset: LatentDataset, base: str) -> None:
 
 
 def check_fits(dataset: LatentDataset, limits: Limits) -> None:
-    """Raises ValueError for latents or text that the network cannot take: another family's, or too large ones."""
+    """Raises ValueError for latents or text that the network cannot take: another family's, too large ones, or ones
+    without the per-item tensors that it takes."""
     where, made = f"the dataset in {dataset.folder}", "make it with this model and its text encoders"
     for items in dataset.buckets.values():
         one = dataset.read(items[:1])
@@ -38,6 +40,11 @@ def check_fits(dataset: LatentDataset, limits: Limits) -> None:
             raise ValueError(
                 f"{where} has latents of {width} x {height}, and this model knows no position beyond {limits.side}: "
                 f"use pictures with sides of at most {8 * limits.side} pixels"
+            )
+        if lacking := missing(limits.items, one.cond.extra):
+            raise ValueError(
+                f"{where} has no {lacking}, and this model takes {' and '.join(limits.items)} of every picture beside "
+                "its latent; make it with them, or train on a model without such an input"
             )
         for name, text, wanted in (
             ("text tokens", one.cond.context, limits.context),

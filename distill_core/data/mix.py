@@ -66,7 +66,8 @@ class MixedDataset(LatentDataset):
     """Datasets read as one. Batch n is of the dataset whose turn it is, the next one of that dataset's own stream.
 
     The empty conditioning and the guidance are those of the model's own samples, where there are some.
-    Raises ValueError for datasets that were guided, or keep states, at different values.
+    Raises ValueError for datasets that were guided, or keep states, at different values, or whose items are told
+    different things.
     """
 
     def __init__(self, mix: Mix) -> None:
@@ -76,6 +77,7 @@ class MixedDataset(LatentDataset):
         self.files = [file for member in self.members for file in member.files]
         self.state_sigmas = self._same_states()
         self.guidance = self._same_guidance()
+        self._check_conditions()
         self.buckets, first = defaultdict(list), 0
         for number, member in enumerate(self.members):
             for key, items in member.buckets.items():  # the number goes last: a batch is of one member
@@ -141,6 +143,16 @@ class MixedDataset(LatentDataset):
                     "datasets of one guidance (cfg)"
                 )
         return guided[0][1] if guided else 1.0
+
+    def _check_conditions(self) -> None:
+        first = self.members[0]
+        for other in self.members[1:]:
+            if other.conditions != first.conditions:
+                a, b = (" and ".join(member.conditions) or "no per-item tensors" for member in (first, other))
+                raise ValueError(
+                    f"{first.folder} has {a} and {other.folder} has {b}: what a network is told of an item it is told "
+                    "of every one; mix datasets that have the same"
+                )
 
     def manifest(self) -> dict:
         mix = [[member.digest(), share] for member, (_, share) in zip(self.members, self.mix.parts, strict=True)]

@@ -33,15 +33,17 @@ def save_latents(
 ) -> int:
     """Write latents [C, H, W] (model space) with one conditioning row each as a dataset; returns their number.
 
-    A shard holds one latent size and one number of text tokens. Raises ValueError when the counts differ (one
-    conditioning serves all), channels differ, a latent is not finite, or the folder holds another dataset.
+    Per-item tensors (`items.ITEM_TENSORS`) are those of the conditionings. A shard holds one latent size and one shape
+    of each tensor of a conditioning. Raises ValueError when the counts differ (one conditioning serves all), channels
+    differ, a latent is not finite, a per-item tensor is not as declared, or the folder holds another dataset.
     """
     conds = list(conds) * len(latents) if len(conds) == 1 else list(conds)
     check_items(latents, conds)
     digest = hashlib.sha256()
     groups: dict[tuple, list[int]] = defaultdict(list)
     for index, (latent, cond) in enumerate(zip(latents, conds, strict=True)):
-        groups[(tuple(latent.shape), tuple(cond.context.shape))].append(index)
+        shapes = [(name, tuple(value.shape)) for name, value in cond.tensors().items()]
+        groups[(tuple(latent.shape), *shapes)].append(index)
         for tensor in (latent, *cond.tensors().values()):
             digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     folder = Path(folder)

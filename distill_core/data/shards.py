@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import first_line, sentence
 from ..files import DTYPES, load_tensors, save_tensors
+from ..models.items import wrong_shape, wrong_values
 
 FILE = re.compile(r"shard-(\d{5,})(?:\.part-(\d{5,}))?\.safetensors")
 # Items done, items in all, and the latents of the batch that is finished (None where they were already there).
@@ -79,7 +80,8 @@ def fill(
 
     A batch begins at a multiple of ``batch_size`` in its shard, unless one of another size was there: so a dataset
     that was stopped, or grew, is the one that is made at once. A damaged file is named in the log, and made again.
-    needs: tensors that each shard must have. Raises ValueError when a latent is not finite, or a file cannot be read.
+    needs: tensors that each shard must have. Raises ValueError when a latent is not finite, a per-item tensor is not as
+    declared, or a file cannot be read.
     """
     done, total = 0, sum(len(shard.items) for shard in plan)
     for number, shard in enumerate(plan):
@@ -92,6 +94,8 @@ def fill(
             tensors = make(batch, number)
             if not torch.isfinite(tensors["latents"]).all():
                 raise ValueError(f"{maker} gave non-finite latents for items {batch[0]}-{batch[-1]}")
+            if wrong := wrong_shape({name: value.shape for name, value in tensors.items()}) or wrong_values(tensors):
+                raise ValueError(f"items {batch[0]}-{batch[-1]} cannot be stored: {wrong}")
             files.add(row, {name: value.to(DTYPES[dtype]) for name, value in tensors.items()}, metadata)
             row += len(batch)
             yield done + row, total, tensors["latents"]
@@ -176,4 +180,6 @@ def read_rows(path: Path, needs: Collection[str], shard: Shard) -> dict[str, Ten
     for name, value in tensors.items():
         if not value.is_floating_point() or not torch.isfinite(value).all():
             raise Damaged(f"{path} is damaged: {name} has values that are not finite numbers")
+    if wrong := wrong_shape({name: value.shape for name, value in tensors.items()}) or wrong_values(tensors):
+        raise Damaged(f"{path} is damaged: {wrong}")
     return tensors

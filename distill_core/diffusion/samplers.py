@@ -10,13 +10,14 @@ default one generator per batch item (`noise.ItemNoise`) from ``extra_args["seed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm, trange
 
+from ..devices import like
 from .noise import ItemNoise
 from .process import FlowProcess, NoiseProcess, TimestepProcess
 
@@ -267,15 +268,24 @@ def sample_many(
     count: int,
     size: int = 50,
     progress: bool = False,
+    per_item: Mapping[str, Tensor] | None = None,
     **options,
 ) -> Tensor:
     """``count`` latents in batches of ``size``: item i has the noise of (seed, i) and conditioning i mod len(conds).
 
-    progress: show a bar.  options: of `sample`.
+    progress: show a bar.  per_item: tensors of ``count`` rows by name, of which item i has row i
+    (`models.items.ITEM_TENSORS`).  options: of `sample`. Raises ValueError for another number of rows.
     """
     parts = []
+    for name, value in (per_item or {}).items():
+        if len(value) != count:
+            raise ValueError(f"{name} has {len(value)} rows for {count} items: give one for each")
     for start in tqdm(range(0, count, size), desc=f"sample: {len(sigmas) - 1} steps", disable=not progress):
         items = range(start, min(start + size, count))
         cond = conds[[i % len(conds) for i in items]]
+        if per_item:
+            cond = cond.with_items(
+                {name: like(value[items.start : items.stop], cond.context) for name, value in per_item.items()}
+            )
         parts.append(sample(model, model.process, sigmas, cond, shape, seed=seed, items=items, **options))
     return torch.cat(parts)

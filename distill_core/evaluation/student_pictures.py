@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -58,6 +59,9 @@ class StudentPictures:
 
 
 def of_dataset(run: Run) -> list[Cond]:
-    """Conditionings of the first batch that a run learns from: prompts that need no text encoder."""
-    batch = run.dataset.batch(0, run.config.batch_size, run.config.seed)
+    """Conditionings of the first batch that a run learns from, of the pictures' size where its items have tensors of
+    their own: prompts that need no text encoder."""
+    shape = run.dataset.shapes[0]  # that of the pictures, and so of their per-item tensors
+    batches = (run.dataset.batch(number, run.config.batch_size, run.config.seed) for number in count())
+    batch = next(batch for batch in batches if not run.dataset.conditions or tuple(batch.latents.shape[1:]) == shape)
     return [batch.cond[[row]] for row in range(min(MOST, len(batch.latents)))]

@@ -20,7 +20,7 @@ Scores = dict[str, Figures]  # by number of steps
 def result_path(folder: Path, name: str, seed: int | None = None) -> Path:
     """seed: None for the teacher, whom no seed changes."""
     ending = "" if seed is None else f"-{seed}"
-    return folder / f"{name.replace(' ', '_').replace(',', '')}{ending}.json"
+    return folder / f"{name.replace(' ', '_').replace(',', '').replace(':', '')}{ending}.json"
 
 
 def save_result(path: Path, scores: Scores, **more: Any) -> None:
@@ -67,6 +67,19 @@ def of_another_ground(path: Path, found: str, ground: str) -> ValueError:
         f"{path} is of the ground {found!r}, not {ground!r}, and a table has one ground; choose another --out, or "
         f"--ground {found}"
     )
+
+
+def check_budget(paths: list[Path], budget: float) -> None:
+    """Raises ValueError for a factor that is not positive, and when one of the results that exist had another."""
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"--budget must be a number above 0, not {budget}")
+    for path in paths:
+        found = json.loads(path.read_text()).get("budget", 1.0) if path.exists() else budget
+        if found != budget:
+            raise ValueError(
+                f"{path} was trained for {found:g} times its entry's steps, not {budget:g}, and a table has one "
+                f"budget; choose another --out, or --budget {found:g}"
+            )
 
 
 def check_images(paths: list[Path], images: int) -> None:

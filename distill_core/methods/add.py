@@ -240,8 +240,7 @@ class ADD(StudentMethod):
 
         def eps(cond: Cond | None) -> Tensor:
             assert cond is not None  # the constructor has seen to it
-            rows = cond.map(lambda v: v.expand(len(noised), *v.shape[1:]))
-            return (model_input - alpha * self.teacher(noised, level, rows)) / sigma
+            return (model_input - alpha * self.teacher(noised, level, cond.rows_for(step.batch.cond))) / sigma
 
         without = eps(self.guided_teacher.uncond)
         # The paper's 200 of 1000 timesteps: flow models count them in flow time, others in their own table.
@@ -346,10 +345,10 @@ class ADDStep(StudentStep):
         """The guided teacher's x0 after ``teacher_steps`` Euler steps, evenly spaced in flow time."""
         method, x, sigma = self.method, self.teacher_noised, self.teacher_sigma
         steps = method.config.teacher_steps
-        denoised = method.guided_teacher(x, sigma, self.batch.cond)
+        denoised = self.guided_teacher(x, sigma, self.batch.cond)
         for left in range(steps - 1, 0, -1):
             lower = method.teacher.process.sigma_at_flow_time(self.teacher_time * left / steps)
             x = x + (x - denoised) * expand_like((lower - sigma) / sigma, x)
             sigma = lower
-            denoised = method.guided_teacher(x, sigma, self.batch.cond)
+            denoised = self.guided_teacher(x, sigma, self.batch.cond)
         return denoised

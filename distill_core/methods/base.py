@@ -30,7 +30,7 @@ from ..diffusion.process import expand_like
 from ..diffusion.schedules import draw_from_grid, draw_whole_schedule, same_level
 from ..models.denoiser import Cond, Denoiser, Guided
 from . import losses
-from .config import MethodConfig
+from .config import OWN, MethodConfig
 from .players import Loss, Player, PlayerSettings
 from .statistics import diversity
 
@@ -60,6 +60,8 @@ class StudentMethod:
     ) -> None:
         if config.weight("consistency") and uncond is None and guidance != 1.0:
             raise ValueError("the consistency term with guidance needs the empty conditioning (uncond)")
+        if config.guidance_range and uncond is None:
+            raise ValueError("guidance_range needs the empty conditioning (uncond)")
         self.student, self.teacher, self.config = student, teacher, config
         self.levels = config.levels(student.process)
         # Terms that ask it have refused a missing uncond in their constructors.
@@ -78,7 +80,7 @@ class StudentMethod:
         if self.adversarial:
             discriminator = Player(
                 "discriminator",
-                self.discriminator_loss,
+                self.judge,
                 dict(self.discriminator.named_parameters()),
                 settings.discriminator_lr,
                 settings.discriminator_updates,
@@ -98,8 +100,9 @@ class StudentMethod:
 
     def active(self, batch: Batch) -> list[str]:
         """The weighted terms that count on a batch: of a mix, only some items have states for pairs."""
-        known = [name for name, weight in self.config.terms.items() if weight]
-        return [name for name in known if name != "pairs" or batch.states is not None]
+        lacking = {"pairs": batch.states is None}
+        lacking["adversarial"] = self.config.adversarial_on == OWN and batch.states is not None
+        return [name for name, weight in self.config.terms.items() if weight and not lacking.get(name)]
 
     def follows_paths(self, batch: Batch) -> bool:
         """Whether items at a level that is stored start from the state there."""
@@ -108,6 +111,10 @@ class StudentMethod:
     def start(self, batch: Batch, random: ItemNoise, step: int) -> StudentStep:
         """Draw noise levels and run the student once."""
         return StudentStep(self, batch, random, step)
+
+    def judge(self, step: Any) -> Loss | None:
+        """`discriminator_loss`, None on a batch that it does not judge."""
+        return self.discriminator_loss(step) if "adversarial" in self.active(step.batch) else None
 
     def discriminator_loss(self, step: Any) -> Loss | None:
         """The discriminator's loss and what to log of it."""
@@ -148,10 +155,16 @@ class StudentMethod:
     def generator_loss(self, step: StudentStep) -> Loss | None:
         """Weighted sum of the terms; gradients are wanted for the student only."""
         total, logs, terms = step.fake.new_zeros(()), {}, self.terms()
-        for name in self.active(step.batch):
+        active = self.active(step.batch)
+        too_early = "adversarial" in active and step.number < self.config.adversarial_from
+        if too_early:
+            active.remove("adversarial")
+        for name in active:
             value = terms[name](step)
             total = total + self.config.weight(name) * value
             logs[name] = value.detach()
+        if too_early:
+            step.fake = step.fake.detach()  # in its turn the discriminator needs no graph down to the student
         if not logs:
             return None
         rows = step.batch.distinct
@@ -287,6 +300,15 @@ class StudentStep:
         return [row for row in self.batch.distinct if row in self.judged]
 
     @cached_property
+    def guided_teacher(self) -> Guided:
+        """The method's, with a guidance for each item where it is drawn."""
+        guided, span = self.method.guided_teacher, self.method.config.guidance_range
+        if not span:
+            return guided
+        scales = span[0] + (span[1] - span[0]) * self.random.named("guidance").uniform()
+        return Guided(guided.denoiser, guided.uncond, guided.scale, upload(scales, self.sigma.device))
+
+    @cached_property
     @torch.no_grad()
     def consistency_target(self) -> Tensor:
         method = self.method
@@ -304,7 +326,7 @@ class StudentStep:
     def one_level_down(self, lower: Tensor) -> Tensor:
         """Where the guided teacher's Euler step leads from the items' levels to lower ones [B]."""
         sigma, below = expand_like(self.sigma, self.x), expand_like(lower, self.x)
-        denoised = self.method.guided_teacher(self.x, self.sigma, self.batch.cond)
+        denoised = self.guided_teacher(self.x, self.sigma, self.batch.cond)
         return self.x + (self.x - denoised) / sigma * (below - sigma)
 
     def release(self) -> None:

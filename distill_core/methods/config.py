@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .base import StudentMethod
     from .components import Ingredients
 
+OWN, BOTH = "own", "both"
+
 
 @dataclass(frozen=True)
 class MethodConfig(Checked):
@@ -103,6 +105,32 @@ class MethodConfig(Checked):
         high=1,
     )
 
+    guidance_range: tuple[float, ...] = setting(
+        (),
+        "Lowest and highest guidance of the teacher, drawn evenly for each item, in the terms that ask it while the "
+        "student is trained: consistency, distillation, distribution_matching. Empty: the dataset's guidance. Stored "
+        "pairs keep theirs, and the student is not told it.",
+        added=True,
+        low=0,
+        high=100,
+    )
+    adversarial_from: int = setting(
+        0,
+        "Step of the run from which the adversarial term counts for the student; before it the other terms count "
+        "alone. The discriminator learns from the first step on, so its verdict is of use when it begins to count.",
+        added=True,
+        low=0,
+        high=10**7,
+    )
+    adversarial_on: str = setting(
+        BOTH,
+        'Batches of a mix (section [data]) that the adversarial term judges: "both" kinds, or "own", those of '
+        "pictures, which have no pairs. With own the student is judged beside pictures alone, and the pairs are the "
+        "teacher's.",
+        added=True,
+        choices=(OWN, BOTH),
+    )
+
     name: ClassVar[str]  # of its section in a TOML file and in files' metadata
     title: ClassVar[str]
     paper: ClassVar[str]
@@ -116,6 +144,13 @@ class MethodConfig(Checked):
         super().__post_init__()
         if set(self.terms) - set(self.known_terms) or not any(self.terms.values()):
             raise ValueError(f"terms must weight some of {', '.join(self.known_terms)}, got {self.terms}")
+        if self.adversarial_from and not [name for name in self.terms if self.weight(name) and name != "adversarial"]:
+            raise ValueError(
+                f"adversarial_from is {self.adversarial_from}, and until then no other term counts: give pairs, "
+                "consistency or denoising a weight, or set adversarial_from to 0"
+            )
+        if self.guidance_range and (len(self.guidance_range) != 2 or self.guidance_range[0] > self.guidance_range[1]):
+            raise ValueError(f"guidance_range must be two numbers, the lower first, not {list(self.guidance_range)}")
         given = [len(p) for p in (self.probabilities, self.warmup_probabilities) if p]
         if len({*given, *([len(self.student_sigmas)] if self.student_sigmas else [])}) > 1:
             raise ValueError("student_sigmas, probabilities and warmup_probabilities must have the same length")

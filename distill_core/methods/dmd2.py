@@ -233,12 +233,12 @@ class DMD2Step(StudentStep):
     @cached_property
     def real_answer(self) -> Tensor:
         """The guided teacher's x0."""
-        guided, noised, sigma = self.method.guided_teacher, self.noised.detach(), self.renoise_sigma
+        guided, noised, sigma = self.guided_teacher, self.noised.detach(), self.renoise_sigma
         answer = self.answer_and_maps[0] if self.method.adversarial else None
         with torch.no_grad():
             if answer is None:
                 return guided(noised, sigma, self.batch.cond)
-            return guided.around(answer, noised, sigma)
+            return guided.around(answer, noised, sigma, self.batch.cond)
 
     @cached_property
     def fake_maps(self) -> list[Tensor]:

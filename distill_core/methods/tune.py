@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,11 +33,9 @@ from ..diffusion.schedules import explicit_sigmas, same_level
 from ..discriminators.augment import KINDS, Augmentation
 from ..settings import help_of, setting
 from .base import StudentMethod, Term
-from .config import MethodConfig
+from .config import BOTH, OWN, MethodConfig
 from .ladd import LADD, LADDConfig, LADDStep
-from .players import Loss
 
-OWN, BOTH = "own", "both"
 ON_KEPT, ON_BOTH = ("keep",), ("agreement",)
 
 
@@ -152,9 +150,6 @@ class Tune(LADD):
 
     def start(self, batch: Batch, random: ItemNoise, step: int) -> TuneStep:
         return TuneStep(self, batch, random, step)
-
-    def discriminator_loss(self, step: Any) -> Loss | None:
-        return super().discriminator_loss(step) if "adversarial" in self.active(step.batch) else None
 
     def reconstruction_term(self, step: TuneStep) -> Tensor:
         """Only items at a low enough level of the turbo count."""

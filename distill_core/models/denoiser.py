@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import pick, upload
-from ..diffusion.process import NoiseProcess
+from ..diffusion.process import NoiseProcess, expand_like
 from .features import BlockInput
+from .items import EXTRA, conditions
 from .lora import Lora, LoraSwitch
 from .lora_start import Parts
 from .offload import Offload
@@ -24,7 +25,8 @@ class Cond:
 
     context: text tokens [B, T, D].  pooled: pooled text [B, P] or None.  guidance: FLUX's embedded scale [B] or None.
     mask: [B, T], 1 for a token and 0 where a shorter text is padded; None where no text is.
-    extra: what else a backend's model takes, by name (ComfyUI: reference latents, inpainting masks, sizes).
+    extra: what else a backend's model takes, by name: per-item tensors (`items.ITEM_TENSORS`), and in ComfyUI what the
+    host calls reference latents, inpainting masks, sizes.
     Numbers of a row ([B], and the mask) are always on the CPU: backends decide by them, and would wait for a device.
     """
 
@@ -80,6 +82,18 @@ class Cond:
             tensors = {name: v if are_numbers(name, v) else upload(v, device) for name, v in tensors.items()}
         return Cond.from_tensors(tensors)
 
+    def with_items(self, tensors: Mapping[str, Tensor]) -> Cond:
+        """The same with per-item tensors (`items.ITEM_TENSORS`), one row of each for a row of the conditioning."""
+        return replace(self, extra={**self.extra, **tensors})
+
+    def rows_for(self, other: Cond) -> Cond:
+        """This conditioning, of one row, for every row of ``other``, with the per-item tensors of those rows.
+
+        So the empty conditioning leaves out the text, and not the picture that is filled or edited.
+        """
+        rows = self.map(lambda value: value.expand(len(other), *value.shape[1:]))
+        return rows.with_items(conditions(other.extra))
+
     def padded(self, tokens: int) -> Cond:
         """The same with ``tokens`` rows of context, those that are added masked out."""
         missing = tokens - self.context.shape[1]
@@ -90,7 +104,7 @@ class Cond:
         return replace(self, context=context, mask=nn.functional.pad(mask, (0, missing)))
 
 
-NAMES, EXTRA = ("context", "pooled", "guidance", "mask"), "extra."
+NAMES = ("context", "pooled", "guidance", "mask")
 
 
 def are_numbers(name: str, value: Tensor) -> bool:
@@ -117,15 +131,16 @@ def cat_conds(conds: Sequence[Cond]) -> Cond:
 def without_captions(cond: Cond, empty: Cond | None, dropped: Tensor) -> Cond:
     """The conditioning with the empty one (one row) in the rows that are ``dropped`` ([B], bool), all on the CPU.
 
-    Where the two cannot share a batch (another number of tokens, say), all rows do as the first one does.
+    Per-item tensors stay. Where the two cannot share a batch (another number of tokens, say), all rows do as the first
+    one does.
     """
     if empty is None or not dropped.any():
         return cond
-    given, none = cond.tensors(), empty.tensors()
+    given, none = cond.tensors(), empty.rows_for(cond).map(Tensor.contiguous).tensors()
     alike = given.keys() == none.keys() and all(v.shape[1:] == none[k].shape[1:] for k, v in given.items())
     if not alike:
-        return empty[[0] * len(cond)] if dropped[0] else cond
-    rows = [0 if drop else 1 + row for row, drop in enumerate(dropped.tolist())]
+        return Cond.from_tensors(none) if dropped[0] else cond
+    rows = [row if drop else len(cond) + row for row, drop in enumerate(dropped.tolist())]
     return Cond.from_tensors({k: torch.cat([none[k].to(v.dtype), v])[rows] for k, v in given.items()})
 
 
@@ -136,6 +151,7 @@ class Limits:
     channels: of latents.  context, pooled: widths of text tokens and pooled text.  side: the largest side of a latent.
     pixels: of a picture that one position of a latent stands for, along a side.  patch: positions along a side that
     the network takes as one; sides of a latent are multiples of it.
+    items: names of the per-item tensors that it takes beside the latent (`items.ITEM_TENSORS`).
     None where it is not known or takes anything, 0 where it takes none.
     """
 
@@ -145,6 +161,7 @@ class Limits:
     side: int | None = None
     pixels: int = 8
     patch: int = 1
+    items: tuple[str, ...] = ()
 
 
 class Backend(Protocol):
@@ -246,26 +263,33 @@ class Denoiser:
 class Guided:
     """Classifier-free guidance around a denoiser: uncond + scale (cond - uncond), one doubled batch a step.
 
-    ``uncond`` is a Cond of one row. A scale of 1 runs the conditional branch alone.
+    ``uncond`` is a Cond of one row. Both branches are told the per-item tensors of ``cond``, so guidance is of the text
+    alone. A scale of 1 runs the conditional branch alone. scales: of each item [B], in the place of ``scale``.
     """
 
-    def __init__(self, denoiser: Denoiser, uncond: Cond, scale: float) -> None:
-        self.denoiser, self.uncond, self.scale = denoiser, uncond, scale
+    def __init__(self, denoiser: Denoiser, uncond: Cond, scale: float, scales: Tensor | None = None) -> None:
+        self.denoiser, self.uncond, self.scale, self.scales = denoiser, uncond, scale, scales
         self.process = denoiser.process
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the conditional branch alone."""
+        return self.scales is None and self.scale == 1.0
+
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        if self.scale == 1.0:
+        if self.plain:
             return self.denoiser(x, sigma, cond)
-        both = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), cat_conds([cond, self._unconds(x)]))
+        uncond = self.uncond.rows_for(cond)
+        both = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), cat_conds([cond, uncond]))
         with_text, without = both.chunk(2)
-        return without + self.scale * (with_text - without)
+        return self._extrapolated(with_text, without)
 
-    def around(self, with_text: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    def around(self, with_text: Tensor, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The guided answer where the denoiser's own, with the text, is known; one forward, none for a scale of 1."""
-        if self.scale == 1.0:
+        if self.plain:
             return with_text
-        without = self.denoiser(x, sigma, self._unconds(x))
-        return without + self.scale * (with_text - without)
+        return self._extrapolated(with_text, self.denoiser(x, sigma, self.uncond.rows_for(cond)))
 
-    def _unconds(self, x: Tensor) -> Cond:
-        return self.uncond.map(lambda value: value.expand(len(x), *value.shape[1:]))
+    def _extrapolated(self, with_text: Tensor, without: Tensor) -> Tensor:
+        scale = self.scale if self.scales is None else expand_like(self.scales, with_text)
+        return without + scale * (with_text - without)

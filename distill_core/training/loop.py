@@ -223,7 +223,7 @@ def training_step(run: Run) -> dict[str, float]:
             read_figures(run, figures)
             update(run, player)
     # The average forgets its first steps faster, while the student is still far from where it goes.
-    average = min(config.ema_decay, (1 + run.step) / (10 + run.step))
+    average = min(config.ema_decay, (1 + run.step) / (config.ema_ramp + run.step))
     for name, value in run.student_parameters.items():
         now = averaged(run.optimizers[run.players[0].name], value)
         run.ema[name].lerp_(now.to(run.ema[name]), 1 - average)

@@ -100,6 +100,15 @@ class TrainConfig(Checked):
         low=0,
         below=1,
     )
+    ema_ramp: float = setting(
+        10.0,
+        "How slowly the average comes to ema_decay: at step n its decay is at most (1 + n) / (ema_ramp + n), so that "
+        "it forgets the first steps, far from where the student goes. With 10 a decay of 0.99 is reached at step 890, "
+        "with 2 at step 98; 1 takes it from the start.",
+        added=True,
+        low=1,
+        high=1e6,
+    )
     precision: str = setting(
         "auto",
         'Arithmetic of the networks: "float32", "bfloat16", or "auto" for bfloat16 on a device that supports it and '

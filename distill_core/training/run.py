@@ -27,7 +27,7 @@ from ..files import alone_in
 from ..lora_files import save_lora
 from ..methods.base import Distance
 from ..methods.components import Components, DiscriminatorConfig, VisionConfig
-from ..methods.config import MethodConfig
+from ..methods.config import OWN, MethodConfig
 from ..methods.registry import new_method
 from ..models.denoiser import Denoiser, Guided
 from ..models.lora_stack import open_adapter
@@ -113,6 +113,15 @@ def new_run(
     check_fits(dataset, backend.limits())
     if method.weight("pairs"):
         check_teacher(dataset, config.identities["base"])
+    if (
+        method.weight("adversarial")
+        and method.adversarial_on == OWN
+        and all(member.state_sigmas for member in dataset.members)
+    ):
+        raise ValueError(
+            f'adversarial_on = "own" judges pictures, and {dataset.folder} has none: mix some in ([data] mix), or set '
+            'adversarial_on = "both"'
+        )
     if method.checks_paths and method.weight("pairs"):
         for member in dataset.members:  # each must have some, and the teacher's
             check_pairs(member, Guided(Denoiser(backend), member.uncond().to(device), guidance), path_tolerance)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...distill_core.models.denoiser import Cond, cat_conds
+from ...distill_core.models.items import conditions
 from .architectures import Architecture
 
 # Settings in a CONDITIONING that mean the whole image at every step, and so can be left out.
@@ -84,6 +85,11 @@ def host_conds(model, cond: Cond, noise: Tensor, scale: int) -> dict:
     model: the host's model_base object.  scale: pixels per latent position. Raises ValueError when the model needs
     something that the conditioning lacks.
     """
+    if own := conditions(cond.extra):
+        raise ValueError(
+            f"the items of this dataset have {' and '.join(own)}, which models of the graph are not told yet: train on "
+            "it from the command line"
+        )
     tokens = cond.context.shape[1] if cond.mask is None else int(cond.mask.sum().item())
     values = {"cross_attn": cond.context[:, :tokens], "pooled_output": cond.pooled}
     if cond.guidance is not None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from comfy_api.latest import io
 
+from ...distill_core.methods.config import MethodConfig
 from ...distill_core.models.lora import LoraConfig
 from ...distill_core.settings import settings_of
 from ...distill_core.training.loop_config import TrainConfig
@@ -105,6 +106,21 @@ def speed() -> list:
     ]
 
 
+def average() -> list:
+    """Widgets for the student's moving average."""
+    return [setting_input(io.Float, TrainConfig, "ema_ramp", default=10.0, max=1000.0, step=0.5, advanced=True)]
+
+
+def of_all_methods() -> list:
+    """Widgets for what all methods have in common."""
+    return [
+        setting_input(io.Int, MethodConfig, "adversarial_from", default=0, max=1000000, advanced=True),
+        setting_input(
+            io.String, MethodConfig, "guidance_range", "Two numbers, separated by a comma.", default="", advanced=True
+        ),
+    ]
+
+
 # A config and its widgets, each called as a field; new ones at the end, for the sake of saved workflows.
 SETTINGS = [
     (TrainConfig, train_settings),
@@ -113,6 +129,8 @@ SETTINGS = [
     (TrainConfig, memory),
     (LoraConfig, lora_memory),
     (TrainConfig, speed),
+    (TrainConfig, average),
+    (MethodConfig, of_all_methods),
 ]
 
 

@@ -11,6 +11,7 @@ from networks import LATENT, build_cond, build_network
 from distill_core.cli.main import main
 from distill_core.data.cache import CacheConfig
 from distill_core.data.dataset import LatentDataset
+from distill_core.data.mix import open_data
 from distill_core.diffusion.process import FlowProcess
 from distill_core.evaluation.frechet import Gaussian
 from distill_core.evaluation.metrics import Evaluator
@@ -18,6 +19,7 @@ from distill_core.evaluation.spaces import Space
 from distill_core.experiments import compare, grounds, results, tables
 from distill_core.methods.components import Components, VisionConfig
 from distill_core.models.backends.diffusers import DiffusersBackend
+from distill_core.training.loop import train
 
 WORDS = {"colour": torch.tensor([0, 0, 0, 1, 1, 1]), "shape": torch.tensor([0, 1, 2, 0, 1, 2])}
 FEATURES = 5
@@ -107,6 +109,30 @@ def test_another_ground_is_compared_like_the_clothes(shapes, tmp_path):
     row = next(line for line in table.splitlines() if line.startswith("| teacher | 2 |"))
     teacher = results.read_result(tmp_path / "teacher.json")
     assert teacher["ground"] == "shapes" and f"{100 * teacher['scores']['2']['alignment'].value:.1f} [" in row
+
+
+def test_pairs_of_the_teacher_and_photographs_for_the_discriminator(shapes, tmp_path, monkeypatch):
+    """Batches take turns: on the teacher's the pairs count, on photographs the discriminator."""
+    name, drawn = "LADD + pairs, judged beside photographs", []
+
+    def photographs(data, count: int, seed: int):
+        drawn.append(count)
+        latents = torch.randn(count, *LATENT, generator=torch.Generator().manual_seed(seed))
+        return list(latents), [build_cond(6)[i % 6 : i % 6 + 1] for i in range(count)]
+
+    entry = compare.ENTRIES[name]
+    short = replace(entry, train=replace(entry.train, steps=4, batch_size=4), steps=(1,))
+    monkeypatch.setitem(compare.ENTRIES, name, short)
+    monkeypatch.setitem(compare.GROUNDS, "shapes", lambda: tiny_ground(photographs=photographs))
+    assert main(command(tmp_path, "--entries", name)) == 0
+    assert drawn == [24]  # as many as the teacher's
+    data = open_data(compare.data_of(entry, tmp_path, 7))
+    logs = [event.logs for event in train(compare.prepare(tiny_ground(), short, data, 7))]
+    kinds = [data.batch(n, 4, 7).states is not None for n in range(4)]
+    assert sorted(kinds) == [False, False, True, True]
+    for of_teacher, log in zip(kinds, logs, strict=True):
+        assert ("pairs" in log) == of_teacher
+        assert ("adversarial" in log) == ("discriminator" in log) == (not of_teacher)
 
 
 def test_grounds_are_not_mixed_in_one_folder(shapes, tmp_path, capsys):

@@ -16,15 +16,14 @@ from distill_core.diffusion.process import FlowProcess
 from distill_core.evaluation.metrics import mini_scores
 from distill_core.experiments import compare
 from distill_core.experiments.compare import ForwardCount
-from distill_core.experiments.demo import draw_samples
 from distill_core.experiments.entries import Entry, settings
+from distill_core.experiments.grounds import clothes
 from distill_core.files import load_tensors
 from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.dmd2 import DMD2, MATCHING, DMD2Config, matching_gradient
 from distill_core.methods.registry import new_method
 from distill_core.models.denoiser import Cond, Denoiser
 from distill_core.models.lora import Lora, LoraSwitch
-from distill_core.models.mini import mini_backend, mini_conditioning
 from distill_core.training.loop import TrainConfig, train
 from distill_core.training.preflight import gradient_faults
 from distill_core.training.run import RunConfig, StudentConfig, student_of
@@ -310,20 +309,21 @@ def test_without_its_term_there_is_no_fake_score(dataset):
 
 def test_ten_steps_on_the_mini_model_lower_its_fd(tmp_path):
     """By distribution matching alone; the file has the student's path and nothing of the fake score."""
-    compare.cache_dataset(mini_backend(), replace(compare.CACHE, count=64, steps=4, batch_size=64), tmp_path)
+    ground = clothes()
+    ground = replace(ground, cache=replace(ground.cache, count=64, steps=4, batch_size=64))
+    ground.cache_dataset(0, tmp_path)
     method = DMD2Config(ALONE, fake_score_updates=1)
-    run = compare.prepare(Entry(method, settings(10, 16, 1e-3)), LatentDataset(tmp_path), 0)
-    classes, _ = mini_conditioning()
+    run = compare.prepare(ground, Entry(method, settings(10, 16, 1e-3)), LatentDataset(tmp_path), 0)
 
     def fd() -> float:
-        latents = draw_samples(run.method.student, 1, "euler", 0, 100, classes)
+        latents = ground.samples(run.method.student, 1, 100, sampler="euler")
         return mini_scores(latents, torch.arange(100) % 10, pixels=False)["fd"]
 
     before = fd()
     for _ in train(run):
         pass
     identities = {"base": "", "dataset": ""}
-    config = RunConfig(method, run.config, StudentConfig(compare.RANK), identities)
+    config = RunConfig(method, run.config, StudentConfig(32), identities)
     state, said = student_of(run, config)
     with run.ema_weights():
         assert fd() < 0.85 * before

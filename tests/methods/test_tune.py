@@ -66,7 +66,7 @@ def test_each_term_counts_on_its_kind_of_items(mix, kept, adversarial_on):
     assert set(method.active(step.batch)) == expected
     _, logs = method.generator_loss(step)
     assert set(logs) & set(EVERY) == expected
-    assert (method.discriminator_loss(step) is None) == ("adversarial" not in expected)
+    assert (method.judge(step) is None) == ("adversarial" not in expected)
     for name in expected:
         value = method.terms()[name](step)
         assert torch.autograd.grad(value, step.fake, retain_graph=True)[0].any(), name

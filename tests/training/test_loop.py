@@ -359,11 +359,12 @@ def test_every_update_of_the_discriminator_sees_fresh_noise(dataset):
     assert all((a != b).all() for a, b in ((times[0], times[1]), (times[1], times[2]), (noised[0], noised[1])))
 
 
-def test_the_average_follows_its_formula(dataset):
-    run = toy_run(dataset, steps=5, ema_decay=0.3)
+@pytest.mark.parametrize("ramp", [10.0, 2.0, 1.0])
+def test_the_average_follows_its_formula(dataset, ramp):
+    run = toy_run(dataset, steps=5, ema_decay=0.3, ema_ramp=ramp)
     expected = {name: value.detach().clone() for name, value in run.student_parameters.items()}
     for event in train(run):
-        decay = min(0.3, event.step / (event.step + 9))
+        decay = min(0.3, event.step / (event.step - 1 + ramp))
         expected = {n: decay * expected[n] + (1 - decay) * v.detach() for n, v in run.student_parameters.items()}
         torch.testing.assert_close(run.ema, expected)
     trained = {name: value.detach().clone() for name, value in run.student_parameters.items()}

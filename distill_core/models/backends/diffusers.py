@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cum
 from ...digests import fingerprint
 from ..compiled import INDUCTOR, check_compilable, compiled
 from ..denoiser import Cond, Limits
-from ..families import family_of_network
+from ..families import FAMILIES, family_of_network
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
+from ..items import ITEM_TENSORS, MASK, MASKED_IMAGE, SOURCE_IMAGE, missing
 from ..lora import Lora, LoraSwitch, add_differences, is_linear, linear_layers, weight_differences
 from ..lora_stack import LoraFile, put_into_weights, read_lora_file
 from ..lora_start import Parts, parts_by_name
@@ -116,22 +117,26 @@ def _unet_units(network: Network) -> list[str]:
     return names
 
 
+def _latent_channels(config: Any) -> int:
+    """Channels that come in and go out; what only comes in belongs to the item."""
+    return min(config.in_channels, config.get("out_channels") or config.in_channels)
+
+
 def _sd3_limits(config: Any) -> Limits:
     side = config.pos_embed_max_size and config.pos_embed_max_size * config.patch_size
-    return Limits(
-        config.in_channels, config.joint_attention_dim, config.pooled_projection_dim, side, patch=config.patch_size
-    )
+    widths = config.joint_attention_dim, config.pooled_projection_dim
+    return Limits(_latent_channels(config), *widths, side, patch=config.patch_size)
 
 
 def _flux_limits(config: Any) -> Limits:
-    return Limits(config.in_channels // 4, config.joint_attention_dim, config.pooled_projection_dim, patch=2)
+    return Limits(_latent_channels(config) // 4, config.joint_attention_dim, config.pooled_projection_dim, patch=2)
 
 
 def _unet_limits(config: Any) -> Limits:
     width, pooled = config.cross_attention_dim, None
     if config.addition_embed_type == "text_time":  # SDXL: the pooled text and six numbers of sizes in one vector
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    return Limits(config.in_channels, width if isinstance(width, int) else None, pooled)
+    return Limits(_latent_channels(config), width if isinstance(width, int) else None, pooled)
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,9 @@ class Architecture:
     default_process: where the model's folder has no scheduler.  lora_prefix: of LoRA keys, the pipeline's name for the
     network.  scales: read-outs and entries of a multi-scale discriminator, where the network has scales of its own.
     limits: what a network with this config can take.  units: what is offloaded piece by piece, the taps unless given.
+    items: the per-item tensors that a network of more input channels takes after the latent, in their order: one of
+    these, whichever has as many channels.  unscaled: those of them that it takes as the autoencoder gave them.
+    values: of a latent's channel that are one channel of the network's input.
     """
 
     name: str
@@ -155,7 +163,29 @@ class Architecture:
     scales: Callable[[Network], tuple[list[str], list[str]]] | None = None
     limits: Callable[[Any], Limits] = lambda config: Limits()
     units: Callable[[Network], list[str]] | None = None
+    items: tuple[tuple[str, ...], ...] = ()
+    unscaled: tuple[str, ...] = ()
+    values: int = 1
 
+    def items_of(self, config: Any) -> tuple[str, ...]:
+        """Per-item tensors that a network with this config takes after the latent. Raises ValueError for an unknown
+        number of channels."""
+        latent = _latent_channels(config) // self.values
+        more = config.in_channels // self.values - latent
+        channels = {names: sum(ITEM_TENSORS[name].shape((latent, 1, 1))[0] for name in names) for names in self.items}
+        for names in channels:
+            if channels[names] == more:
+                return names
+        if more:
+            known = "; ".join(f"{count} ({', '.join(names)})" for names, count in channels.items())
+            raise ValueError(
+                f"this network takes {more} channels beside the latent's {latent}, and what they are is not known; "
+                f"known are {known}"
+            )
+        return ()
+
+
+INPAINTING, EDITING = (MASK, MASKED_IMAGE), (SOURCE_IMAGE,)  # orders of diffusers' pipelines
 
 ARCHITECTURES = {  # by diffusers' class of the network
     "SD3Transformer2DModel": Architecture(
@@ -166,6 +196,7 @@ ARCHITECTURES = {  # by diffusers' class of the network
         patch_size=2,
         default_process=lambda: FlowProcess(timestep_multiplier=1000.0, shift_alpha=3.0),
         limits=_sd3_limits,
+        items=(INPAINTING, EDITING),
     ),
     "FluxTransformer2DModel": Architecture(
         name="flux",
@@ -175,6 +206,8 @@ ARCHITECTURES = {  # by diffusers' class of the network
         patch_size=2,
         default_process=lambda: FlowProcess(timestep_multiplier=1.0, shift_alpha=1.0),
         limits=_flux_limits,
+        items=(EDITING,),
+        values=4,
     ),
     "UNet2DConditionModel": Architecture(
         name="unet",
@@ -187,6 +220,8 @@ ARCHITECTURES = {  # by diffusers' class of the network
         scales=_unet_scales,
         limits=_unet_limits,
         units=_unet_units,
+        items=(INPAINTING, EDITING),
+        unscaled=EDITING,  # InstructPix2Pix
     ),
 }
 
@@ -196,7 +231,7 @@ class DiffusersBackend:
 
     network: one of the classes in `ARCHITECTURES`, in any precision.  process: default that of the architecture.
     gradient_checkpointing: recompute blocks in the backward; views stay correct (`LoraSwitch.checkpoint`).
-    Raises ValueError for another class.
+    Raises ValueError for another class, or input channels that nobody knows.
     """
 
     def __init__(
@@ -207,6 +242,7 @@ class DiffusersBackend:
             raise ValueError(f"{kind} is not supported; known: {', '.join(ARCHITECTURES)}")
         self.architecture = ARCHITECTURES[kind]
         self.family_name = family_of_network(kind, network.config) or self.architecture.name
+        self.items = self.architecture.items_of(network.config)
         self.network: Network = network.eval().requires_grad_(False)
         self.process = process or self.architecture.default_process()
         self.switch = LoraSwitch()
@@ -313,7 +349,25 @@ class DiffusersBackend:
         if cond.mask is not None:
             raise ValueError("texts of different lengths in a batch: encode all, the empty one too, to one length")
         dtype = next(self.network.parameters()).dtype
+        if self.items:
+            x = torch.cat([x, *self._items_of(cond, x)], dim=1)
         return self.architecture.call(self.network, x.to(dtype), timestep, cond.to(dtype=dtype))
+
+    def _items_of(self, cond: Cond, x: Tensor) -> list[Tensor]:
+        """Per-item tensors [B, ., H, W] that the network takes after the latent x [B, C, H, W]; noise scales none."""
+        if lacking := missing(self.items, cond.extra):
+            raise ValueError(
+                f"this network takes {' and '.join(self.items)} of every picture beside its latent, and here is no "
+                f"{lacking}: they belong to the items of a dataset"
+            )
+        space = FAMILIES[self.family_name].space if self.family_name in FAMILIES else None
+        found = []
+        for name in self.items:
+            value = like(cond.extra[name], x)
+            if space and name in self.architecture.unscaled:
+                value = value / space.scale + space.shift
+            found.append(value)
+        return found
 
     def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str], whole: bool = False) -> list[Tensor]:
         """Features of ``taps`` as maps; FLUX's single blocks and both kinds of transformer give image tokens only.
@@ -330,7 +384,7 @@ class DiffusersBackend:
 
     def limits(self) -> Limits:
         """What the network's config says that it can take."""
-        return self.architecture.limits(self.network.config)
+        return replace(self.architecture.limits(self.network.config), items=self.items)
 
     def description(self) -> dict[str, Any]:
         """What a LoRA's metadata says of its base: prediction, shift factor, family, fingerprint, LoRAs in it."""
