@@ -83,6 +83,7 @@ def steps_of(better: str, worse: str, *steps: str, **more) -> list[Order]:
 ADV, DISTIL = "ADD, adversarial only", "ADD, distillation only"
 HUBER, LADD, D2GAN = "pairs only", "LADD", "Diffusion2GAN"
 LOW, HIGH = "LADD, m = -1", "LADD, m = 1"
+KD, PAIRED, MATCHED = "KD", "LADD + pairs", "DMD2 + pairs"
 
 CLAIMS = [
     Claim(
@@ -148,6 +149,34 @@ CLAIMS = [
         17,
         "A paired student stays nearer to the teacher's own map (Diffusion2GAN section 4)",
         [Order((paired, "1"), (other, "1"), "drift") for paired in (HUBER, D2GAN) for other in (LADD, ADV)],
+    ),
+    Claim(
+        18,
+        "The adversarial term is better than regression on the same pairs (Diffusion2GAN table 1)",
+        [*steps_of(PAIRED, KD, "1", "2", "4"), *steps_of(PAIRED, KD, "1", "2", "4", metric="detail_error")],
+    ),
+    Claim(
+        19,
+        "Training all weights is better than a LoRA (knowledge distillation)",
+        [*steps_of("KD, all weights", KD, "1", "2", "4")],
+    ),
+    Claim(
+        20,
+        "Distribution matching is better than regression, and its discriminator makes pairs needless (DMD2 section 4)",
+        [
+            *steps_of(MATCHED, KD, "1", "2", "4"),
+            *steps_of(MATCHED, PAIRED, "1", "2", "4"),
+            *steps_of("DMD2", MATCHED, "1", "4", ties_allowed=True),
+        ],
+    ),
+    Claim(
+        21,
+        "A late adversarial term, photographs as its real side, a longer average: each helps LADD + pairs (our own)",
+        [
+            order
+            for variant in ("adversarial late", "judged beside photographs", "long average")
+            for order in steps_of(f"{PAIRED}, {variant}", PAIRED, "1", "4")
+        ],
     ),
 ]
 

@@ -32,7 +32,16 @@ from ..training.run import RunConfig, StudentConfig, new_run
 from .demo import machine
 from .entries import ENTRIES, Entry
 from .grounds import GROUNDS, Ground
-from .results import CLOTHES, Scores, check_ground, check_images, of_another_ground, result_path, save_result
+from .results import (
+    CLOTHES,
+    Scores,
+    check_budget,
+    check_ground,
+    check_images,
+    of_another_ground,
+    result_path,
+    save_result,
+)
 from .tables import report
 
 IMAGES = 10_000  # decoding 10,000 of the clothes takes about 80 processor seconds, sampling them 14 a step
@@ -185,18 +194,19 @@ def data_of(entry: Entry, folder: Path, seed: int) -> Path | Mix:
     return whole.get(entry.real) or mixed(teachers, photographs, entry.real)
 
 
-def run_entry(out: Path, seed: int, name: str, images: int, ground_name: str = CLOTHES) -> None:
+def run_entry(out: Path, seed: int, name: str, images: int, ground_name: str = CLOTHES, budget: float = 1.0) -> None:
     """Train and score one entry with one seed, on one thread, and write its result."""
     torch.set_num_threads(1)
-    entry, ground = ENTRIES[name], GROUNDS[ground_name]()
+    entry, ground = ENTRIES[name].longer(budget), GROUNDS[ground_name]()
     run, cost = train_entry(ground, entry, open_data(data_of(entry, out, seed)), seed)
     latents = teachers_own(ground, out, images)
     with run.ema_weights():
         sampler = {"sampler": "ancestral", "eta": entry.eta}
         evaluator = ground.evaluator(latents["reference"])
         scores = evaluate(ground, run.method.student, entry.steps, sampler, evaluator, images, latents["own"])
-    about = {**cost, "settings": asdict(entry), "commit": git_commit(), "machine": machine()}
-    save_result(result_path(out, name, seed), scores, entry=name, seed=seed, ground=ground_name, images=images, **about)
+    about = {"ground": ground_name, "images": images, "budget": budget, **cost, "settings": asdict(entry)}
+    about |= {"commit": git_commit(), "machine": machine()}
+    save_result(result_path(out, name, seed), scores, entry=name, seed=seed, **about)
 
 
 def compare(
@@ -207,12 +217,14 @@ def compare(
     photographs: Path | None = None,
     images: int = IMAGES,
     ground_name: str = CLOTHES,
+    budget: float = 1.0,
 ) -> None:
     """Run what has no result yet, seed by seed, ``workers`` runs at once; tables and picture are renewed after each.
 
     photographs: folder of the ground's files, for the entries on real images.  images: that every model is scored
-    on.  ground_name: of `grounds.GROUNDS`. Raises ValueError for an unknown entry, for one that the ground has no
-    images or no perceptual distance for, and when the folder has results of another ground or number of images.
+    on.  ground_name: of `grounds.GROUNDS`.  budget: factor on every entry's steps. Raises ValueError for an unknown
+    entry, for one that the ground has no images or no perceptual distance for, and when the folder has results of
+    another ground, budget or number of images.
     """
     unknown = sorted(set(names) - ENTRIES.keys())
     if unknown:
@@ -227,13 +239,14 @@ def compare(
     paths = {(seed, name): result_path(out, name, seed) for seed in seeds for name in names}
     check_ground(out, ground.name)
     check_images([result_path(out, "teacher"), *paths.values()], images)
+    check_budget(list(paths.values()), budget)
     torch.set_num_threads(1)
     score_teacher(ground, out, images)
     for seed in seeds:
         ground.cache_dataset(seed, out / f"dataset-{seed}")
         if real:
             ground.cache_photographs(photographs or Path(), seed, out / f"photographs-{seed}")
-    jobs = [(*job, images, ground_name) for job, path in paths.items() if not path.exists()]
+    jobs = [(*job, images, ground_name, budget) for job, path in paths.items() if not path.exists()]
     for _ in tqdm(run_all(out, jobs, workers), total=len(jobs), desc="runs"):
         report(out)
 
@@ -255,7 +268,7 @@ def check_entries(ground: Ground, names: Sequence[str], photographs: Path | None
     return real
 
 
-Job = tuple[int, str, int, str]  # seed, entry, images, ground
+Job = tuple[int, str, int, str, float]  # seed, entry, images, ground, budget
 
 
 def run_all(out: Path, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
@@ -282,6 +295,7 @@ def add_compare_command(commands) -> None:
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sub.add_argument("--entries", nargs="+", default=list(ENTRIES), help=f"of {', '.join(ENTRIES)}")
     sub.add_argument("--ground", choices=GROUNDS, default=CLOTHES, help="the model and how it is judged (%(default)s)")
+    sub.add_argument("--budget", type=float, default=1.0, help="factor on the steps of every entry (%(default)s)")
     sub.add_argument("--workers", type=int, default=1, help="runs at once, each on one thread")
     sub.add_argument("--images", type=int, default=IMAGES, help="that each model is scored on (default 10000)")
     sub.add_argument("--photographs", type=Path, default=Path(DEBIAN_DATA), help="folder of Fashion-MNIST's .gz files")
@@ -290,5 +304,5 @@ def add_compare_command(commands) -> None:
 
 def run_compare(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    compare(args.out, args.seeds, args.entries, args.workers, args.photographs, args.images, args.ground)
+    compare(args.out, args.seeds, args.entries, args.workers, args.photographs, args.images, args.ground, args.budget)
     print(report(args.out))

@@ -1,6 +1,7 @@
 """The configurations that `compare` trains: the methods, and with them what the claims of the papers need.
 
-An entry's steps are those that took about 70 processor seconds on the machine docs/methods.md names.
+An entry's steps are those that took about 70 processor seconds on the machine docs/methods.md names; those of knowledge
+distillation, DMD2 and the variants of LADD + pairs took as long as LADD + pairs, 37 seconds on a later machine.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from ..methods.add import ADDConfig
 from ..methods.config import MethodConfig
 from ..methods.diffusion2gan import Diffusion2GANConfig
+from ..methods.dmd2 import DMD2Config
 from ..methods.ladd import LADDConfig
 from ..training.loop_config import TrainConfig
 
@@ -35,6 +37,12 @@ class Entry:
     real: float = 0.0
     every_block: bool = False
 
+    def longer(self, factor: float) -> Entry:
+        """The same for ``factor`` times as many steps; what begins or ends at a step does so later by that factor."""
+        method = {name: round(factor * getattr(self.method, name)) for name in ("warmup_steps", "adversarial_from")}
+        train = replace(self.train, steps=max(1, round(factor * self.train.steps)))
+        return replace(self, method=replace(self.method, **method), train=train)
+
 
 def settings(steps: int, batch_size: int = 32, student_lr: float = 6e-4, **more) -> TrainConfig:
     return TrainConfig(steps, batch_size, student_lr=student_lr, **{"discriminator_lr": 4e-3, **more})
@@ -47,6 +55,11 @@ def for_add(steps: int) -> TrainConfig:
 
 def ladd(**more) -> Entry:
     return Entry(replace(LADD, **more), settings(175, student_lr=4e-4), eta=0.5, every_block=True)
+
+
+def ladd_pairs(steps: int, **more) -> Entry:
+    """LADD + pairs with other settings."""
+    return replace(LADD_PAIRS, method=replace(LADD_PAIRS.method, **more), train=replace(LADD_PAIRS.train, steps=steps))
 
 
 def paired(steps: int, method: MethodConfig = Diffusion2GANConfig(), **more) -> Entry:
@@ -71,6 +84,7 @@ LADD = LADDConfig(
     probabilities=(0.4, 0.2, 0.2, 0.2), warmup_probabilities=(0.5, 0.5, 0.0, 0.0), warmup_steps=30, renoise_mean=0.0
 )
 LADD_PAIRS = replace(ladd(terms={"adversarial": 0.25, "pairs": 1.0}), eta=1.0)
+DMD2 = DMD2Config({"distribution_matching": 1.0, "pairs": 1.0}, fake_score_updates=1, fake_score_lr=1e-3)
 KD = LADDConfig({"pairs": 1.0}, probabilities=(1.0,) * 4, warmup_steps=0, regression="mse")
 ADD = ADDConfig(probabilities=(0.7, 0.1, 0.1, 0.1), r1=0.05, r1_every=4)
 ADVERSARIAL, DISTILLATION = {"adversarial": 1.0}, {"distillation": 2.5}
@@ -85,17 +99,17 @@ ENTRIES: dict[str, Entry] = {
     "ADD, 4 teacher steps": Entry(replace(ADD, teacher_steps=4), for_add(68)),
     "LADD": ladd(),
     "LADD + pairs": LADD_PAIRS,
-    "LADD + pairs, adversarial late": replace(LADD_PAIRS, method=replace(LADD_PAIRS.method, adversarial_from=88)),
-    "LADD + pairs, judged beside photographs": replace(
-        LADD_PAIRS, method=replace(LADD_PAIRS.method, adversarial_on="own"), real=0.5
-    ),
+    "LADD + pairs, adversarial late": ladd_pairs(194, adversarial_from=97),
+    "LADD + pairs, judged beside photographs": replace(ladd_pairs(250, adversarial_on="own"), real=0.5),
     "LADD + pairs, long average": replace(LADD_PAIRS, train=replace(LADD_PAIRS.train, ema_ramp=2.0)),
     "LADD, m = 1": ladd(renoise_mean=1.0),
     "LADD, m = -1": ladd(renoise_mean=-1.0),
     "LADD, real latents": replace(ladd(), real=1.0),
-    "KD": kd(420),
-    "KD, all weights": kd(420, student_lr=1e-4, rank=0),
-    "rival: KD": rival_kd(420),
+    "KD": kd(400),
+    "KD, all weights": kd(380, student_lr=1e-4, rank=0),
+    "rival: KD": rival_kd(380),
+    "DMD2": Entry(replace(DMD2, terms=DMD2Config().terms, fake_score_updates=2), settings(100, student_lr=3e-4)),
+    "DMD2 + pairs": Entry(DMD2, settings(170)),
     "consistency only": Entry(replace(LADD, terms={"consistency": 1.0}), settings(225), every_block=True),
     "Diffusion2GAN": paired(106),
     "Diffusion2GAN, E-LatentLPIPS": paired(76, perceptual=True),

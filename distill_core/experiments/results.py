@@ -69,6 +69,19 @@ def of_another_ground(path: Path, found: str, ground: str) -> ValueError:
     )
 
 
+def check_budget(paths: list[Path], budget: float) -> None:
+    """Raises ValueError for a factor that is not positive, and when one of the results that exist had another."""
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"--budget must be a number above 0, not {budget}")
+    for path in paths:
+        found = json.loads(path.read_text()).get("budget", 1.0) if path.exists() else budget
+        if found != budget:
+            raise ValueError(
+                f"{path} was trained for {found:g} times its entry's steps, not {budget:g}, and a table has one "
+                f"budget; choose another --out, or --budget {found:g}"
+            )
+
+
 def check_images(paths: list[Path], images: int) -> None:
     """Raises ValueError when one of the results that exist was not scored on so many images: they could not be
     compared (`evaluation.frechet`)."""

@@ -60,6 +60,8 @@ class StudentMethod:
     ) -> None:
         if config.weight("consistency") and uncond is None and guidance != 1.0:
             raise ValueError("the consistency term with guidance needs the empty conditioning (uncond)")
+        if config.guidance_range and uncond is None:
+            raise ValueError("guidance_range needs the empty conditioning (uncond)")
         self.student, self.teacher, self.config = student, teacher, config
         self.levels = config.levels(student.process)
         # Terms that ask it have refused a missing uncond in their constructors.
@@ -298,6 +300,15 @@ class StudentStep:
         return [row for row in self.batch.distinct if row in self.judged]
 
     @cached_property
+    def guided_teacher(self) -> Guided:
+        """The method's, with a guidance for each item where it is drawn."""
+        guided, span = self.method.guided_teacher, self.method.config.guidance_range
+        if not span:
+            return guided
+        scales = span[0] + (span[1] - span[0]) * self.random.named("guidance").uniform()
+        return Guided(guided.denoiser, guided.uncond, guided.scale, upload(scales, self.sigma.device))
+
+    @cached_property
     @torch.no_grad()
     def consistency_target(self) -> Tensor:
         method = self.method
@@ -315,7 +326,7 @@ class StudentStep:
     def one_level_down(self, lower: Tensor) -> Tensor:
         """Where the guided teacher's Euler step leads from the items' levels to lower ones [B]."""
         sigma, below = expand_like(self.sigma, self.x), expand_like(lower, self.x)
-        denoised = self.method.guided_teacher(self.x, self.sigma, self.batch.cond)
+        denoised = self.guided_teacher(self.x, self.sigma, self.batch.cond)
         return self.x + (self.x - denoised) / sigma * (below - sigma)
 
     def release(self) -> None:

@@ -25,8 +25,9 @@ class MethodConfig(Checked):
 
     terms: dict[str, float] = setting(
         {"adversarial": 1.0},
-        "Weight of each term of the student's loss: adversarial, pairs, consistency, denoising and, for ADD, "
-        "distillation. denoising alone is ordinary training, without a discriminator. "
+        "Weight of each term of the student's loss: adversarial, distillation, pairs, consistency and denoising. "
+        "distillation is the distance to what the teacher makes of the result, noised again (ADD section 3.1). "
+        "denoising alone is ordinary training, without a discriminator. "
         "A term that is left out, or weighs 0, is not computed.",
         low=0,
         high=1e6,
@@ -105,6 +106,15 @@ class MethodConfig(Checked):
         high=1,
     )
 
+    guidance_range: tuple[float, ...] = setting(
+        (),
+        "Lowest and highest guidance of the teacher, drawn evenly for each item, in the terms that ask it while the "
+        "student is trained: consistency, distillation, distribution_matching. Empty: the dataset's guidance. Stored "
+        "pairs keep theirs, and the student is not told it.",
+        added=True,
+        low=0,
+        high=100,
+    )
     adversarial_from: int = setting(
         0,
         "Step of the run from which the adversarial term counts for the student; before it the other terms count "
@@ -140,6 +150,8 @@ class MethodConfig(Checked):
                 f"adversarial_from is {self.adversarial_from}, and until then no other term counts: give pairs, "
                 "consistency or denoising a weight, or set adversarial_from to 0"
             )
+        if self.guidance_range and (len(self.guidance_range) != 2 or self.guidance_range[0] > self.guidance_range[1]):
+            raise ValueError(f"guidance_range must be two numbers, the lower first, not {list(self.guidance_range)}")
         given = [len(p) for p in (self.probabilities, self.warmup_probabilities) if p]
         if len({*given, *([len(self.student_sigmas)] if self.student_sigmas else [])}) > 1:
             raise ValueError("student_sigmas, probabilities and warmup_probabilities must have the same length")

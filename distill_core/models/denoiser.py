@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import pick, upload
-from ..diffusion.process import NoiseProcess
+from ..diffusion.process import NoiseProcess, expand_like
 from .features import BlockInput
 from .items import EXTRA, conditions
 from .lora import Lora, LoraSwitch
@@ -264,24 +264,32 @@ class Guided:
     """Classifier-free guidance around a denoiser: uncond + scale (cond - uncond), one doubled batch a step.
 
     ``uncond`` is a Cond of one row. Both branches are told the per-item tensors of ``cond``, so guidance is of the text
-    alone. A scale of 1 runs the conditional branch alone.
+    alone. A scale of 1 runs the conditional branch alone. scales: of each item [B], in the place of ``scale``.
     """
 
-    def __init__(self, denoiser: Denoiser, uncond: Cond, scale: float) -> None:
-        self.denoiser, self.uncond, self.scale = denoiser, uncond, scale
+    def __init__(self, denoiser: Denoiser, uncond: Cond, scale: float, scales: Tensor | None = None) -> None:
+        self.denoiser, self.uncond, self.scale, self.scales = denoiser, uncond, scale, scales
         self.process = denoiser.process
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the conditional branch alone."""
+        return self.scales is None and self.scale == 1.0
+
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        if self.scale == 1.0:
+        if self.plain:
             return self.denoiser(x, sigma, cond)
         uncond = self.uncond.rows_for(cond)
         both = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), cat_conds([cond, uncond]))
         with_text, without = both.chunk(2)
-        return without + self.scale * (with_text - without)
+        return self._extrapolated(with_text, without)
 
     def around(self, with_text: Tensor, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The guided answer where the denoiser's own, with the text, is known; one forward, none for a scale of 1."""
-        if self.scale == 1.0:
+        if self.plain:
             return with_text
-        without = self.denoiser(x, sigma, self.uncond.rows_for(cond))
-        return without + self.scale * (with_text - without)
+        return self._extrapolated(with_text, self.denoiser(x, sigma, self.uncond.rows_for(cond)))
+
+    def _extrapolated(self, with_text: Tensor, without: Tensor) -> Tensor:
+        scale = self.scale if self.scales is None else expand_like(self.scales, with_text)
+        return without + scale * (with_text - without)

@@ -111,9 +111,14 @@ def average() -> list:
     return [setting_input(io.Float, TrainConfig, "ema_ramp", default=10.0, max=1000.0, step=0.5, advanced=True)]
 
 
-def adversarial() -> list:
-    """Widgets for what the discriminators of all methods have in common."""
-    return [setting_input(io.Int, MethodConfig, "adversarial_from", default=0, max=1000000, advanced=True)]
+def of_all_methods() -> list:
+    """Widgets for what all methods have in common."""
+    return [
+        setting_input(io.Int, MethodConfig, "adversarial_from", default=0, max=1000000, advanced=True),
+        setting_input(
+            io.String, MethodConfig, "guidance_range", "Two numbers, separated by a comma.", default="", advanced=True
+        ),
+    ]
 
 
 # A config and its widgets, each called as a field; new ones at the end, for the sake of saved workflows.
@@ -125,7 +130,7 @@ SETTINGS = [
     (LoraConfig, lora_memory),
     (TrainConfig, speed),
     (TrainConfig, average),
-    (MethodConfig, adversarial),
+    (MethodConfig, of_all_methods),
 ]
 
 

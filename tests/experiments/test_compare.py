@@ -13,6 +13,7 @@ from distill_core.evaluation.intervals import Figure
 from distill_core.experiments import compare, grounds, results, tables
 from distill_core.methods.add import ADDConfig
 from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.dmd2 import DMD2Config
 from distill_core.methods.ladd import LADDConfig
 from distill_core.models.mini import mini_conditioning
 
@@ -141,7 +142,7 @@ def test_the_table_gives_medians_and_intervals():
 
 def test_every_method_is_compared_and_no_seed_was_tuned_on():
     kinds = {type(entry.method) for entry in compare.ENTRIES.values()}
-    assert kinds == {LADDConfig, ADDConfig, Diffusion2GANConfig}
+    assert kinds == {LADDConfig, ADDConfig, Diffusion2GANConfig, DMD2Config}
     assert len(compare.ENTRIES) >= 6
 
 
@@ -175,3 +176,19 @@ def test_an_entry_trains_a_lora_or_all_weights(tmp_path):
         step = method.start(dataset.batch(0, 16, 0), ItemNoise(0, range(16)), 0)
         assert step.on_path.all() and len(step.sigma.unique()) == 4  # every item starts from a stored state
     assert compare.result_path(tmp_path, "rival: KD", 7).name == "rival_KD-7.json"
+
+
+def test_a_budget_is_a_factor_on_steps(small, tmp_path, capsys):
+    late = replace(compare.ENTRIES[small[0]], method=LADDConfig({"pairs": 1.0}, warmup_steps=30, adversarial_from=88))
+    longer = late.longer(2.5)
+    assert (longer.train.steps, longer.method.warmup_steps, longer.method.adversarial_from) == (5, 75, 220)
+    assert late.longer(1.0) == late and late.longer(0.01).train.steps == 1
+    arguments = ["compare", "--out", str(tmp_path), "--seeds", "7", "--images", "20", "--entries", small[0]]
+    assert main([*arguments, "--budget", "1.5"]) == 0
+    written = json.loads(compare.result_path(tmp_path, small[0], 7).read_text())
+    assert written["steps"] == 3 and written["budget"] == 1.5
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "trained for 1.5 times its entry's steps, not 1" in capsys.readouterr().err
+    assert main([*arguments, "--budget", "0"]) == 2
+    assert "--budget must be a number above 0, not 0.0" in capsys.readouterr().err
