@@ -73,7 +73,8 @@ def setting(
     how often it is saved, or the name of something that is identified by its content elsewhere. Such a setting may
     differ between a checkpoint and the run that goes on from it; all others must agree (`decisive`).
     added=True marks a setting that came after version 0.2, with a default that does what was done before: a
-    description names it where it differs from that, so runs and files of before stay what they are.
+    description names it where it differs from that, so runs and files of before stay what they are. A subclass that had
+    it before has its name in ``always_told``.
     """
     metadata: dict[str, Any] = {"help": help, "decides": decides, "added": added}
     if limits or choices:
@@ -93,7 +94,8 @@ def settings_of(cls: type) -> Iterator[Setting]:
     """
     for f in fields(cls):
         metadata = _metadata(cls, f.name)
-        flags = metadata.get("decides", True), metadata.get("added", False)
+        added = metadata.get("added", False) and f.name not in getattr(cls, "always_told", ())
+        flags = metadata.get("decides", True), added
         yield Setting(f.name, default_of(f), metadata.get("help", ""), *flags, metadata.get("range", Range()))
 
 

@@ -112,7 +112,10 @@ def ingredients(config: Config, dataset: LatentDataset | None) -> tuple[RunConfi
     method, model = config.method_config, config.model
     student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler, lora=config.lora)
     identities = {"base": "", "dataset": ""}
-    run = RunConfig(method, config.train, student, identities, config.discriminator, config.vision, model.taps)
+    guidance = config.teacher.guidance or None
+    run = RunConfig(
+        method, config.train, student, identities, config.discriminator, config.vision, model.taps, guidance
+    )
     shapes = dataset or shapes_of(config, source)
 
     def make(mode: FakeTensorMode) -> Components:

@@ -176,6 +176,7 @@ KEYS = {
     "start_from": "[lora] start_from",
     "adapter": "[lora] adapter",
     "below": "[model] loras",
+    "guidance": "[teacher] guidance",
     "adapter.student_sigmas": "[model] preset",
     "taps": "[model] taps",
     "dtype": "[model] dtype",
@@ -235,6 +236,7 @@ def describe(
         config.discriminator,
         config.vision,
         model.taps,
+        config.teacher.guidance or None,
     )
 
 

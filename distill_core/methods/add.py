@@ -2,7 +2,7 @@
 
 The student turns a noised image into a clean one in one call, at one of four levels, the highest being pure noise. Its
 result is decoded; heads on a frozen vision network judge the pixels (hinge, R1 on the heads' inputs), and the
-distillation term asks for what the teacher makes of that result, noised again. The other terms are those of `student`.
+distillation term (`distillation`) asks for what the teacher makes of that result. The other terms are those of `base`.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
-from ..devices import like, pick
+from ..devices import pick
 from ..diffusion.noise import ItemNoise
-from ..diffusion.process import expand_like
 from ..discriminators.pixel import PixelDiscriminator, text_embedding
 from ..models.denoiser import Cond, Denoiser
 from ..models.vision import VisionNetwork, image_embedding
 from ..settings import help_of, setting
 from . import losses
-from .base import Distance, Player, PlayerSettings, StudentMethod, StudentStep, Term
+from .base import Distance, Player, PlayerSettings, Term
 from .components import Ingredients, open_vision, with_tiny_decoder
 from .config import MethodConfig
+from .distillation import DistillationConfig, DistillationStep, Distilling
 from .players import Loss
 from .statistics import discriminator_health
 
@@ -34,52 +34,16 @@ SPACES = ("pixel", "latent")
 
 
 @dataclass(frozen=True)
-class ADDConfig(MethodConfig):
+class ADDConfig(DistillationConfig):
     """Everything that defines ADD. The student's levels are by default four evenly spaced ones, drawn equally often."""
 
     terms: dict[str, float] = setting(
         {"adversarial": 1.0, "distillation": 2.5}, help_of(MethodConfig, "terms") + " ADD weighs distillation by 2.5."
     )
-    weighting: str = setting(
-        "exponential",
-        'Weight c(t) of the distillation term over noise levels: "exponential", "sds" or "nfsd" (ADD section 3.3). '
-        '"nfsd" also replaces the teacher\'s direction.',
-        choices=losses.DISTILLATION_WEIGHTS,
-    )
     space: str = setting(
         "pixel",
         'Where the distillation term takes its distance: "pixel" (ADD section 3.1) or "latent", which is cheaper.',
         choices=SPACES,
-    )
-    reduction: str = setting(
-        "mean",
-        'Squared error of an item in the distillation term: "mean" or "sum" over its values.',
-        choices=losses.REDUCTIONS,
-    )
-    teacher_steps: int = setting(
-        1,
-        "Euler steps the teacher takes from the noised result for the distillation term (ADD: 1; table 1f).",
-        low=1,
-        high=100,
-    )
-    time_range: tuple[float, float] = setting(
-        (0.02, 0.98),
-        "Lowest and highest flow time (inside 0 to 1) of the noise the teacher removes, drawn evenly.",
-        above=0,
-        below=1,
-    )
-    nfsd_scale: float = setting(
-        7.5,
-        'With weighting = "nfsd": weight of the classifier-free part (Katzir et al. 2023, arXiv 2310.17590).',
-        low=0,
-        high=1000,
-    )
-    nfsd_negative: str = setting(
-        "",
-        'With weighting = "nfsd": the prompt of a bad picture, which the high noise levels lead away from (Katzir et '
-        'al.: "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, '
-        'gloomy"). Empty: the prompt of [prompts] negative.',
-        added=True,
     )
     r1: float = setting(
         1e-5,
@@ -105,12 +69,7 @@ class ADDConfig(MethodConfig):
     title: ClassVar[str] = "ADD"
     paper: ClassVar[str] = "Sauer et al. 2023, arXiv 2311.17042"
     sections = ("vision",)
-    known_terms = ("adversarial", "distillation", "pairs", "consistency", "denoising")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.time_range[0] > self.time_range[1]:
-            raise ValueError(f"time_range must go from low to high, not {list(self.time_range)}")
+    always_told = ("weighting", "reduction", "teacher_steps", "time_range", "nfsd_scale")
 
     def build(self, ingredients: Ingredients) -> ADD:
         components = with_tiny_decoder(ingredients.components, ingredients.vision.decoder)
@@ -122,30 +81,16 @@ class ADDConfig(MethodConfig):
             images = components.decode(ingredients.example.latents)
             shown = {"with_text": self.text_condition, "with_image": self.image_condition}
             discriminator = PixelDiscriminator.for_images(vision, images, ingredients.example.cond, **shown)
-        student, teacher = ingredients.student, ingredients.teacher
-        decode, negative = components.decode, None
-        if self.weighting == "nfsd" and self.nfsd_negative:
-            if components.encode is None:
-                raise ValueError("nfsd_negative needs the model's text encoder, which is not at hand here")
-            negative = components.encode(self.nfsd_negative).to(components.device)
-        return ADD(
-            student,
-            teacher,
-            discriminator,
-            vision=vision,
-            decode=decode,
-            negative=negative,
-            config=self,
-            **ingredients.shared(),
-        )
+        student, teacher, decode = ingredients.student, ingredients.teacher, components.decode
+        shared = self.shared(ingredients)
+        return ADD(student, teacher, discriminator, vision=vision, decode=decode, config=self, **shared)
 
 
-class ADD(StudentMethod):
-    """`StudentMethod` with ADD's discriminator and distillation term.
+class ADD(Distilling):
+    """`Distilling` with ADD's discriminator, and the distance in pixels if wanted.
 
     vision: the frozen network under the heads.  decode: latents [B, C, H, W] -> images [B, 3, 8 H, 8 W] in [-1, 1] with
     gradients, e.g. a TAESD decoder.  Both may be None where no term needs them.
-    negative: NFSD's conditioning (one row) of a bad image; None for uncond.
     """
 
     config: ADDConfig
@@ -165,16 +110,14 @@ class ADD(StudentMethod):
         distance: Distance | None = None,
         negative: Cond | None = None,
     ) -> None:
-        super().__init__(student, teacher, config, uncond=uncond, guidance=guidance, distance=distance)
-        if config.weight("distillation") and uncond is None and (guidance != 1.0 or config.weighting == "nfsd"):
-            raise ValueError("the distillation term with guidance, or NFSD, needs the empty conditioning (uncond)")
+        shared: dict[str, Any] = {"uncond": uncond, "guidance": guidance, "distance": distance, "negative": negative}
+        super().__init__(student, teacher, config, **shared)
         if self.adversarial and (vision is None or discriminator is None):
             raise ValueError("ADD's adversarial term needs a vision network (`vision`) and heads on it")
         in_pixels = config.weight("distillation") and config.space == "pixel"
         if decode is None and (self.adversarial or in_pixels):
             raise ValueError('ADD works on decoded images and needs a decoder; only space = "latent" does without')
         self.discriminator, self.vision, self.decode = discriminator, vision, decode
-        self.negative = uncond if negative is None else negative
 
     def check(self, batch: Batch, micro_batch: int) -> None:
         """Refuse what would waste a run: also a decoder that cuts the gradient. Raises ValueError."""
@@ -209,48 +152,18 @@ class ADD(StudentMethod):
         return self.discriminator(tokens, step.text, step.image)
 
     def terms(self) -> dict[str, Term]:
-        return {**super().terms(), "adversarial": self.adversarial_term, "distillation": self.distillation_term}
+        return {**super().terms(), "adversarial": self.adversarial_term}
 
     def adversarial_term(self, step: ADDStep) -> Tensor:
         return self.game(self.gan_generator, step, self._logits(step.fake_tokens, step), step.real_logits)
 
-    def distillation_term(self, step: ADDStep) -> Tensor:
-        """c(t) d(x, teacher's answer to x noised at t), gradient by x only (ADD eq. 4)."""
-        alpha, sigma = losses.signal_and_noise(self.teacher.process, step.teacher_sigma)
-        target = self.nfsd_target(step) if self.config.weighting == "nfsd" else step.teacher_answer
-        prediction = step.fake
-        if self.config.space == "pixel":
-            with torch.no_grad():
-                target = self.decoded(target)
-            prediction = step.fake_images
-        square = (prediction - target).float().square().flatten(1)
-        per_item = square.mean(1) if self.config.reduction == "mean" else square.sum(1)
-        return (losses.DISTILLATION_WEIGHTS[self.config.weighting](alpha, sigma) * per_item * ~step.denoises).mean()
-
-    @torch.no_grad()
-    def nfsd_target(self, step: ADDStep) -> Tensor:
-        """The target whose score-distillation gradient is w(t) (delta_D + s delta_C).
-
-        Noise-free score distillation (Katzir et al. 2023, arXiv 2310.17590, eq. 8-9): delta_C = eps(cond) -
-        eps(uncond); delta_D = eps(uncond) below timestep 200 of 1000, else eps(uncond) - eps(negative).
-        """
-        noised, level = step.teacher_noised, step.teacher_sigma
-        alpha, sigma = (expand_like(v, noised) for v in losses.signal_and_noise(self.teacher.process, level))
-        model_input = self.teacher.process.calculate_input(level, noised)
-
-        def eps(cond: Cond | None) -> Tensor:
-            assert cond is not None  # the constructor has seen to it
-            return (model_input - alpha * self.teacher(noised, level, cond.rows_for(step.batch.cond))) / sigma
-
-        without = eps(self.guided_teacher.uncond)
-        # The paper's 200 of 1000 timesteps: flow models count them in flow time, others in their own table.
-        timestep, last = (
-            self.teacher.process.timestep(v) for v in (level, level.new_full((1,), self.teacher.process.sigma_max))
-        )
-        low = expand_like(timestep / last < 0.2, noised)
-        denoising = torch.where(low, without, without - eps(self.negative))
-        direction = denoising + self.config.nfsd_scale * (eps(step.batch.cond) - without)
-        return step.fake - sigma / alpha * direction
+    def compared(self, step: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's result and its target, decoded with space = "pixel"."""
+        if self.config.space == "latent":
+            return super().compared(step, target)
+        with torch.no_grad():
+            target = self.decoded(target)
+        return step.fake_images, target
 
     def discriminator_loss(self, step: ADDStep) -> Loss:
         """GAN loss on detached tokens plus R1 on those of real images (ADD eq. 3); heads only."""
@@ -272,8 +185,8 @@ class ADD(StudentMethod):
         return loss, logs
 
 
-class ADDStep(StudentStep):
-    """A student step with its decoded images, their tokens, and the teacher's answer."""
+class ADDStep(DistillationStep):
+    """A distilled step with its decoded images and their tokens."""
 
     method: ADD
     updates = 0  # of the discriminator on this batch
@@ -323,32 +236,3 @@ class ADDStep(StudentStep):
         if self.method.config.gan_loss != "relativistic":
             return None
         return self.method._logits(self.real_tokens, self)
-
-    @cached_property
-    def teacher_time(self) -> Tensor:
-        """Flow time of the noise that the teacher removes, evenly drawn."""
-        low, high = self.method.config.time_range
-        return like(low + (high - low) * self.random.named("teacher level").uniform(), self.fake)
-
-    @cached_property
-    def teacher_sigma(self) -> Tensor:
-        return self.method.teacher.process.sigma_at_flow_time(self.teacher_time)
-
-    @cached_property
-    def teacher_noised(self) -> Tensor:
-        noise = self.random.named("teacher noise").normal_like(self.fake)
-        return self.method.teacher.process.noise_scaling(self.teacher_sigma, noise, self.fake.detach())
-
-    @cached_property
-    @torch.no_grad()
-    def teacher_answer(self) -> Tensor:
-        """The guided teacher's x0 after ``teacher_steps`` Euler steps, evenly spaced in flow time."""
-        method, x, sigma = self.method, self.teacher_noised, self.teacher_sigma
-        steps = method.config.teacher_steps
-        denoised = self.guided_teacher(x, sigma, self.batch.cond)
-        for left in range(steps - 1, 0, -1):
-            lower = method.teacher.process.sigma_at_flow_time(self.teacher_time * left / steps)
-            x = x + (x - denoised) * expand_like((lower - sigma) / sigma, x)
-            sigma = lower
-            denoised = self.guided_teacher(x, sigma, self.batch.cond)
-        return denoised

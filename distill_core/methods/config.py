@@ -25,8 +25,9 @@ class MethodConfig(Checked):
 
     terms: dict[str, float] = setting(
         {"adversarial": 1.0},
-        "Weight of each term of the student's loss: adversarial, pairs, consistency, denoising and, for ADD, "
-        "distillation. denoising alone is ordinary training, without a discriminator. "
+        "Weight of each term of the student's loss: adversarial, distillation, pairs, consistency and denoising. "
+        "distillation is the distance to what the teacher makes of the result, noised again (ADD section 3.1). "
+        "denoising alone is ordinary training, without a discriminator. "
         "A term that is left out, or weighs 0, is not computed.",
         low=0,
         high=1e6,

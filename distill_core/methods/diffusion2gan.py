@@ -2,14 +2,14 @@
 
 The dataset stores the noise in which each teacher path began. The student's answer to that noise is compared with the
 end of the path by a regression loss (E-LatentLPIPS in the paper), and judged by a trainable network initialised from
-the teacher, which sees the noise and the text as well. The other terms are those of `student`.
+the teacher, which sees the noise and the text as well. The other terms are those of `distillation` and `base`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,10 @@ from ..discriminators.network import NetworkDiscriminator
 from ..models.denoiser import Cond, Denoiser
 from ..settings import help_of, setting
 from . import losses
-from .base import Distance, StudentMethod, StudentStep, Term
+from .base import Distance, Term
 from .components import Ingredients
 from .config import MethodConfig
+from .distillation import DistillationConfig, DistillationStep, Distilling
 from .players import Loss
 from .statistics import discriminator_health
 
@@ -37,7 +38,7 @@ R1_WEIGHTS = 200_000_000  # of the network
 
 
 @dataclass(frozen=True)
-class Diffusion2GANConfig(MethodConfig):
+class Diffusion2GANConfig(DistillationConfig):
     """Everything that defines Diffusion2GAN. The student is trained at one level, the model's highest."""
 
     terms: dict[str, float] = setting({"pairs": 1.0, "adversarial": 0.1}, help_of(MethodConfig, "terms"))
@@ -112,11 +113,11 @@ class Diffusion2GANConfig(MethodConfig):
                 **ingredients.head_size(),
             )
         student, teacher = ingredients.student, ingredients.teacher
-        return Diffusion2GAN(student, teacher, discriminator, config=self, **ingredients.shared())
+        return Diffusion2GAN(student, teacher, discriminator, config=self, **self.shared(ingredients))
 
 
-class Diffusion2GAN(StudentMethod):
-    """`StudentMethod` with a trainable network as its discriminator (None where no term is adversarial)."""
+class Diffusion2GAN(Distilling):
+    """`Distilling` with a trainable network as its discriminator (None where no term is adversarial)."""
 
     config: Diffusion2GANConfig
 
@@ -130,8 +131,10 @@ class Diffusion2GAN(StudentMethod):
         uncond: Cond | None = None,
         guidance: float = 1.0,
         distance: Distance | None = None,
+        negative: Cond | None = None,
     ) -> None:
-        super().__init__(student, teacher, config, uncond=uncond, guidance=guidance, distance=distance)
+        shared: dict[str, Any] = {"uncond": uncond, "guidance": guidance, "distance": distance, "negative": negative}
+        super().__init__(student, teacher, config, **shared)
         if self.adversarial and discriminator is None:
             raise ValueError("the adversarial term needs a discriminator")
         self.discriminator = discriminator
@@ -205,7 +208,7 @@ class Diffusion2GAN(StudentMethod):
             return losses.r1_on_head_inputs(logits, [real])
 
 
-class Diffusion2GANStep(StudentStep):
+class Diffusion2GANStep(DistillationStep):
     """A student step with what the discriminator is shown beside the fake."""
 
     method: Diffusion2GAN

@@ -2,7 +2,8 @@
 
 The student turns a noised teacher latent into a clean one in one call. The discriminator re-noises that result,
 passes it through the frozen teacher and judges the teacher's block outputs; real examples are latents that the teacher
-sampled itself, with guidance. The other terms are those of `student`.
+sampled itself, with guidance. On real pictures the distillation term (`distillation`) holds the student to the teacher.
+The other terms are those of `base`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Cond, Denoiser
 from ..settings import setting
 from . import losses
-from .base import Distance, StudentMethod, StudentStep, Term
+from .base import Distance, Term
 from .components import Ingredients
-from .config import MethodConfig
+from .distillation import DistillationConfig, DistillationStep, Distilling
 from .players import Loss
 from .statistics import discriminator_health
 
@@ -34,7 +35,7 @@ WARMED_UP_ABOVE = 512  # pixels a side (LADD section 3)
 
 
 @dataclass(frozen=True)
-class LADDConfig(MethodConfig):
+class LADDConfig(DistillationConfig):
     """Everything that defines LADD; the loop has settings of its own (`training.loop.TrainConfig`).
 
     The defaults are the paper's on the model's own four levels (1, .75, .5, .25 for a flow model without a shift).
@@ -100,7 +101,7 @@ class LADDConfig(MethodConfig):
             head = ingredients.head_size()
             discriminator = LatentDiscriminator.for_teacher(teacher, taps, ingredients.example, **head)
         return self.method_class()(
-            ingredients.student, teacher, discriminator, taps=taps, config=self, **ingredients.shared()
+            ingredients.student, teacher, discriminator, taps=taps, config=self, **self.shared(ingredients)
         )
 
     def method_class(self) -> type[LADD]:
@@ -108,8 +109,8 @@ class LADDConfig(MethodConfig):
         return LADD
 
 
-class LADD(StudentMethod):
-    """`StudentMethod` with LADD's discriminator (None where no term is adversarial).  taps: teacher blocks it reads."""
+class LADD(Distilling):
+    """`Distilling` with LADD's discriminator (None where no term is adversarial).  taps: teacher blocks it reads."""
 
     config: LADDConfig
 
@@ -124,8 +125,10 @@ class LADD(StudentMethod):
         uncond: Cond | None = None,
         guidance: float = 1.0,
         distance: Distance | None = None,
+        negative: Cond | None = None,
     ) -> None:
-        super().__init__(student, teacher, config, uncond=uncond, guidance=guidance, distance=distance)
+        shared: dict[str, Any] = {"uncond": uncond, "guidance": guidance, "distance": distance, "negative": negative}
+        super().__init__(student, teacher, config, **shared)
         if self.adversarial and discriminator is None:
             raise ValueError("the adversarial term needs a discriminator")
         self.discriminator, self.taps = discriminator, list(taps)
@@ -180,7 +183,7 @@ class LADD(StudentMethod):
         return self.discriminator(maps, step.renoise_time, step.batch.cond.pooled)
 
 
-class LADDStep(StudentStep):
+class LADDStep(DistillationStep):
     """A student step with the discriminator's re-noised views of fake and real."""
 
     method: LADD

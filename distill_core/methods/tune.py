@@ -11,6 +11,7 @@ and each term counts on the kind that it is meant for (`Tune.active`):
     adversarial     own   LADD's term: results of the tuned turbo against own pictures; on kept items, too, if wanted
     denoising       own   the loss of ordinary training
     reconstruction  own   distance to the own latent, at the lower of the turbo's levels
+    distillation    own   distance to what the frozen turbo makes of the result, noised again (`distillation`)
     consistency     own   distance to the tuned turbo's answer one level further down its own list
     keep            kept  distance to the frozen turbo's answer, on states that the turbo itself visits
     agreement       both  distance of its answer at a level to what it makes in the steps that are left
@@ -46,8 +47,8 @@ class TuneConfig(LADDConfig):
     terms: dict[str, float] = setting(
         {"denoising": 1.0, "keep": 2.0},
         "Weight of each term of the student's loss. Of own pictures: adversarial, denoising, reconstruction, "
-        "consistency. Of the turbo's own samples: keep. Of both: agreement. A term that is left out, or weighs 0, is "
-        "not computed.",
+        "distillation, consistency. Of the turbo's own samples: keep. Of both: agreement. A term that is left out, or "
+        "weighs 0, is not computed.",
         low=0,
         high=1e6,
     )
@@ -94,7 +95,7 @@ class TuneConfig(LADDConfig):
     name: ClassVar[str] = "tune"
     title: ClassVar[str] = "Tune Turbo"
     paper: ClassVar[str] = "the discriminator of LADD (arXiv 2403.12015) on the turbo's own features"
-    known_terms = ("adversarial", "denoising", "reconstruction", "consistency", "keep", "agreement")
+    known_terms = ("adversarial", "denoising", "reconstruction", "distillation", "consistency", "keep", "agreement")
     tunes: ClassVar[bool] = True
 
     @property

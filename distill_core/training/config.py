@@ -13,6 +13,7 @@ from typing import get_args, get_origin, get_type_hints
 
 from ..data.cache import CacheConfig
 from ..data.kept import KeptConfig
+from ..data.masks import MaskConfig
 from ..data.mix import DataConfig
 from ..data.pictures import PictureConfig
 from ..files import read_text
@@ -21,6 +22,7 @@ from ..methods.config import MethodConfig
 from ..methods.registry import METHODS
 from ..models.lora import LoraConfig
 from ..models.pipelines import ModelConfig, is_guidance_distilled
+from ..models.teachers import TeacherConfig
 from ..settings import Checked, Setting, setting, settings_of
 from .loop_config import TrainConfig
 
@@ -48,10 +50,14 @@ class Config(Checked):
     )
     model: ModelConfig = setting(ModelConfig, "The network to distil, and the student on it.")
     lora: LoraConfig = setting(LoraConfig, "The student's LoRA beside its rank and its layers.")
+    teacher: TeacherConfig = setting(TeacherConfig, "Who the student learns from.")
     prompts: PromptConfig = setting(PromptConfig, "What the pictures are to show.")
     cache: CacheConfig = setting(CacheConfig, "How the teacher's latents are made (command `cache`).")
     pictures: PictureConfig = setting(
         PictureConfig, "How own pictures become the data instead (command `cache --images`)."
+    )
+    masks: MaskConfig = setting(
+        MaskConfig, "What of own pictures an inpainting model is to fill (command `cache --images`)."
     )
     kept: KeptConfig = setting(
         KeptConfig, 'Samples of a turbo itself that method = "tune" and the command `adapter` make first.'

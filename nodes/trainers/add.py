@@ -8,7 +8,7 @@ from ...distill_core.methods.add import SPACES, ADDConfig
 from ..common import setting_input
 from ..host.parts import VisionParts
 from .base import Trainer
-from .inputs import loss_input, r1_input, task_inputs, weight_input
+from .inputs import loss_input, r1_input, task_inputs, teacher_cfg_input, weight_input
 
 
 def vision_inputs() -> list:
@@ -57,17 +57,7 @@ def method_inputs() -> list:
             advanced=True,
         ),
         setting_input(io.Combo, ADDConfig, "space", default=SPACES[0], advanced=True),
-        io.Float.Input(
-            "teacher_cfg",
-            default=0.0,
-            min=0.0,
-            max=30.0,
-            step=0.1,
-            optional=True,
-            advanced=True,
-            tooltip="The teacher's guidance in the distillation term. 0: that of the dataset, which is cfg of Teacher "
-            "Latents, or 1 for real images.",
-        ),
+        teacher_cfg_input(),
         weight_input(
             "pairs_weight",
             0.0,
@@ -110,10 +100,6 @@ class ADDTrainer(Trainer):
     @classmethod
     def parts(cls, widgets) -> VisionParts:
         return VisionParts(vae=widgets.vae, clip_vision=widgets.clip_vision, size=widgets.vision_size)
-
-    @classmethod
-    def extra(cls, widgets) -> dict:
-        return {"guidance": widgets.teacher_cfg or None}
 
 
 NODES = [ADDTrainer]

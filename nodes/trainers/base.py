@@ -44,6 +44,7 @@ ABSENT = {
     "say": None,
     "progress": logging.info,
     "notes": (),
+    "teacher_cfg": 0.0,
 }
 # Words under which people look for what a trainer makes, and for turbo models in general.
 SEARCH = (
@@ -75,10 +76,12 @@ class Trainer(io.ComfyNode):
         loop: Sequence | None = None,
         student: Sequence | None = None,
         preview_vae: bool = True,
+        more: Sequence = (),
     ) -> io.Schema:
         """The node's schema: its ``task`` (`task_inputs`), what it needs beside the model (``parts``), the loop's
         inputs, the ``method``'s own, the student's and the preview's (with a VAE unless ``parts`` have one).
-        loop, student: None for those of every distillation."""
+        loop, student: None for those of every distillation.  more: what was added since, last for the sake of saved
+        workflows."""
         return io.Schema(
             node_id=f"TurboDistill{name}",
             display_name=display_name,
@@ -96,6 +99,7 @@ class Trainer(io.ComfyNode):
                     "settings", optional=True, tooltip="More settings, of Training Settings. Without it: the defaults."
                 ),
                 existing_run_input(),
+                *more,
             ],
             outputs=[
                 io.Model.Output(
@@ -189,6 +193,7 @@ class Trainer(io.ComfyNode):
             progress=widgets.progress,
             notes=widgets.notes,
             start_again=widgets.existing_run == START_AGAIN,
+            guidance=widgets.teacher_cfg or None,
             **cls.extra(widgets),
         )
 

@@ -73,7 +73,7 @@ class DMD2Trainer(Trainer):
 
     @classmethod
     def extra(cls, widgets) -> dict:
-        return {"guidance": widgets.teacher_cfg or None, "pairs_if_stored": True}
+        return {"pairs_if_stored": True}
 
 
 NODES = [DMD2Trainer]

@@ -97,6 +97,21 @@ def weight_input(name: str, default: float, tooltip: str, **options: Any) -> io.
     return io.Float.Input(name, default=default, tooltip=tooltip, **shared, **options)
 
 
+def teacher_cfg_input() -> io.Float.Input:
+    """The guidance of the teacher in the student's losses."""
+    return io.Float.Input(
+        "teacher_cfg",
+        default=0.0,
+        min=0.0,
+        max=30.0,
+        step=0.1,
+        optional=True,
+        advanced=True,
+        tooltip="The teacher's guidance in the distillation term. 0: that of the dataset, which is cfg of Teacher "
+        "Latents, or 1 for real images.",
+    )
+
+
 def loss_input(default: str, of: str) -> Any:
     """The adversarial loss. of: whose choice the default is."""
     return setting_input(

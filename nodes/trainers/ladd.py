@@ -8,7 +8,7 @@ from ...distill_core.methods.defaults import probabilities_for
 from ...distill_core.methods.ladd import LADDConfig
 from ..common import setting_input
 from .base import Trainer
-from .inputs import loss_input, r1_input, task_inputs, weight_input
+from .inputs import loss_input, r1_input, task_inputs, teacher_cfg_input, weight_input
 
 
 def method_inputs() -> list:
@@ -59,6 +59,20 @@ def method_inputs() -> list:
     ]
 
 
+def distillation_inputs() -> list:
+    """What holds the student to the teacher where the data are real pictures."""
+    return [
+        weight_input(
+            "distillation_weight",
+            0.0,
+            "Weight of the distance to what the teacher makes of the student's result after noising it again (ADD: "
+            "2.5). For real images, of Latents Dataset; it costs a teacher forward a step, two with guidance.",
+            advanced=True,
+        ),
+        teacher_cfg_input(),
+    ]
+
+
 class LADDTrainer(Trainer):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -69,12 +83,14 @@ class LADDTrainer(Trainer):
             aliases=["latent adversarial"],
             task=task_inputs("Made by Teacher Latents (best), or by Latents Dataset.", 4),
             method=method_inputs(),
+            more=distillation_inputs(),
         )
 
     @classmethod
     def method(cls, widgets, levels, start) -> LADDConfig:
+        distilled = {"distillation": widgets.distillation_weight} if widgets.distillation_weight else {}
         return LADDConfig(
-            terms={"adversarial": 1.0, "pairs": widgets.pairs_weight},
+            terms={"adversarial": 1.0, "pairs": widgets.pairs_weight, **distilled},
             student_sigmas=levels,
             probabilities=probabilities_for(len(levels)),
             renoise_mean=widgets.renoise_mean if widgets.renoise_std else start.renoise_mean,
