@@ -55,6 +55,9 @@ def cards(workflows: dict[str, dict]) -> dict[str, Card]:
             "Diffusion2GAN, on a CPU",
             "distil_mini_diffusion2gan",
         ),
+        "distil_mini_dmd2": distilled(
+            "Distil with DMD2", w["distil_mini_dmd2"], "2 minutes on a CPU", "distil_mini_dmd2"
+        ),
         "own_pictures": distilled("Your own pictures", w["own_pictures"], "LADD, mini model", "own_pictures"),
         "tune_mini_turbo": Card(
             "Tune a turbo",

@@ -163,6 +163,20 @@ def mini_diffusion2gan() -> dict:
     ) | {"perceptual": perceptual("mini model (shipped)")}
 
 
+def mini_dmd2() -> dict:
+    """Distribution matching with DMD's pairs, without a discriminator."""
+    return on_mini(
+        "distil_mini_dmd2",
+        "DMD2Trainer",
+        4,
+        steps=200,
+        batch_size=32,
+        adversarial_weight=0.0,
+        fake_score_updates=1,
+        fake_score_lr=1e-3,
+    )
+
+
 def own_pictures() -> dict:
     """A folder of pictures in place of the teacher's: the shipped examples, clothes in inverted grey."""
     workflow = on_mini(
@@ -252,6 +266,7 @@ DISTIL_WORKFLOWS = {
     "distil_mini_ladd": mini_ladd(),
     "distil_mini_add": mini_add(),
     "distil_mini_diffusion2gan": mini_diffusion2gan(),
+    "distil_mini_dmd2": mini_dmd2(),
     "own_pictures": own_pictures(),
     "distil_sdxl_add": sdxl_add(),
     "distil_sd1.5_diffusion2gan": sd15_diffusion2gan(),

@@ -164,6 +164,13 @@ def notes(workflows: dict[str, dict]) -> dict[str, str]:
             "about two minutes",
             "One step gives what the teacher makes of the same noise.",
         ),
+        "distil_mini_dmd2": on_mini(
+            "Distil the mini model with DMD2",
+            "A second low-rank path learns what the student's results look like; the student goes from there to the "
+            "teacher's. Pairs keep it near the teacher's own results.",
+            "about two minutes",
+            "The report shows the curves, then teacher and student.",
+        ),
         "own_pictures": note(
             "Train on your own pictures",
             "Picture Folder makes a dataset of pictures and their captions, LADD Trainer a LoRA for 4 steps that makes "

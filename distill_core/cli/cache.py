@@ -13,6 +13,7 @@ from ..data import buckets
 from ..data.cache import CacheConfig, cache_latents
 from ..data.fits import check_sizes
 from ..data.manifest import OtherDataset
+from ..data.masks import FILES, NONE, MaskConfig, with_mask_files
 from ..data.pictures import PictureConfig, survey
 from ..data.real import cache_pictures
 from ..data.shards import Progress
@@ -26,6 +27,8 @@ from ..training.config import Config, load_config
 KEYS = {
     **{f"config.{s.name}": f"[cache] {s.name}" for s in settings_of(CacheConfig)},
     **{f"pictures.{s.name}": f"[pictures] {s.name}" for s in settings_of(PictureConfig)},
+    **{f"masks.{s.name}": f"[masks] {s.name}" for s in settings_of(MaskConfig)},
+    "masks": "[masks] source",
     "guidance": "[cache] guidance",
     "embedded_guidance": "[cache] embedded_guidance",
     "dtype": "[pictures] dtype",
@@ -50,6 +53,8 @@ def run_cache(args: argparse.Namespace) -> None:
 
 
 def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
+    if config.masks.source != NONE:
+        raise ValueError("masks are of own pictures: give --images FOLDER, or leave [masks] source out")
     check_sizes(config.cache.sizes, source.backend.limits())
     prompts = read_prompts(config.prompts.prompts, source)
     conds, uncond = source.encode(prompts, config.prompts.negative)
@@ -67,6 +72,9 @@ def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource |
 
 def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
     pictures, left_out = survey(args.images, config.pictures)
+    if config.masks.source == FILES:
+        pictures, without = with_mask_files(pictures)
+        left_out |= without
     print(buckets.spell(buckets.report(pictures, left_out, config.pictures), config.train.batch_size))
     _, uncond = source.encode([], config.prompts.negative)
     made_from: dict[str, Any] = {"autoencoder": source.autoencoder_identity()}
@@ -82,6 +90,7 @@ def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource 
         config.pictures,
         made_from,
         source.scale,
+        masks=config.masks,
     )
     show(made, "cache: pictures")
 

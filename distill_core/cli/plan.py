@@ -149,7 +149,7 @@ def teacher_without_data(config: Config, backend: DiffusersBackend, mode: FakeTe
         layers = list(backend.lora_parts(load_tensors(wanted.lora)[0])[0])
         with mode:
             lora = backend.new_lora(rank_of_file(wanted.lora), layers).requires_grad_(False)
-    return Teacher(Denoiser(backend, lora), wanted.called(), "")
+    return Teacher(Denoiser(backend, lora, name=wanted.called()), "")
 
 
 def shapes_of(config: Config, source: MiniSource | PipelineSource) -> Shapes:

@@ -268,7 +268,6 @@ def describe(
         config.vision,
         model.taps,
         config.teacher.guidance or None,
-        teacher.name if teacher else "",
     )
 
 

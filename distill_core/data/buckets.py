@@ -28,7 +28,10 @@ def report(pictures: list[Picture], left_out: dict[str, str], config: PictureCon
                 "upscaled": sum(scale_of(size, bucket) > 1 for size in sizes),
             }
         )
-    files = {p.name: {"digest": p.digest, "size": list(p.size), "caption": p.caption} for p in pictures}
+    files = {
+        p.name: {"digest": p.digest, "size": list(p.size), "caption": p.caption, **({"mask": p.mask} if p.mask else {})}
+        for p in pictures
+    }
     return {"buckets": buckets, "left_out": left_out, "files": files}
 
 
@@ -71,15 +74,17 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
     """Which pictures are other ones than those that the folder's report names: "1 added (c.png); 1 changed (a.png)"."""
     try:
         before = read_json(folder / NAME)["files"]
-        old = {name: (file["digest"], file["caption"]) for name, file in before.items()}
+        old = {name: (file["digest"], file["caption"], file.get("mask")) for name, file in before.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
-    new = {name: (file["digest"], file["caption"]) for name, file in said["files"].items()}
+    new = {name: (file["digest"], file["caption"], file.get("mask")) for name, file in said["files"].items()}
+    kept = [name for name in new if name in old and new[name][0] == old[name][0]]
     kinds = {
         "added": [name for name in new if name not in old],
         "gone": [name for name in old if name not in new],
         "changed": [name for name in new if name in old and new[name][0] != old[name][0]],
-        "with another caption": [n for n in new if n in old and new[n][0] == old[n][0] and new[n][1] != old[n][1]],
+        "with another caption": [name for name in kept if new[name][1] != old[name][1]],
+        "with another mask": [name for name in kept if new[name][2] != old[name][2]],
     }
     told = [
         f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

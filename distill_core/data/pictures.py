@@ -1,7 +1,8 @@
 """Own pictures from a folder: which files count, how each is read, and what it says of itself.
 
-Hidden files and folders are left out, and folders of datasets and runs. A linked folder is entered once, and a file
-counts once, however many links lead to it. What cannot be read is left out and named, with the reason.
+Hidden files and folders are left out, folders of datasets and runs, and NAME.mask.png beside a picture NAME. A linked
+folder is entered once, and a file counts once, however many links lead to it. What cannot be read is left out and
+named, with the reason.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Picture(NamedTuple):
     """A picture that can be read.
 
     name: relative to the folder, with /.  size: (width, height) as it is meant to be seen.  digest: of the file.
+    mask: digest of the mask beside it, empty where none is used.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class Picture(NamedTuple):
     caption: str
     size: tuple[int, int]
     digest: str
+    mask: str = ""
 
 
 def find(folder: str | Path) -> dict[str, Path]:
@@ -99,7 +102,14 @@ def find(folder: str | Path) -> dict[str, Path]:
                 found.setdefault(os.path.realpath(entry), entry)
 
     enter(root)
-    return dict(sorted((printable(path.relative_to(root).as_posix()), path) for path in found.values()))
+    masks = {mask_file(path) for path in found.values()}
+    named = {printable(path.relative_to(root).as_posix()): path for path in found.values() if path not in masks}
+    return dict(sorted(named.items()))
+
+
+def mask_file(path: Path) -> Path:
+    """NAME.mask.png beside NAME.png: the picture's mask, and no picture itself."""
+    return path.with_name(f"{path.stem}.mask.png")
 
 
 def survey(folder: str | Path, config: PictureConfig) -> tuple[list[Picture], dict[str, str]]:

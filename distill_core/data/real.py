@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ..files import alone_in
 from ..models.denoiser import Cond, cat_conds
+from ..models.items import EXTRA, MASK, MASKED_IMAGE
 from .buckets import differences, report, save
 from .manifest import OtherDataset, begin
+from .masks import NONE, MaskConfig, for_latents, hidden, masks_of
 from .pictures import Picture, PictureConfig, by_bucket, read_into
 from .shards import Progress, Shard, fill
 
@@ -72,22 +74,28 @@ def cache_pictures(
     description: dict,
     scale: int = 8,
     lengths: Sequence[int] | None = None,
+    masks: MaskConfig = MaskConfig(),
 ) -> Iterator[Progress]:
     """Encode picture files as a dataset, with the report of their sizes beside it; goes on where it was stopped.
 
     encode: images [B, 3, H, W] in [-1, 1] -> latents of the model.  conds_of: numbers of pictures -> their rows.
     description: anything JSON that must agree when it goes on, the autoencoder above all.  scale: pixels of one
-    position of a latent.  lengths: tokens of each caption where they differ.
+    position of a latent.  lengths: tokens of each caption where they differ.  masks: of an inpainting model's pictures;
+    an item then has its mask and the latent of the picture that it hides a part of.
     Raises OtherDataset, which names the pictures that are other ones now.
     """
     folder, said = Path(folder), report(pictures, left_out, config)
     content = hashlib.sha256(json.dumps(said["files"], sort_keys=True).encode()).hexdigest()
     settings = {name: getattr(config, name) for name in OF_LATENTS}
     manifest = {"guidance": 1.0, "state_sigmas": [], "content": content, "pictures": settings, "dtype": config.dtype}
+    masked = masks.source != NONE
+    if masked:
+        manifest["masks"] = masks.description()
     groups: dict[tuple, list[int]] = defaultdict(list)
     for bucket, numbers in by_bucket(pictures, config).items():
         for number in numbers:
-            groups[(bucket, lengths[number] if lengths else 0)].append(number)
+            own = [number + copy * len(pictures) for copy in range(masks.each)]
+            groups[(bucket, lengths[number] if lengths else 0)] += own
     parts = [
         (bucket, group[a : a + SHARD_SIZE])
         for (bucket, _), group in groups.items()
@@ -95,8 +103,14 @@ def cache_pictures(
     ]
 
     def make(items: Sequence[int], shard: int) -> dict[str, Tensor]:
-        images = torch.stack([read_into(pictures[i], parts[shard][0], config.background) for i in items])
-        return {"latents": encode(images).float().cpu(), **conds_of(items).to("cpu").tensors()}
+        bucket, numbers = parts[shard][0], [i % len(pictures) for i in items]
+        images = torch.stack([read_into(pictures[number], bucket, config.background) for number in numbers])
+        made = {"latents": encode(images).float().cpu(), **conds_of(numbers).to("cpu").tensors()}
+        if masked:
+            drawn = masks_of(masks, pictures, items, bucket)
+            made[EXTRA + MASKED_IMAGE] = encode(hidden(images, drawn)).float().cpu()
+            made[EXTRA + MASK] = for_latents(drawn, scale)
+        return made
 
     with alone_in(folder, "caching"):
         try:
@@ -106,7 +120,9 @@ def cache_pictures(
             raise OtherDataset(folder, error.changes, error.stored, {"content": told} if told else {}) from None
         save(folder, said)
         plan = [Shard(group, (height // scale, width // scale)) for (width, height), group in parts]
-        yield from fill(folder, plan, make, config.batch_size, config.dtype, {"state_sigmas": "[]"}, maker="the VAE")
+        needs = ["latents", "context", *([EXTRA + MASK, EXTRA + MASKED_IMAGE] if masked else [])]
+        metadata = {"state_sigmas": "[]"}
+        yield from fill(folder, plan, make, config.batch_size, config.dtype, metadata, needs, "the VAE")
 
 
 def check_items(latents: Sequence[Tensor], conds: Sequence[Cond]) -> None:

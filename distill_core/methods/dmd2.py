@@ -49,13 +49,13 @@ class DMD2Config(MethodConfig):
         (0.02, 0.98),
         "Lowest and highest part (0 to 1) of the model's timesteps at which teacher and fake score are compared, and "
         "at which the discriminator judges; drawn evenly (DMD section 3.2).",
-        low=0,
-        high=1,
+        above=0,
+        below=1,
     )
     fake_score_updates: int = setting(
         5,
-        "Updates of the fake score for each update of the student (DMD2 section 4.2: 5); those after the first see the "
-        "same results with freshly drawn noise.",
+        "Updates of the fake score for each update of the student, those after the first on the same results with "
+        "freshly drawn noise. DMD2 takes 5 (section 4.2); with the pairs term 1 is enough.",
         low=1,
         high=100,
     )
@@ -188,9 +188,8 @@ def matching_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
 
     real, fake: what the teacher and the fake score make of x noised again.
     """
-    scale = (
-        (x - real).abs().flatten(1).mean(1).clamp(min=1e-6)
-    )  # where the teacher would change nothing, nothing blows up
+    scale = (x - real).abs().flatten(1).mean(1)
+    scale = scale.clamp(min=1e-6)  # nothing blows up where the teacher would change nothing
     return (fake - real) / scale.view(-1, *[1] * (x.ndim - 1))
 
 

@@ -40,6 +40,10 @@ PIPELINES: dict[str, PromptEncoding] = {
     ),
     "FluxPipeline": PromptEncoding({"prompt_2": None}, pooled=1),
 }
+PIPELINES |= {  # inpainting models are saved as pipelines of their own
+    name.replace("Pipeline", "InpaintPipeline"): PIPELINES[name]
+    for name in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+}
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,15 @@ class TeacherConfig(Checked):
 class Teacher:
     """Another teacher than the model itself.
 
-    view: what it computes.  name: what files and messages call it.  digest: of its weights, the LoRA's with them.
+    view: what it computes, with its name.  digest: of its weights, the LoRA's with them.
     """
 
     view: Denoiser
-    name: str
     digest: str
+
+    @property
+    def name(self) -> str:
+        return self.view.name
 
 
 def open_teacher(
@@ -94,7 +97,7 @@ def open_teacher(
     if config.lora:
         lora = frozen_lora(backend, config.lora, "[teacher] lora")
         digest = f"{digest}+{weights_digest(load_tensors(config.lora)[0])}"
-    return Teacher(Denoiser(backend, lora), config.called(), digest)
+    return Teacher(Denoiser(backend, lora, name=config.called()), digest)
 
 
 def teacher_view(config: TeacherConfig, model: ModelConfig, source: MiniSource | PipelineSource) -> Denoiser:

@@ -13,6 +13,7 @@ from typing import get_args, get_origin, get_type_hints
 
 from ..data.cache import CacheConfig
 from ..data.kept import KeptConfig
+from ..data.masks import MaskConfig
 from ..data.mix import DataConfig
 from ..data.pictures import PictureConfig
 from ..files import read_text
@@ -54,6 +55,9 @@ class Config(Checked):
     cache: CacheConfig = setting(CacheConfig, "How the teacher's latents are made (command `cache`).")
     pictures: PictureConfig = setting(
         PictureConfig, "How own pictures become the data instead (command `cache --images`)."
+    )
+    masks: MaskConfig = setting(
+        MaskConfig, "What of own pictures an inpainting model is to fill (command `cache --images`)."
     )
     kept: KeptConfig = setting(
         KeptConfig, 'Samples of a turbo itself that method = "tune" and the command `adapter` make first.'

@@ -56,7 +56,6 @@ class RunConfig:
     taps: blocks that heads read, empty for the method's own choice.  guidance: of the teacher, None for the dataset's.
     identities: digests of what the settings cannot say, anything JSON by name: "base" (the model) and "dataset" always,
     and what else takes part (autoencoder, vision network, perceptual metric, another teacher than the model).
-    teacher: what files call that teacher, empty for the model itself.
     Raises ValueError when one of the first two is missing.
     """
 
@@ -68,7 +67,6 @@ class RunConfig:
     vision: VisionConfig = VisionConfig()
     taps: tuple[str, ...] = ()
     guidance: float | None = None
-    teacher: str = ""
 
     def __post_init__(self) -> None:
         missing = [name for name in IDENTITIES if name not in self.identities]
@@ -320,7 +318,7 @@ def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str
         **({"adapter": Path(config.student.lora.adapter).name} if config.student.lora.adapter else {}),
         **told_guidance(run),
         **denoiser.base.description(),
-        **({"teacher": config.teacher} if config.teacher else {}),
+        **({"teacher": run.method.teacher.name} if run.method.teacher.name else {}),
         "steps": run.step,
         "config": {**config.description(), **mix, "train": decisive(run.config)},
     }

@@ -30,7 +30,7 @@ from distill_core.files import git_commit, save_json  # noqa: E402
 from distill_core.models import mini  # noqa: E402
 from workflows import WORKFLOWS  # noqa: E402
 
-NAMES = ("distil_mini_ladd", "distil_mini_add", "distil_mini_diffusion2gan")
+NAMES = ("distil_mini_ladd", "distil_mini_add", "distil_mini_diffusion2gan", "distil_mini_dmd2")
 
 
 def main() -> None:

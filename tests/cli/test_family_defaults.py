@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from models.test_pipelines import autoencoder, sd, sd3, sdxl, text_encoder, tokenizer
 from networks import CONTEXT_DIM, build_network
+from tiny_pipelines import autoencoder, sd, sd3, sdxl, text_encoder, tokenizer
 
 from distill_core.cli.main import main
 from distill_core.data.dataset import LatentDataset

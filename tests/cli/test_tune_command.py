@@ -14,10 +14,10 @@ import pytest
 import torch
 from cli.test_family_defaults import discrete, flux
 from cli.test_main import needs_signals, started
-from models.test_pipelines import text_encoder
 from networks import build_network
 from PIL import Image
 from safetensors import safe_open
+from tiny_pipelines import text_encoder
 
 from distill_core.cli.main import main
 from distill_core.cli.sample import load_student

@@ -33,6 +33,7 @@ TRAINERS = {
     "distil_mini_ladd": "TurboDistillLADDTrainer",
     "distil_mini_add": "TurboDistillADDTrainer",
     "distil_mini_diffusion2gan": "TurboDistillDiffusion2GANTrainer",
+    "distil_mini_dmd2": "TurboDistillDMD2Trainer",
     "own_pictures": "TurboDistillLADDTrainer",
     "tune_mini_turbo": "TurboDistillTuneTrainer",
     "make_adapter": "TurboDistillAdapterTrainer",

@@ -143,8 +143,8 @@ def test_accumulated_and_shared_batches_have_the_gradient_of_one_large_batch(mak
 
 @pytest.mark.parametrize("rank", [2, 0], ids=["LoRA", "all weights"])
 def test_steps_train_and_the_student_is_saved(make_method, dataset, tmp_path, rank):
-    """The guided consistency term and dropped captions are among what is trained."""
-    terms = {"adversarial": 1.0, "consistency": 1.0, "denoising": 0.5}
+    """The guided teacher (consistency, distillation) and dropped captions are among what is trained."""
+    terms = {"adversarial": 1.0, "distillation": 2.5, "consistency": 1.0, "denoising": 0.5}
     method = make_method(rank, terms=terms, consistency_levels=4)
     settings = TrainConfig(steps=2, batch_size=4, caption_dropout=0.5, checkpoint_every=1, sample_every=1)
     identities = {"base": method.student.backend.digest(), "dataset": dataset.digest()}

@@ -83,7 +83,7 @@ def described(components, dataset, method=BOTH, rank=2, **train) -> RunConfig:
     teacher = components.teacher
     identities = {"base": components.backend.digest(), "dataset": dataset.digest()}
     identities |= {"teacher": teacher.digest} if teacher else {}
-    return RunConfig(method, settings, StudentConfig(rank), identities, teacher=teacher.name if teacher else "")
+    return RunConfig(method, settings, StudentConfig(rank), identities)
 
 
 def run_with(dataset, folder=None, method=BOTH, rank=2, teacher=None, **train):
@@ -223,7 +223,7 @@ def test_a_run_without_one_is_described_as_before(dataset):
 def refused(dataset, files, match, teacher, method=BOTH, **network):
     backend = small()
     other = DiffusersBackend(build_network(teacher, **network)) if isinstance(teacher, str) else teacher
-    components = Components(backend, teacher=Teacher(Denoiser(other), "the other", "x"))
+    components = Components(backend, teacher=Teacher(Denoiser(other, name="the other"), "x"))
     with pytest.raises(ValueError, match=match):
         new_run(described(components, dataset, method), components, dataset)
 
@@ -290,7 +290,7 @@ def test_the_plan_counts_the_second_network(dataset, files):
             else:
                 with mode:
                     lora = backend.new_lora(3).requires_grad_(False)
-            return Components(backend, teacher=Teacher(Denoiser(other, lora), which, ""))
+            return Components(backend, teacher=Teacher(Denoiser(other, lora, name=which), ""))
 
         config = RunConfig(BOTH, TrainConfig(batch_size=4), StudentConfig(2), {"base": "", "dataset": ""})
         plan = plan_step(config, make, Shapes(LATENT, build_cond(1), (), 2.0), card=False)

@@ -1,0 +1,108 @@
+"""Inpainting from the command line: pictures with masks become a dataset that trains an inpainting pipeline."""
+
+from __future__ import annotations
+
+import json
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from tiny_pipelines import sd3_inpainting, sd_inpainting
+
+from distill_core.cli.main import main
+from distill_core.data.dataset import LatentDataset
+from distill_core.lora_files import read_lora
+from distill_core.models.pipelines import ModelConfig, open_source
+
+
+@pytest.fixture(scope="module", params=[sd_inpainting, sd3_inpainting], ids=lambda build: build.__name__)
+def folder(request, tmp_path_factory):
+    """A tiny pipeline, six pictures with captions, and a configuration."""
+    folder = tmp_path_factory.mktemp(request.param.__name__)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        request.param().save_pretrained(folder / "model")
+    images, rng = folder / "images", numpy.random.default_rng(0)
+    images.mkdir()
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=numpy.uint8)).save(images / f"{number}.png")
+        (images / f"{number}.txt").write_text("a red dog")
+    for name, source in (("masked", "random"), ("plain", "none")):
+        (folder / f"{name}.toml").write_text(
+            f"[model]\npath = '{folder / 'model'}'\nlora_rank = 2\n[pictures]\nsize = 16\nstep = 16\nbatch_size = 4\n"
+            f'[masks]\nsource = "{source}"\n[cache]\nsizes = [[8, 8]]\n[ladd]\nwarmup_steps = 0\n'
+            "[train]\nbatch_size = 2\nsteps = 2\nwarmup_steps = 1\ncaption_dropout = 0.5\n[discriminator]\nwidth = 8\n"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    for name in ("masked", "plain"):
+        command = ["cache", f"{folder / name}.toml", "--images", str(folder / "images"), "--out", str(folder / name)]
+        assert main(command) == 0
+    return folder / "masked"
+
+
+def train(folder, data, out: str) -> int:
+    command = ["train", str(folder / "masked.toml"), "--data", str(folder / data), "--out", str(folder / out)]
+    return main([*command, "--no-preflight"])
+
+
+def test_pictures_become_items_that_train(folder, data):
+    dataset, source = LatentDataset(data), open_source(ModelConfig(path=str(folder / "model")))
+    batch = dataset.batch(0, 2, 0)
+    assert source.backend.limits().items == ("inpaint_mask", "masked_image")
+    assert batch.cond.extra["masked_image"].shape == batch.latents.shape and dataset.uncond().extra == {}
+    torch.testing.assert_close(batch.cond.context, source.encode(["a red dog"] * 2)[0].context)
+    assert train(folder, "masked", "run") == 0
+    state, description = read_lora(folder / "run" / "student.safetensors")
+    assert state and description["steps"] == 2
+    source.backend.open_lora(state)
+
+
+def test_diffusers_inpaints_with_the_student(folder, data):
+    """Its LoRA loads into the pipeline it was trained on and changes what that fills in."""
+    from diffusers import DiffusionPipeline
+    from safetensors.torch import save_file
+
+    if not (folder / "loaded" / "student.safetensors").exists():
+        assert train(folder, "masked", "loaded") == 0
+    state, _ = read_lora(folder / "loaded" / "student.safetensors")
+    backend = open_source(ModelConfig(path=str(folder / "model"))).backend
+    lora = backend.open_lora({name: value + 0.1 for name, value in state.items()})  # two steps change next to nothing
+    save_file(backend.export(lora), folder / "strong.safetensors")
+    index = json.loads((folder / "model" / "model_index.json").read_text())
+    absent = [name for name, part in index.items() if isinstance(part, list) and part[0] is None]
+    pipeline = DiffusionPipeline.from_pretrained(folder / "model", **dict.fromkeys(absent))
+    pipeline.set_progress_bar_config(disable=True)
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    asked = dict(image=Image.open(folder / "images" / "0.png"), mask_image=mask, height=16, width=16, output_type="np")
+
+    def fill():
+        generator = torch.Generator().manual_seed(0)
+        return pipeline("cat", num_inference_steps=2, strength=1.0, generator=generator, **asked).images
+
+    before = fill()
+    pipeline.load_lora_weights(folder / "strong.safetensors")
+    assert abs(before - fill()).max() > 1e-3
+
+
+def test_pictures_without_masks_are_refused_before_training(folder, data, capsys):
+    assert train(folder, "plain", "refused") == 2
+    assert "has no inpaint_mask (a mask, 1 where the picture is to be filled)" in capsys.readouterr().err
+
+
+def test_memory_is_planned_with_the_masks(folder, capsys):
+    assert main(["plan", str(folder / "masked.toml"), "--cpu"]) == 0
+    assert "a step needs" in capsys.readouterr().out
+
+
+def test_a_picture_from_the_text_alone_is_refused_in_words(folder, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("cat\n")
+    text = (folder / "masked.toml").read_text() + f"[prompts]\nprompts = '{tmp_path / 'prompts.txt'}'\n"
+    (tmp_path / "c.toml").write_text(text)
+    assert main(["sample", str(tmp_path / "c.toml"), "--count", "1", "--out", str(tmp_path / "out")]) == 2
+    assert "takes inpaint_mask and masked_image of every picture beside its latent" in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""Masks for inpainting: the kinds and their sizes, one stream an item, and files beside pictures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from distill_core.cli.main import main
+from distill_core.data.dataset import LatentDataset
+from distill_core.data.masks import AREA, FULL, KINDS, MaskConfig, for_latents, hidden, random_masks, with_mask_files
+from distill_core.data.pictures import PictureConfig, find, survey
+from distill_core.models import mini
+
+EACH = {name: 1.0 for name in KINDS}
+sizes = st.tuples(st.integers(1, 12), st.integers(1, 12)).map(lambda size: (16 * size[0], 16 * size[1]))
+
+
+def masks(kind: str, items, size=(128, 128), seed: int = 0) -> torch.Tensor:
+    return random_masks(seed, items, size, {kind: 1.0})
+
+
+@hypothesis_settings(max_examples=60)
+@given(kind=st.sampled_from(list(KINDS)), size=sizes, seed=st.integers(0, 2**31), item=st.integers(0, 10**6))
+def test_a_mask_hides_a_fair_part(kind, size, seed, item):
+    mask = masks(kind, [item], size, seed)
+    assert mask.shape == (1, 1, size[1], size[0]) and set(mask.unique().tolist()) <= {0.0, 1.0}
+    area = mask.mean().item()
+    assert area == 1 if kind == FULL else AREA[0] <= area <= AREA[1]
+
+
+@hypothesis_settings(max_examples=30)
+@given(size=sizes, seed=st.integers(0, 2**31), items=st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
+def test_a_mask_alone_is_the_one_in_a_batch(size, seed, items):
+    together = random_masks(seed, items, size, EACH)
+    for row, item in enumerate(items):
+        assert torch.equal(together[row], random_masks(seed, [item], size, EACH)[0])
+
+
+def test_items_seeds_and_kinds_differ():
+    first = random_masks(0, range(8), (64, 64), EACH)
+    assert len({mask.numpy().tobytes() for mask in masks("strokes", range(8))}) == 8
+    assert not torch.equal(first, random_masks(1, range(8), (64, 64), EACH))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_larger_picture_has_the_same_mask_larger(kind):
+    small, large = (masks(kind, range(20), (side, side)) for side in (128, 512))
+    shrunk = (torch.nn.functional.avg_pool2d(large, 4) > 0.5).float()
+    assert (shrunk != small).float().mean() < 0.02
+
+
+def test_shares_are_those_that_are_set():
+    """A mask that hides everything is full; at 16 pixels outpainting is the only other kind that reaches corners."""
+    drawn = random_masks(3, range(600), (16, 16), {FULL: 1.0, "rectangles": 3.0})
+    assert (drawn.mean((1, 2, 3)) == 1).float().mean().item() == pytest.approx(0.25, abs=0.05)
+
+
+def test_the_sizes_are_lamas(kind_count: int = 200):
+    """At 256 pixels: rectangles of 30 to 100 with a margin of 10, borders of 4 to 25 %, discs of 5 to 25 %."""
+    boxes = masks("rectangles", range(kind_count), (256, 256))
+    assert not boxes[:, :, :10].any() and not boxes[..., -10:].any() and boxes[:, :, 10:20].any()
+    assert boxes.mean((1, 2, 3)).min() >= 30 * 30 / 256**2
+    borders = masks("outpainting", range(kind_count), (256, 256))[:, 0]
+    for side in (borders[:, 128], borders[:, :, 128]):  # a cut through the middle: two borders at most
+        ends = torch.stack([side.cumprod(1).sum(1), side.flip(1).cumprod(1).sum(1)])
+        present = ends[ends > 0]
+        assert 10 <= present.min() and present.max() <= 64 and 0.4 < (ends > 0).float().mean() < 0.65
+    discs = masks("discs", range(kind_count), (256, 256)).sum((1, 2, 3))
+    assert discs.max() <= 4 * numpy.pi * 65**2 and discs.min() >= AREA[0] * 256**2
+
+
+def test_latents_have_a_mask_where_any_pixel_is_hidden():
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., 3, 20] = 1
+    assert for_latents(mask, 8).tolist() == [[[[0, 0, 1], [0, 0, 0]]]]
+    images = torch.ones(1, 3, 16, 24)
+    assert torch.equal(hidden(images, mask), 1 - mask.expand_as(images))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"source": "drawn"}, "none, random, files"),
+        ({"shares": {"circles": 1.0}}, "strokes, discs, rectangles, outpainting, full"),
+        ({"shares": {"full": 0.0}}, "a share above 0"),
+        ({"source": "files", "each": 2}, 'each = 2 needs source = "random"'),
+        ({"each": 0}, "each"),
+    ],
+)
+def test_impossible_settings_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        MaskConfig(**bad)
+
+
+# Files
+
+
+def picture(path, size=(64, 48), colour=(200, 30, 30)):
+    Image.new("RGB", size, colour).save(path)
+
+
+def mask(path, box=(0, 0, 16, 48), size=(64, 48), white=255):
+    image = Image.new("L", size)
+    image.paste(white, box)
+    image.save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures with masks; the second is a JPEG and turned as its EXIF says."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.png", "c.png"):
+        picture(images / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (48, 64), (30, 30, 200)).save(images / "b.jpg", exif=exif)
+    for name in "abc":
+        mask(images / f"{name}.mask.png")
+    return tmp_path
+
+
+def test_a_mask_is_no_picture_unless_it_is_alone(folder):
+    mask(folder / "images" / "alone.mask.png")
+    assert list(find(folder / "images")) == ["a.png", "alone.mask.png", "b.jpg", "c.png"]
+
+
+def test_pictures_without_a_mask_that_fits_are_left_out_by_name(folder):
+    images = folder / "images"
+    for name in "defg":
+        picture(images / f"{name}.png")
+    mask(images / "e.mask.png", size=(64, 40))
+    mask(images / "f.mask.png", white=100)
+    (images / "g.mask.png").write_bytes(b"\x89PNG")
+    pictures, _ = survey(images, PictureConfig(size=64, step=16))
+    found, left_out = with_mask_files(pictures)
+    assert [p.name for p in found] == ["a.png", "b.jpg", "c.png"] and all(p.mask for p in found)
+    assert left_out["d.png"] == "has no mask d.mask.png"
+    assert left_out["e.png"] == "is 64 x 48 and its mask 64 x 40"
+    assert left_out["f.png"] == "has a mask with nothing to fill (white)"
+    assert left_out["g.png"].startswith("has a mask that cannot be read")
+    with pytest.raises(ValueError, match="no picture has a mask .*: d.png has no mask d.mask.png"):
+        with_mask_files([p for p in pictures if p.name == "d.png"])
+
+
+# The command
+
+
+def cache(folder, source: str, out: str = "data", **more) -> int:
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in {"source": source, **more}.items())
+    text = f'[pictures]\nsize = 64\nstep = 16\ncaption = "bag"\nbatch_size = 2\n[masks]\n{lines}'
+    (folder / "c.toml").write_text(text)
+    return main(["cache", str(folder / "c.toml"), "--images", str(folder / "images"), "--out", str(folder / out)])
+
+
+def read(folder, out: str = "data"):
+    dataset = LatentDataset(folder / out)
+    (items,) = dataset.buckets.values()
+    return dataset, dataset.read(items)
+
+
+def test_masks_of_files_become_items(folder, capsys):
+    assert cache(folder, "files") == 0
+    dataset, batch = read(folder)
+    (height, width), masks = batch.latents.shape[2:], batch.cond.extra["inpaint_mask"]
+    assert dataset.conditions == ["inpaint_mask", "masked_image"] and len(dataset) == 3
+    assert masks.shape == (3, 1, height, width) and dataset.manifest()["masks"] == {"source": "files"}
+    quarter = width // 4
+    assert masks[..., :quarter].all() and not masks[..., quarter + 1 :].any()
+    said = json.loads((folder / "data" / "pictures.json").read_text())
+    assert all(file["mask"] for file in said["files"].values())
+    # What is hidden is grey before it is encoded; far from the edge nothing else changes.
+    image = torch.full((1, 3, 8 * height, 8 * width), 200 / 127.5 - 1)
+    image[:, 1:] = 30 / 127.5 - 1
+    shown = image.clone()
+    shown[..., : 2 * width] = 0
+    with torch.no_grad():
+        expected = mini.load_autoencoder().encoder(shown)[0]
+    assert (batch.cond.extra["masked_image"][0] - expected).abs().max() < 1e-4
+    # A mask that is another one now is named.
+    mask(folder / "images" / "c.mask.png", box=(0, 0, 32, 48))
+    assert cache(folder, "files") == 2
+    assert "1 with another mask (c.png)" in capsys.readouterr().err
+
+
+def test_random_masks_give_every_picture_several_items_that_do_not_depend_on_batches(folder, capsys):
+    assert cache(folder, "random", each=3, seed=5) == 0
+    dataset, batch = read(folder)
+    assert len(dataset) == 9 and batch.cond.extra["masked_image"].shape == batch.latents.shape
+    size = (8 * batch.latents.shape[3], 8 * batch.latents.shape[2])
+    # Item i is of picture i mod 3, and the copies of a picture lie together.
+    numbers = [0, 3, 6, 1, 4, 7, 2, 5, 8]
+    expected = for_latents(random_masks(5, numbers, size, MaskConfig().shares), 8)
+    assert torch.equal(batch.cond.extra["inpaint_mask"], expected)
+    assert torch.equal(batch.latents[0], batch.latents[2]) and not torch.equal(batch.latents[0], batch.latents[3])
+    # A stopped command goes on: without its shard the same one is made.
+    (shard,) = dataset.paths
+    before = shard.read_bytes()
+    shard.unlink()
+    assert cache(folder, "random", each=3, seed=5) == 0 and shard.read_bytes() == before
+    capsys.readouterr()
+    assert cache(folder, "random", each=3, seed=6) == 2
+    assert "[masks] seed is 6 now, was 5" in capsys.readouterr().err
+    assert cache(folder, "none") == 2 and "[masks] " in capsys.readouterr().err
+
+
+def test_masks_need_pictures(folder, capsys):
+    (folder / "c.toml").write_text('[masks]\nsource = "random"\n')
+    assert main(["cache", str(folder / "c.toml"), "--out", str(folder / "data")]) == 2
+    assert "masks are of own pictures: give --images FOLDER" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""Whole diffusers pipelines of a few thousand weights, as they are saved to a folder."""
+
+from __future__ import annotations
+
+from networks import build_network
+
+
+def tokenizer():
+    """CLIP's tokenizer with letters as its whole vocabulary."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=12)
+
+
+def text_encoder(width: int, projection: int | None = None):
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=54,
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        projection_dim=projection or 8,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def autoencoder(**config):
+    from diffusers import AutoencoderKL
+
+    blocks = dict(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        latent_channels=4,
+        layers_per_block=1,
+    )
+    return AutoencoderKL(**{**blocks, **config}).eval()
+
+
+def sd3(kind: str = "StableDiffusion3Pipeline", channels: int = 4, **network):
+    import diffusers
+
+    return getattr(diffusers, kind)(
+        transformer=build_network("sd3", **network),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(scaling_factor=1.5, shift_factor=0.1, latent_channels=channels),
+        text_encoder=text_encoder(16, 8),
+        tokenizer=tokenizer(),
+        text_encoder_2=text_encoder(16, 8),
+        tokenizer_2=tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def sd(kind: str = "StableDiffusionPipeline", **network):
+    import diffusers
+
+    return getattr(diffusers, kind)(
+        unet=build_network("unet", **network),
+        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear"),
+        vae=autoencoder(scaling_factor=0.5),
+        text_encoder=text_encoder(32),
+        tokenizer=tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sd_inpainting():
+    return sd("StableDiffusionInpaintPipeline", in_channels=9)
+
+
+def sd3_inpainting():
+    return sd3("StableDiffusion3InpaintPipeline", 16, in_channels=33, out_channels=16)
+
+
+def sdxl():
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+
+    added = dict(
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16
+    )
+    return StableDiffusionXLPipeline(
+        unet=build_network("unet", **added),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear"),
+        vae=autoencoder(scaling_factor=0.5),
+        text_encoder=text_encoder(16),
+        tokenizer=tokenizer(),
+        text_encoder_2=text_encoder(16, 16),
+        tokenizer_2=tokenizer(),
+        add_watermarker=False,
+    )
