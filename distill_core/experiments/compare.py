@@ -251,16 +251,24 @@ def compare(
         report(out)
 
 
+def lacking(ground: Ground, entry: Entry) -> str:
+    """What an entry needs and the ground has not, empty for nothing."""
+    if entry.real and ground.photographs is None:
+        return "photographs"
+    return "perceptual distance" if entry.perceptual and ground.distance is None else ""
+
+
+def possible_entries(ground: Ground) -> list[str]:
+    """The entries that the ground has everything for."""
+    return [name for name, entry in ENTRIES.items() if not lacking(ground, entry)]
+
+
 def check_entries(ground: Ground, names: Sequence[str], photographs: Path | None) -> list[str]:
     """The entries that learn from real images. Raises ValueError for those that the ground has nothing for."""
+    for name in names:
+        if what := lacking(ground, ENTRIES[name]):
+            raise ValueError(f"the ground {ground.name!r} has no {what} for {name!r}: leave it out with --entries")
     real = [name for name in names if ENTRIES[name].real]
-    missing = {
-        "photographs": real if ground.photographs is None else [],
-        "perceptual distance": [] if ground.distance else [name for name in names if ENTRIES[name].perceptual],
-    }
-    for what, entries in missing.items():
-        if entries:
-            raise ValueError(f"the ground {ground.name!r} has no {what} for {entries}: leave them out with --entries")
     if real and ground.photographs_need and not (photographs and photographs.is_dir()):
         raise ValueError(
             f"{real} need {ground.photographs_need}, give --photographs DIR, or leave them out with --entries"
@@ -293,7 +301,7 @@ def add_compare_command(commands) -> None:
     )
     sub.add_argument("--out", type=Path, required=True, help="output folder; a stopped command goes on there")
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    sub.add_argument("--entries", nargs="+", default=list(ENTRIES), help=f"of {', '.join(ENTRIES)}")
+    sub.add_argument("--entries", nargs="+", help=f"of {', '.join(ENTRIES)}; default: all that the ground can do")
     sub.add_argument("--ground", choices=GROUNDS, default=CLOTHES, help="the model and how it is judged (%(default)s)")
     sub.add_argument("--budget", type=float, default=1.0, help="factor on the steps of every entry (%(default)s)")
     sub.add_argument("--workers", type=int, default=1, help="runs at once, each on one thread")
@@ -304,5 +312,6 @@ def add_compare_command(commands) -> None:
 
 def run_compare(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    compare(args.out, args.seeds, args.entries, args.workers, args.photographs, args.images, args.ground, args.budget)
+    names = args.entries or possible_entries(GROUNDS[args.ground]())
+    compare(args.out, args.seeds, names, args.workers, args.photographs, args.images, args.ground, args.budget)
     print(report(args.out))

@@ -1,7 +1,7 @@
 """The configurations that `compare` trains: the methods, and with them what the claims of the papers need.
 
 An entry's steps are those that took about 70 processor seconds on the machine docs/methods.md names; those of knowledge
-distillation, DMD2 and the variants of LADD + pairs took as long as LADD + pairs, 37 seconds on a later machine.
+distillation, DMD2 and the variants of LADD + pairs took as long as LADD + pairs, 37 to 43 on a later, shared machine.
 """
 
 from __future__ import annotations

@@ -154,7 +154,10 @@ def test_grounds_are_not_mixed_in_one_folder(shapes, tmp_path, capsys):
 )
 def test_a_ground_refuses_entries_that_it_has_nothing_for(shapes, tmp_path, capsys, entry, missing):
     assert main(command(tmp_path, "--entries", entry)) == 2
-    assert f"the ground 'shapes' has no {missing} for ['{entry}']" in capsys.readouterr().err
+    assert f"the ground 'shapes' has no {missing} for '{entry}'" in capsys.readouterr().err
+    possible = compare.possible_entries(tiny_ground())  # what is run where --entries is left out
+    assert entry not in possible and set(shapes) <= set(possible)
+    assert compare.possible_entries(grounds.clothes()) == list(compare.ENTRIES)
 
 
 def test_two_images_of_each_conditioning_are_needed(shapes, tmp_path, capsys):

@@ -57,6 +57,17 @@ def test_every_trainer_takes_the_settings(host, method):
     assert "above 0.01" not in host.log()[before:]
 
 
+def test_settings_of_all_methods_and_of_the_average(host):
+    late = dict(adversarial_from=2, guidance_range="1.0, 3.0", ema_ramp=2.0)
+    host.run(training("late", settings=dict(late, log_every=1)), 300)
+    config = read_lora(lora_of(host, "late"))[1]["config"]
+    assert config["ladd"]["adversarial_from"] == 2 and config["ladd"]["guidance_range"] == [1.0, 3.0]
+    assert config["train"]["ema_ramp"] == 2.0
+    logs = log_of(host, "late")
+    assert ["adversarial" in entry for entry in logs] == [False, False, True, True]
+    assert all("pairs" in entry and "discriminator" in entry for entry in logs)
+
+
 def test_betas_left_empty_are_the_trainers_own(host):
     host.run(training("own_betas", settings=dict(lr_schedule="cosine")), 120)
     assert read_lora(lora_of(host, "own_betas"))[1]["config"]["train"]["betas"] == [0.0, 0.99]
