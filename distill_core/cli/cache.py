@@ -75,7 +75,8 @@ def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource 
     if config.masks.source == FILES:
         pictures, without = with_mask_files(pictures)
         left_out |= without
-    print(buckets.spell(buckets.report(pictures, left_out, config.pictures), config.train.batch_size))
+    said = buckets.report(pictures, left_out, config.pictures)
+    print(buckets.spell(said, config.train.batch_size, config.masks.each))
     _, uncond = source.encode([], config.prompts.negative)
     made_from: dict[str, Any] = {"autoencoder": source.autoencoder_identity()}
     if uncond.guidance is not None:

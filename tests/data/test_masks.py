@@ -14,6 +14,7 @@ from PIL import Image
 
 from distill_core.cli.main import main
 from distill_core.data.dataset import LatentDataset
+from distill_core.data.held_out import hold_out
 from distill_core.data.masks import AREA, FULL, KINDS, MaskConfig, for_latents, hidden, random_masks, with_mask_files
 from distill_core.data.pictures import PictureConfig, find, survey
 from distill_core.models import mini
@@ -192,6 +193,7 @@ def test_masks_of_files_become_items(folder, capsys):
 
 def test_random_masks_give_every_picture_several_items_that_do_not_depend_on_batches(folder, capsys):
     assert cache(folder, "random", each=3, seed=5) == 0
+    assert "times an epoch" not in capsys.readouterr().out  # nine items fill batches of four
     dataset, batch = read(folder)
     assert len(dataset) == 9 and batch.cond.extra["masked_image"].shape == batch.latents.shape
     size = (8 * batch.latents.shape[3], 8 * batch.latents.shape[2])
@@ -200,6 +202,9 @@ def test_random_masks_give_every_picture_several_items_that_do_not_depend_on_bat
     expected = for_latents(random_masks(5, numbers, size, MaskConfig().shares), 8)
     assert torch.equal(batch.cond.extra["inpaint_mask"], expected)
     assert torch.equal(batch.latents[0], batch.latents[2]) and not torch.equal(batch.latents[0], batch.latents[3])
+    # One picture's items are held out together, so none of it is trained on.
+    learnt, held_out = hold_out(dataset, 1, seed=0)
+    assert len(learnt) == 6 and len(held_out) == 3 and held_out.batch(0, 3, 0).same == (0, 0, 0)
     # A stopped command goes on: without its shard the same one is made.
     (shard,) = dataset.paths
     before = shard.read_bytes()
