@@ -146,9 +146,9 @@ def teacher_without_data(config: Config, backend: DiffusersBackend, mode: FakeTe
         backend = DiffusersBackend(network, opened.process, model.gradient_checkpointing)
     lora = None
     if wanted.lora:
-        layers = list(backend.lora_parts(load_tensors(wanted.lora)[0])[0])
+        layers, rank = list(backend.lora_parts(load_tensors(wanted.lora)[0])[0]), rank_of_file(wanted.lora)
         with mode:
-            lora = backend.new_lora(rank_of_file(wanted.lora), layers).requires_grad_(False)
+            lora = backend.new_lora(rank, layers).requires_grad_(False)
     return Teacher(Denoiser(backend, lora, name=wanted.called()), "")
 
 

@@ -229,9 +229,11 @@ def open_dataset(args: argparse.Namespace, config: Config) -> LatentDataset:
 def key_of(name: str) -> str:
     """The key in the TOML file of a setting's dotted name."""
     section, _, rest = name.partition(".")
+    if name in KEYS:
+        return KEYS[name]
     if section in SECTIONS:
         return f"[{section}] {rest}" if rest else "method"
-    return KEYS.get(name, f"[train] {name}")
+    return f"[train] {name}"
 
 
 def describe(
