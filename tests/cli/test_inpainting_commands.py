@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from tiny_pipelines import sd3_inpainting, sd_inpainting
+from tiny_pipelines import sd3_inpainting, sd_inpainting, sdxl_inpainting
 
 from distill_core.cli.main import main
 from distill_core.cli.sample import first_items
@@ -20,7 +20,9 @@ from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.models.pipelines import ModelConfig, open_source
 
 
-@pytest.fixture(scope="module", params=[sd_inpainting, sd3_inpainting], ids=lambda build: build.__name__)
+@pytest.fixture(
+    scope="module", params=[sd_inpainting, sdxl_inpainting, sd3_inpainting], ids=lambda build: build.__name__
+)
 def folder(request, tmp_path_factory):
     """A tiny pipeline, six pictures with captions, and a configuration."""
     folder = tmp_path_factory.mktemp(request.param.__name__)
