@@ -92,10 +92,10 @@ def run_train(args: argparse.Namespace) -> None:
 def check_teacher_choice(config: Config) -> None:
     """Raises ValueError for another teacher where there can be none."""
     if config.teacher.other and config.method_config.tunes:
-        raise ValueError("a turbo that is tuned is its own teacher: leave path and lora of [teacher] empty")
+        raise ValueError("a turbo that is tuned is its own teacher: leave [teacher] path and [teacher] lora empty")
     if config.teacher.other and config.train.shard:
         raise ValueError(
-            "another teacher cannot be shared out: leave path and lora of [teacher] empty, or set shard = false"
+            "another teacher cannot be shared out: leave [teacher] path and [teacher] lora empty, or set shard = false"
         )
 
 

@@ -24,7 +24,7 @@ def check_other_teacher(teacher: Teacher, method: MethodConfig, model: Backend, 
     """
     other = teacher.view.backend
     if method.tunes:
-        raise ValueError("a turbo that is tuned is its own teacher: leave path and lora of [teacher] empty")
+        raise ValueError("a turbo that is tuned is its own teacher: leave [teacher] path and [teacher] lora empty")
     if other is model:
         return
     theirs, own = other.limits(), model.limits()
