@@ -85,9 +85,13 @@ def test_a_second_network_and_all_weights_train_in_the_graph(host):
     assert said["weights"] == "differences" and said["steps"] == 3
 
 
-def test_add_learns_from_real_images(host):
+@pytest.mark.parametrize(
+    "method, weights, called", [("ADD", {}, "ADD"), ("LADD", {"distillation_weight": 2.5}, "LADD + distillation")]
+)
+def test_real_images_are_learnt_with_the_distillation_term(host, method, weights, called):
     """Images through the model's VAE into Latents Dataset, four levels, the teacher guided by the node's own cfg."""
-    graph = training("images", "ADD", target_steps=4, steps=3, batch_size=4, teacher_cfg=1.5)
+    name = f"images_{method}"
+    graph = training(name, method, target_steps=4, steps=3, batch_size=4, teacher_cfg=1.5, **weights)
     graph["picture"] = node("EmptyImage", width=64, height=64, batch_size=8, color=0x808080)
     graph["encoded"] = node("VAEEncode", pixels=["picture", 0], vae=["mini", 1])
     graph["noisy"] = node(
@@ -112,13 +116,13 @@ def test_add_learns_from_real_images(host):
         latents=["again", 0],
         positive=["one", 0],
         negative=["none", 0],
-        dataset_name="images",
+        dataset_name=name,
         dtype="float32",
     )
     host.run(graph, 300)
-    _, said = read_lora(lora_of(host, "images"))
-    assert said["sigmas"] == [1.0, 0.75, 0.5, 0.25] and said["method"] == "ADD"
-    state = load_file(lora_of(host, "images"))
+    _, said = read_lora(lora_of(host, name))
+    assert said["sigmas"] == [1.0, 0.75, 0.5, 0.25] and said["method"] == called and said["config"]["guidance"] == 1.5
+    state = load_file(lora_of(host, name))
     assert any(value.any() for name, value in state.items() if "lora_B" in name)
 
 
