@@ -23,7 +23,7 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import draw_evenly
 from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Cond, Denoiser
-from ..settings import help_of, setting
+from ..settings import setting
 from . import losses
 from .base import Distance, StudentMethod, StudentStep, Term
 from .components import Ingredients
@@ -40,7 +40,8 @@ class DMD2Config(MethodConfig):
 
     terms: dict[str, float] = setting(
         {MATCHING: 1.0, "adversarial": 0.03},
-        help_of(MethodConfig, "terms") + " DMD2's own is distribution_matching.",
+        "Weight of each term of the student's loss: distribution_matching, adversarial, pairs, consistency, denoising. A "
+        "term that is left out, or weighs 0, is not computed.",
         low=0,
         high=1e6,
     )
