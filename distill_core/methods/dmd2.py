@@ -40,12 +40,13 @@ class DMD2Config(MethodConfig):
 
     terms: dict[str, float] = setting(
         {MATCHING: 1.0, "adversarial": 0.03},
-        "Weight of each term of the student's loss: distribution_matching, adversarial, pairs, consistency, denoising. A "
-        "term that is left out, or weighs 0, is not computed.",
+        "Weight of each term of the student's loss: distribution_matching, adversarial, pairs, consistency, denoising. "
+        "A term that is left out, or weighs 0, is not computed.",
         low=0,
         high=1e6,
     )
     gan_loss: str = "nonsaturating"
+    own_share: float = 1.0
     time_range: tuple[float, float] = setting(
         (0.02, 0.98),
         "Lowest and highest part (0 to 1) of the model's timesteps at which teacher and fake score are compared, and "
