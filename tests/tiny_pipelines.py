@@ -85,15 +85,19 @@ def sd3_inpainting():
     return sd3("StableDiffusion3InpaintPipeline", 16, in_channels=33, out_channels=16)
 
 
-def sdxl():
-    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+def sdxl_inpainting():
+    return sdxl("StableDiffusionXLInpaintPipeline", in_channels=9)
+
+
+def sdxl(kind: str = "StableDiffusionXLPipeline", **network):
+    import diffusers
 
     added = dict(
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16
     )
-    return StableDiffusionXLPipeline(
-        unet=build_network("unet", **added),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear"),
+    return getattr(diffusers, kind)(
+        unet=build_network("unet", **added, **network),
+        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear"),
         vae=autoencoder(scaling_factor=0.5),
         text_encoder=text_encoder(16),
         tokenizer=tokenizer(),

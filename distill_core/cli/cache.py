@@ -20,6 +20,7 @@ from ..data.shards import Progress
 from ..digests import fingerprint
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
+from ..models.teachers import open_teacher
 from ..settings import settings_of
 from ..training.config import Config, load_config
 
@@ -57,10 +58,11 @@ def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource |
     check_sizes(config.cache.sizes, source.backend.limits())
     prompts = read_prompts(config.prompts.prompts, source)
     conds, uncond = source.encode(prompts, config.prompts.negative)
-    teacher = Guided(Denoiser(source.backend), uncond, config.cache.guidance)
+    other = open_teacher(config.teacher, config.model, source)
+    teacher = Guided(other.view if other else Denoiser(source.backend), uncond, config.cache.guidance)
     text = "\n".join([*prompts, config.prompts.negative])
     made_from: dict[str, Any] = {
-        "base": fingerprint(source.backend.network),
+        "base": other.digest if other else fingerprint(source.backend.network),
         "prompts": hashlib.sha256(text.encode()).hexdigest(),
     }
     if uncond.guidance is not None:
@@ -73,7 +75,8 @@ def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource 
     if config.masks.source == FILES:
         pictures, without = with_mask_files(pictures)
         left_out |= without
-    print(buckets.spell(buckets.report(pictures, left_out, config.pictures), config.train.batch_size))
+    said = buckets.report(pictures, left_out, config.pictures)
+    print(buckets.spell(said, config.train.batch_size, config.masks.each))
     _, uncond = source.encode([], config.prompts.negative)
     made_from: dict[str, Any] = {"autoencoder": source.autoencoder_identity()}
     if uncond.guidance is not None:

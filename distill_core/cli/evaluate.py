@@ -22,6 +22,7 @@ from ..files import save_json
 from ..models import mini
 from ..models.denoiser import Cond, Denoiser, Guided
 from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
+from ..models.teachers import teacher_view
 from ..presets.recipe import student_levels
 from ..presets.table import counted
 from ..training.config import load_config
@@ -60,7 +61,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     )
     # The teacher first: a student whose every weight was trained is put into the same network.
     grid = grid_sigmas(source.backend.process, config.cache.steps)
-    teacher = Guided(Denoiser(source.backend), conditions.uncond, config.cache.guidance)
+    teacher = Guided(teacher_view(config.teacher, config.model, source), conditions.uncond, config.cache.guidance)
     own = conditions.sample(teacher, grid, sampler="euler")
     reference = (
         latents_of(held_out, args.count)

@@ -142,6 +142,9 @@ def parser() -> argparse.ArgumentParser:
         "sample", run_sample, "Draw images from a distilled student, or from the guided teacher.", STARTS_OVER
     )
     sub.add_argument("--lora", type=Path, help="a student.safetensors; without it the teacher is sampled")
+    sub.add_argument(
+        "--data", type=Path, help="draw to the texts and masks of this dataset's items, not to the prompts of CONFIG"
+    )
     sub.add_argument("--steps", type=int, help="sampling steps (default: the student's trained number; teacher 25)")
     sub.add_argument("--count", type=_at_least_1, default=10, help="number of images (default 10)")
     sub.add_argument("--seed", type=int, default=0, help="seed of the images' noise (default 0)")

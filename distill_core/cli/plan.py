@@ -13,13 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..data.dataset import LatentDataset
 from ..errors import first_line
-from ..files import DTYPES
+from ..files import DTYPES, load_tensors
 from ..methods.components import ENCODER, Components
 from ..methods.config import MethodConfig
 from ..models.backends.diffusers import DiffusersBackend
-from ..models.denoiser import Cond
+from ..models.denoiser import Cond, Denoiser
 from ..models.items import ITEM_TENSORS
 from ..models.pipelines import MiniSource, PipelineSource, open_source
+from ..models.teachers import Teacher, teachers_backend
 from ..models.vision import transformers_vision
 from ..perceptual import ELatentLPIPS, load_metric
 from ..training.cards import AVERAGE, Load, load_of_step, on_cards, table
@@ -29,6 +30,7 @@ from ..training.ledger import without_data
 from ..training.plan import GIB, Plan, Shapes, plan_step, spell
 from ..training.plan_optimizers import STATE_BYTES
 from ..training.run import RunConfig, StudentConfig
+from ..training.student import rank_of_file
 
 Make = Callable[[FakeTensorMode], Components]
 TOKENS = {"sd3": 77 + 256, "flux": 512}  # of text, where no dataset says it; SD 1.5 and SDXL have 77
@@ -121,9 +123,8 @@ def ingredients(config: Config, dataset: LatentDataset | None) -> tuple[RunConfi
     def make(mode: FakeTensorMode) -> Components:
         network = without_data(source.backend.network, mode, DTYPES[model.dtype])
         backend = DiffusersBackend(network, source.backend.process, model.gradient_checkpointing)
-        if "vision" not in method.sections:
-            return Components(backend)
-        return with_eyes(config, source, backend, mode)
+        components = with_eyes(config, source, backend, mode) if "vision" in method.sections else Components(backend)
+        return replace(components, teacher=teacher_without_data(config, backend, mode))
 
     def distance(mode: FakeTensorMode) -> ELatentLPIPS | None:
         if not model.perceptual:
@@ -132,6 +133,23 @@ def ingredients(config: Config, dataset: LatentDataset | None) -> tuple[RunConfi
         return cast(ELatentLPIPS, without_data(metric, mode))
 
     return run, make, shapes, distance
+
+
+def teacher_without_data(config: Config, backend: DiffusersBackend, mode: FakeTensorMode) -> Teacher | None:
+    """The teacher of [teacher], its network without data and its LoRA without values."""
+    wanted, model = config.teacher, config.model
+    if not wanted.other:
+        return None
+    if wanted.path:
+        opened = teachers_backend(wanted.path, model, weights=False)
+        network = without_data(opened.network, mode, DTYPES[model.dtype])
+        backend = DiffusersBackend(network, opened.process, model.gradient_checkpointing)
+    lora = None
+    if wanted.lora:
+        layers, rank = list(backend.lora_parts(load_tensors(wanted.lora)[0])[0]), rank_of_file(wanted.lora)
+        with mode:
+            lora = backend.new_lora(rank, layers).requires_grad_(False)
+    return Teacher(Denoiser(backend, lora, name=wanted.called()), "")
 
 
 def shapes_of(config: Config, source: MiniSource | PipelineSource) -> Shapes:

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.dataset import Batch, LatentDataset
+from ..data.fits import check_fits
 from ..diffusion.samplers import SAMPLERS, sample_many
 from ..diffusion.schedules import grid_sigmas
 from ..files import save_json
 from ..lora_files import read_lora
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import open_source, read_prompts
+from ..models.teachers import teacher_view
 from ..presets.origin import origin_notes
 from ..presets.recipe import student_levels
 from ..training.config import Config, load_config
@@ -64,16 +67,30 @@ def run_sample(args: argparse.Namespace) -> None:
         sigmas, sampler = student_levels(description["sigmas"], args.steps), sampler_of(description)
     else:
         source = open_source(config.model, config.cache.embedded_guidance)
-        model = Denoiser(source.backend)
+        model = teacher_view(config.teacher, config.model, source)
         sigmas, sampler = grid_sigmas(source.backend.process, args.steps or 25), {"sampler": "euler"}
-    prompts = read_prompts(config.prompts.prompts, source)
-    conds, uncond = source.encode(prompts, config.prompts.negative)
+    if args.data:
+        dataset = LatentDataset(args.data)
+        check_fits(dataset, source.backend.limits())
+        batch = first_items(dataset, args.count)
+        conds, uncond = batch.cond.to(source.device), dataset.uncond().to(source.device)
+        shape, count = tuple(batch.latents.shape[1:]), len(batch.latents)
+        records: list[dict[str, Any]] = [{"item": i} for i in range(count)]
+    else:
+        prompts = read_prompts(config.prompts.prompts, source)
+        conds, uncond = source.encode(prompts, config.prompts.negative)
+        shape, count = (source.channels, *config.cache.sizes[0]), args.count
+        records = [{"prompt": prompts[i % len(prompts)]} for i in range(count)]
     model = Guided(model, uncond, description.get("cfg", 1.0) if args.lora else config.cache.guidance)
-    shape = (source.channels, *config.cache.sizes[0])
-    latents = sample_many(model, sigmas, conds, shape, seed=args.seed, count=args.count, progress=True, **sampler)
+    latents = sample_many(model, sigmas, conds, shape, seed=args.seed, count=count, progress=True, **sampler)
     images = torch.cat([source.decode(part) for part in latents.split(config.cache.batch_size)])
     args.out.mkdir(parents=True, exist_ok=True)
-    save_images(images, prompts, args)
+    save_images(images, records, args)
+
+
+def first_items(dataset: LatentDataset, count: int) -> Batch:
+    """Up to ``count`` items of the dataset's largest bucket, in order, with what belongs to each."""
+    return dataset.read(max(dataset.buckets.values(), key=len)[:count])
 
 
 def sampler_of(description: dict) -> dict:
@@ -81,13 +98,12 @@ def sampler_of(description: dict) -> dict:
     return {"sampler": description["sampler"], **description.get("sampler_options", {})}
 
 
-def save_images(images: Tensor, prompts: list[str], args: argparse.Namespace) -> None:
+def save_images(images: Tensor, records: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """The images as PNG, and what each was asked for."""
     from PIL import Image
 
     for i, image in enumerate(images):
         pixels = ((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         Image.fromarray(pixels).save(args.out / f"{i:05d}.png")
-    record = [
-        {"file": f"{i:05d}.png", "prompt": prompts[i % len(prompts)], "seed": args.seed} for i in range(len(images))
-    ]
-    save_json(args.out / "samples.json", record)
+    named = [{"file": f"{i:05d}.png", **record, "seed": args.seed} for i, record in enumerate(records)]
+    save_json(args.out / "samples.json", named)

@@ -30,12 +30,14 @@ from ..models.offload import NONE
 from ..models.pipelines import MiniSource, PipelineSource, open_source
 from ..models.precision import halves_to_bfloat16
 from ..models.sharding import Sharding
+from ..models.teachers import Teacher, open_teacher
 from ..perceptual import ELatentLPIPS, load_metric
 from ..presets.recipe import Recipe
 from ..training.changes import OtherSettings
 from ..training.config import SECTIONS, Config, load_config
 from ..training.loop import Event, Run
 from ..training.monitor import Condition
+from ..training.other_teacher import teacher_notes
 from ..training.preflight import preflight
 from ..training.progress import SHOWN, StatusLine
 from ..training.run import RunConfig, StudentConfig, Watcher, longer, new_run, pairs_notes, train_to_end
@@ -55,6 +57,7 @@ def run_train(args: argparse.Namespace) -> None:
     dataset = open_dataset(args, config)
     if config.train.preflight and not RunFolder(args.out).report.exists():
         check_memory(config, dataset)
+    check_teacher_choice(config)
     stays, tunes = config.train.offload == NONE, config.method == TuneConfig.name
     # What is shared out comes to the devices a block at a time; a turbo must make samples first.
     source = open_source(
@@ -71,7 +74,29 @@ def run_train(args: argparse.Namespace) -> None:
         train_student(tuned(config, turbo), source, dataset, args.out / "student.safetensors", turbo, accelerator)
     else:
         share_out(source.backend, config, accelerator)
-        train_student(config, source, dataset, args.out / "student.safetensors", accelerator=accelerator)
+        device = accelerator.device if accelerator else source.device
+
+        def place(backend: DiffusersBackend) -> None:
+            if stays:
+                backend.network.to(device)
+            else:
+                keep_away(backend, config, device, args.out / "teacher")
+
+        teacher, student_file = (
+            open_teacher(config.teacher, config.model, source, place),
+            args.out / "student.safetensors",
+        )
+        train_student(config, source, dataset, student_file, accelerator=accelerator, teacher=teacher)
+
+
+def check_teacher_choice(config: Config) -> None:
+    """Raises ValueError for another teacher where there can be none."""
+    if config.teacher.other and config.method_config.tunes:
+        raise ValueError("a turbo that is tuned is its own teacher: leave [teacher] path and [teacher] lora empty")
+    if config.teacher.other and config.train.shard:
+        raise ValueError(
+            "another teacher cannot be shared out: leave [teacher] path and [teacher] lora empty, or set shard = false"
+        )
 
 
 def training_config(args: argparse.Namespace) -> Config:
@@ -88,16 +113,16 @@ def train_student(
     turbo: Recipe | None = None,
     accelerator: Any = None,
     method: MethodConfig | None = None,
+    teacher: Teacher | None = None,
 ) -> None:
     """Train the student of ``config`` in the folder of its file, or go on, or say that it is done.
 
     turbo: how it is sampled, where it is a turbo that is trained; None for a new student of [model] sampler.
-    method: where it is none that ``config`` can choose.
+    method: where it is none that ``config`` can choose.  teacher: another one than the model.
     """
     folder = RunFolder(student_file.parent)
-    components = Components(
-        source.backend, source.decode_with_gradient, source.encoder, lambda prompt: source.encode([prompt])[0]
-    )
+    encode = lambda prompt: source.encode([prompt])[0]  # noqa: E731
+    components = Components(source.backend, source.decode_with_gradient, source.encoder, encode, teacher=teacher)
     distance = perceptual_distance(config.model.perceptual, source.channels, components.device)
     run_config = describe(config, components, dataset, distance, turbo, method)
     finished = folder.finished(run_config.request())
@@ -111,6 +136,8 @@ def train_student(
         preflight(run)
     for sentence in pairs_notes(run_config.method, dataset, source.backend.process):
         print(f"note: {sentence}; `cache` with state_sigmas at these levels gives them pairs, too", file=sys.stderr)
+    for sentence in teacher_notes(components, dataset):
+        print(f"note: {sentence}", file=sys.stderr)
     try:
         with tqdm(total=config.train.steps, disable=not run.is_main) as bar, stop_after_step(run) as stop:
             line = StatusLine(config.train.log_every, tuple(run_config.method.terms), bar.write)
@@ -177,6 +204,7 @@ KEYS = {
     "adapter": "[lora] adapter",
     "below": "[model] loras",
     "guidance": "[teacher] guidance",
+    "teacher": "[teacher] path or lora",
     "adapter.student_sigmas": "[model] preset",
     "taps": "[model] taps",
     "dtype": "[model] dtype",
@@ -201,9 +229,11 @@ def open_dataset(args: argparse.Namespace, config: Config) -> LatentDataset:
 def key_of(name: str) -> str:
     """The key in the TOML file of a setting's dotted name."""
     section, _, rest = name.partition(".")
+    if name in KEYS:
+        return KEYS[name]
     if section in SECTIONS:
         return f"[{section}] {rest}" if rest else "method"
-    return KEYS.get(name, f"[train] {name}")
+    return f"[train] {name}"
 
 
 def describe(
@@ -223,6 +253,9 @@ def describe(
     }
     if distance is not None:
         identities["perceptual"] = distance.identity()
+    teacher = components.teacher
+    if teacher is not None:
+        identities["teacher"] = teacher.digest
     if components.backend.below:
         identities["below"] = [lora.below() for lora in components.backend.below]
     student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler, lora=config.lora)

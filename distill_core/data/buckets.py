@@ -40,14 +40,17 @@ def repeats(count: int, batch_size: int) -> float:
     return max(1.0, batch_size / count)
 
 
-def spell(said: dict[str, Any], batch_size: int | None = None) -> str:
-    """The report as text; with a batch size, how often the pictures of a small bucket are repeated."""
+def spell(said: dict[str, Any], batch_size: int | None = None, each: int = 1) -> str:
+    """The report as text; with a batch size, how often the pictures of a small bucket are repeated.
+
+    each: items made of a picture.
+    """
     lines = [f"{_count(said['files'], 'picture')} in {_count(said['buckets'], 'size')}"]
     for row in said["buckets"]:
         parts = [f"{row['width']}x{row['height']}: {row['pictures']}"]
-        if batch_size and row["pictures"] < batch_size:
+        if batch_size and (items := each * row["pictures"]) < batch_size:
             parts.append(
-                f"each comes {repeats(row['pictures'], batch_size):.3g} times an epoch at batch_size {batch_size}"
+                f"each comes {each * repeats(items, batch_size):.3g} times an epoch at batch_size {batch_size}"
             )
         if row["cropped_most"] >= 0.005:
             parts.append(f"cropped {row['cropped_mean']:.0%}, at most {row['cropped_most']:.0%}")

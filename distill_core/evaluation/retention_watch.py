@@ -69,7 +69,7 @@ class RetentionWatch:
         run = self.run
         with autocast(run):
             if self.before is None:
-                self.before = self._answers(Denoiser(run.method.teacher.backend))
+                self.before = self._answers(Denoiser(run.method.student.base))
             with run.ema_weights():
                 after = self._answers(run.method.student)
         figure = retention(self.before, after, len(self.asked.conds), repeats=0)["retention"].value

@@ -14,6 +14,7 @@ from ..data.dataset import Batch
 from ..errors import opening
 from ..models.backends.diffusers_folders import only_variant
 from ..models.denoiser import Cond, Denoiser
+from ..models.teachers import Teacher, to_train
 from ..models.vision import VisionNetwork, efficientnet_vision, encoder_vision, transformers_vision
 from ..settings import Checked, setting
 from .base import Distance
@@ -70,7 +71,8 @@ class Components:
 
     backend: `models.backends.diffusers.DiffusersBackend` or one like it.  decode: latents -> images in [-1, 1] with
     gradients, or None.  encoder: that of a tiny autoencoder, or None.  encode: a prompt -> its conditioning (one row),
-    or None.  vision: an open vision network, in place of the one that `VisionConfig` names.
+    or None.  vision: an open vision network, in place of the one that `VisionConfig` names.  teacher: another one than
+    the model itself.
     """
 
     backend: Any
@@ -78,6 +80,18 @@ class Components:
     encoder: Any = None
     encode: Callable[[str], Cond] | None = None
     vision: VisionNetwork | None = None
+    teacher: Teacher | None = None
+
+    @property
+    def teacher_view(self) -> Denoiser:
+        """What teaches: the model itself with no LoRA on, or another."""
+        return self.teacher.view if self.teacher else Denoiser(self.backend)
+
+    @property
+    def backends(self) -> list[Any]:
+        """The frozen networks: the model's and, where there is one, that of another teacher."""
+        other = self.teacher.view.backend if self.teacher else self.backend
+        return [self.backend] if other is self.backend else [self.backend, other]
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +102,13 @@ class Components:
         """A LoRA on the shared backbone or, with rank 0, a trainable copy of it."""
         if rank:
             return Denoiser(self.backend, self.backend.new_lora(rank, targets or None))
-        return Denoiser(self.backend.trainable_copy())
+        return Denoiser(self.backend.trainable_copy(), base=self.backend)
+
+    def trainable_teacher(self, rank: int, targets: Sequence[str] = ()) -> Denoiser:
+        """A view like `trainable_view`, of a network that begins as the teacher."""
+        teacher = self.teacher_view
+        own = targets if teacher.backend is self.backend else ()  # another network has other names
+        return to_train(teacher, replace(self, backend=teacher.backend).trainable_view(rank, own))
 
 
 @dataclass(frozen=True)

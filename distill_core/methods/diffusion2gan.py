@@ -100,7 +100,7 @@ class Diffusion2GANConfig(DistillationConfig):
     def build(self, ingredients: Ingredients) -> Diffusion2GAN:
         discriminator = None
         if self.weight("adversarial"):
-            backbone = ingredients.components.trainable_view(self.critic_rank if self.critic == "lora" else 0)
+            backbone = ingredients.components.trainable_teacher(self.critic_rank if self.critic == "lora" else 0)
             taps, inputs = ingredients.teacher.backend.multi_scale_taps()
             discriminator = NetworkDiscriminator.for_backbone(
                 backbone,

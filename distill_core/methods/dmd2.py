@@ -105,7 +105,7 @@ class DMD2Config(MethodConfig):
                 "shard: a second network for the fake score cannot be trained with the student: set fake_score_rank in "
                 "[dmd2], 64 for example, or shard = false"
             )
-        return ingredients.components.trainable_view(rank, lora.targets if lora else ())
+        return ingredients.components.trainable_teacher(rank, lora.targets if lora else ())
 
 
 class DMD2(StudentMethod):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.dataset import Batch
-from ..models.denoiser import Denoiser
 from .add import ADDConfig
 from .base import StudentMethod
 from .components import Components, Ingredients
@@ -35,5 +34,5 @@ def new_method(
     (empty: the backend's own), 0 for full fine-tuning.  ingredients: the other fields of `Ingredients`.
     Raises ValueError for components that are missing.
     """
-    student, teacher = components.trainable_view(rank, targets), Denoiser(components.backend)
-    return config.build(Ingredients(components, student, teacher, example, **ingredients))
+    student = components.trainable_view(rank, targets)
+    return config.build(Ingredients(components, student, components.teacher_view, example, **ingredients))

@@ -211,11 +211,13 @@ class Denoiser:
 
     Called with x [B, C, H, W], sigma [B] and a Cond of B rows it returns the denoised latent, computed in float32
     around a network of any precision. A fully fine-tuned student is ``Denoiser`` on a copy of the backbone.
+    base: of such a student, the backend that its network is a copy of.  name: what files and messages call a teacher
+    that is another than the model, empty for the model itself.
     Raises ValueError when the batch sizes differ.
     """
 
-    def __init__(self, backend: Backend, lora: Lora | None = None) -> None:
-        self.backend, self.lora = backend, lora
+    def __init__(self, backend: Backend, lora: Lora | None = None, base: Backend | None = None, name: str = "") -> None:
+        self.backend, self.lora, self.base, self.name = backend, lora, base or backend, name
 
     @property
     def process(self) -> NoiseProcess:

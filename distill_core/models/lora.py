@@ -248,6 +248,13 @@ class Lora(nn.Module):
         """The student's forward of a training step: its dropout, drawn from ``random``."""
         return self.switch.dropping(Dropout(self.dropout, random) if self.dropout else None)
 
+    @torch.no_grad()
+    def put_into(self, network: nn.Module) -> None:
+        """Add it to the weights of a network with the same layers."""
+        for name, down, up in zip(self.targets, self.down, self.up, strict=True):
+            weight = network.get_parameter(f"{name}.weight")
+            weight.add_((up * self.scale @ down).to(weight))
+
     def remove(self) -> None:
         """Take the hooks off the backbone; it is as before."""
         for handle in self.handles:

@@ -82,14 +82,22 @@ def joined(state: dict[str, Tensor], below: Sequence[LoraFile], prefix: str) -> 
     return result
 
 
-def open_adapter(backend: Any, path: str) -> Lora:
-    """A frozen LoRA of a file beside the layers of a backend. Raises ValueError where it does not fit."""
+def frozen_lora(backend: Any, path: str, what: str) -> Lora:
+    """A frozen LoRA of a file beside the layers of a backend.  what: whose it is, for messages.
+
+    Raises ValueError where it does not fit.
+    """
     file = Path(path)
     state, _ = load_tensors(file)
-    check_finite(state, file, "choose another adapter")
+    check_finite(state, file, f"choose another {what}")
     parts, strange = backend.lora_parts(state)
     if not parts:
-        raise ValueError(f"adapter: no layer of {file.name} is one of this model's; choose an adapter of this model")
+        raise ValueError(f"{what}: no layer of {file.name} is one of this model's; choose one of this model")
+    if strange:
+        raise ValueError(
+            f"{what}: {file.name} changes {len(strange)} layers that are none of this model's blocks (first: "
+            f"{strange[0]}), which would be lost; choose one of this model"
+        )
     lora = backend.new_lora(max(sum(len(part.down) for part in given) for given in parts.values()), list(parts))
-    start_lora(lora, parts, strange, file.name)
+    start_lora(lora, parts, strange, file.name, what)
     return lora.requires_grad_(False)

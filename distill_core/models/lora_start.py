@@ -63,20 +63,20 @@ def parts_by_name(state: Mapping[str, Tensor], layers: Iterable[str]) -> tuple[P
 
 
 @torch.no_grad()
-def start_lora(lora: Lora, parts: Parts, strange: list[str], name: str) -> None:
+def start_lora(lora: Lora, parts: Parts, strange: list[str], name: str, what: str = "start_from") -> None:
     """Give a fresh LoRA the function of a file's (`Part`). What it has more of, ranks and layers, stays without effect.
 
-    name: of the file, for messages. Raises ValueError where none of the file fits, where something of it would be lost
-    (a layer that is not trained, a higher rank), or where a shape is another.
+    name, what: of the file, and whose it is, for messages. Raises ValueError where none of the file fits, where
+    something of it would be lost (a layer that is not trained, a higher rank), or where a shape is another.
     """
     mine = {target: (down, up) for target, down, up in zip(lora.targets, lora.down, lora.up, strict=True)}
     if not parts:
         first = f"; its first layer is {strange[0]}" if strange else ""
-        raise ValueError(f"start_from: no layer of {name} is one of this model's{first}. Choose a LoRA for this model")
+        raise ValueError(f"{what}: no layer of {name} is one of this model's{first}. Choose a LoRA for this model")
     lost = [*strange, *(layer for layer in parts if layer not in mine)]
     if lost:
         raise ValueError(
-            f"start_from: {name} changes {len(lost)} layers that this student does not train (first: {lost[0]}): "
+            f"{what}: {name} changes {len(lost)} layers that this student does not train (first: {lost[0]}): "
             "leave the LoRA's target layers empty, or connect that LoRA to the model instead of starting from it"
         )
     for layer, given in parts.items():
@@ -86,12 +86,12 @@ def start_lora(lora: Lora, parts: Parts, strange: list[str], name: str) -> None:
         rank = sum(map(len, downs))
         if rank > lora.rank:
             raise ValueError(
-                f"start_from: {name} has rank {rank} (layer {layer}) and the student {lora.rank}: set its rank to at "
+                f"{what}: {name} has rank {rank} (layer {layer}) and the student {lora.rank}: set its rank to at "
                 f"least {rank}"
             )
         fits = all(part.down.shape[1] == down.shape[1] and part.first + len(part.up) <= len(up) for part in given)
         if not fits:
-            raise ValueError(f"start_from: {name} is a LoRA of another model: layer {layer} has another shape there")
+            raise ValueError(f"{what}: {name} is a LoRA of another model: layer {layer} has another shape there")
         down[:rank].copy_(torch.cat(downs))
         column = 0
         for part in given:

@@ -27,6 +27,8 @@ from .denoiser import Cond
 from .families import FAMILIES, PIPELINES
 from .mini import mini_backend, mini_conditioning
 
+MINI = "mini"  # in the place of a folder: the shipped model
+
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
@@ -264,7 +266,7 @@ def open_source(
     weights, on_device: of a pipeline (`PipelineSource`).
     Raises ValueError for a folder that is not there.
     """
-    if config.path == "mini":
+    if config.path == MINI:
         return MiniSource(config)
     if not Path(config.path).is_dir():
         raise ValueError(f'[model] path: {config.path} is not a folder; give a diffusers pipeline folder or "mini"')

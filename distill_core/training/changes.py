@@ -8,7 +8,7 @@ from ..changes import Changes, changes_between, spell_change
 from ..methods.registry import METHODS
 
 # Identities whose values say nothing to a reader.
-DIGESTS = ("base", "dataset", "vae", "vision_network", "perceptual", "start_from")
+DIGESTS = ("base", "dataset", "teacher", "vae", "vision_network", "perceptual", "start_from")
 
 
 class OtherSettings(ValueError):

@@ -21,7 +21,7 @@ from ..data.dataset import Batch, LatentDataset
 from ..methods.base import Distance
 from ..methods.components import Components
 from ..methods.players import Player
-from ..models.denoiser import Cond
+from ..models.denoiser import Backend, Cond
 from ..models.offload import FILE, NONE, RAM
 from ..models.precision import halves_to_bfloat16
 from .ledger import CardAutocast, Ledger
@@ -74,9 +74,9 @@ class Plan:
     peak: the most at once.  parts: what was alive then, by what it is for (a phase where it is of that phase alone).
     phases: the most in each phase.  steady: what stays between two steps.  card: whether it is that of a GPU.
     away: of the frozen weights, what is in the blocks, and can be offloaded.  block: the largest of them.
-    forwards: of the whole frozen network in a step, those of gradient checkpointing among them; with_gradient: of
-    these, such as keep a graph.  moved: what comes to the device in a step if the blocks are offloaded.  kept: what
-    `offload_activations` brings to the host in a step, and back.
+    forwards: of whole frozen networks (another teacher is one more) in a step, those of gradient checkpointing among
+    them; with_gradient: of these, such as keep a graph.  moved: what comes to the device in a step if the blocks are
+    offloaded.  kept: what `offload_activations` brings to the host in a step, and back.
     """
 
     peak: int
@@ -149,7 +149,6 @@ def plan_step(
     ledger = Ledger(mode)
     kept: list[int] = []
     components = make(mode)
-    backend = components.backend
     train = replace(train, compile=False)
     usual = replace(train, optimizer=ADAMW, discriminator_optimizer=ADAMW, precision=precision)
     lora = replace(config.student.lora, start_from="", adapter="")
@@ -157,35 +156,39 @@ def plan_step(
     with ExitStack() as stack:
         if card:
             stack.enter_context(CardAutocast())
-            backend.switch.around_recompute = CardAutocast
-        if precision == "bfloat16":
-            halves_to_bfloat16(backend.network)
-        # The blocks are watched in any case, for what an offload would move.
-        offload = backend.offload("cpu", RAM, copies=card and train.offload != NONE)
-        if train.offload == FILE or offload.copies:
-            ledger.leave_out(offload.weights())
+        offloads = []
+        for backend in components.backends:
+            if card:
+                backend.switch.around_recompute = CardAutocast
+            if precision == "bfloat16":
+                halves_to_bfloat16(backend.network)
+            # The blocks are watched in any case, for what an offload would move.
+            offloads.append(offload := backend.offload("cpu", RAM, copies=card and train.offload != NONE))
+            if train.offload == FILE or offload.copies:
+                ledger.leave_out(offload.weights())
         stack.enter_context(ledger)
         run = assemble(config, components, shapes, distance=distance(mode))  # type: ignore[arg-type]  # what a step asks of a dataset
         own_optimizers(run, train, card)
         if card and train.ema_in_ram:
             ledger.leave_out(run.ema.values())
-        if card and train.offload_activations:
-            backend.switch.keep_inputs = partial(_kept, ledger)
-        backend.switch.before_checkpoint = partial(_note_inputs, ledger, kept)
+        for backend in components.backends:
+            if card and train.offload_activations:
+                backend.switch.keep_inputs = partial(_kept, ledger)
+            backend.switch.before_checkpoint = partial(_note_inputs, ledger, kept)
         with watch(ledger, run):
             counted_step(ledger, run)
-    steady, blocks = sum(ledger.now[what] for what in LASTING), len(offload.homes)
+    steady = sum(ledger.now[what] for what in LASTING)
     return Plan(
         ledger.peak,
         {k: v for k, v in ledger.at_peak.items() if v},
         _in_order(ledger.by_phase),
         steady,
         card,
-        offload.size,
-        offload.largest,
-        offload.runs / blocks,
-        offload.with_gradient / blocks,
-        offload.moved,
+        sum(offload.size for offload in offloads),
+        max(offload.largest for offload in offloads),
+        sum(offload.runs / len(offload.homes) for offload in offloads),
+        sum(offload.with_gradient / len(offload.homes) for offload in offloads),
+        sum(offload.moved for offload in offloads),
         sum(kept),
     )
 
@@ -211,8 +214,9 @@ def counted_step(ledger: Ledger, run: Run) -> None:
         give_state(run)
         _label(ledger, run)
         ledger.forget_peak()
-        if (offload := run.method.teacher.backend.offloaded) is not None:
-            offload.runs = offload.with_gradient = offload.moved = 0
+        for backend in frozen_backends(run):
+            if (offload := backend.offloaded) is not None:
+                offload.runs = offload.with_gradient = offload.moved = 0
         training_step(run)
     _label(ledger, run)  # a LoRA in bfloat16 has other tensors now
 
@@ -221,9 +225,16 @@ def _in_order(phases: Mapping[str, int]) -> dict[str, int]:
     return {phase: size for phase, size in phases.items() if phase != "setup"}
 
 
+def frozen_backends(run: Run) -> list[Backend]:
+    """The model's, and that of a teacher that is another network."""
+    model, teacher = run.method.student.base, run.method.teacher.backend
+    return [model] if teacher is model else [model, teacher]
+
+
 def _label(ledger: Ledger, run: Run) -> None:
-    backends = [view.backend for view in (run.method.teacher, run.method.student)]
-    networks = [backend.network for backend in backends]
+    networks = [backend.network for backend in (*frozen_backends(run), run.method.student.backend)]
+    if (lora := run.method.teacher.lora) is not None:
+        ledger.assign(lora.parameters(), "model")
     ledger.assign([t for network in networks for t in (*network.parameters(), *network.buffers())], "model")
     for player in run.players[1:]:
         what = player.name if player.name in LASTING else "discriminator"

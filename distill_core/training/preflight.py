@@ -55,9 +55,18 @@ def faults_of(run: Run) -> list[str]:
     except ValueError as error:
         return [str(error)]
     with autocast(run):
-        faults = list(teacher_faults(run.method.teacher, sample_of(run)))
+        sample = sample_of(run)
+        faults = [fault for name, view in taught(run) for fault in teacher_faults(view, sample, name)]
         faults = faults or [*start_faults(run, batch), *view_faults(run, batch)]
     return faults or list(gradient_faults(run, batch))
+
+
+def taught(run: Run) -> list[tuple[str, Denoiser]]:
+    """Whose knowledge of the latents counts: the teacher's, and that of the model where it is not the teacher."""
+    teacher, base = run.method.teacher, getattr(run.method.student, "base", None)
+    if base is None or (base is teacher.backend and teacher.lora is None):
+        return [("teacher", teacher)]
+    return [("model", Denoiser(base)), ("teacher", teacher)]
 
 
 def everyones(run: Run, faults: list[str]) -> list[str]:
@@ -111,15 +120,15 @@ def spreads(sample: Sequence[Batch]) -> tuple[float, float]:
     return torch.cat([x.flatten() for x in latents]).std().item(), inside.square().mean().sqrt().item()
 
 
-def teacher_faults(teacher: Denoiser, sample: Sequence[Batch]) -> Iterator[str]:
-    """Whether the teacher gives clean latents, and knows those of the sample."""
+def teacher_faults(teacher: Denoiser, sample: Sequence[Batch], name: str = "teacher") -> Iterator[str]:
+    """Whether the teacher, or the model called ``name``, gives clean latents, and knows those of the sample."""
     std, inside = spreads(sample)
     if inside > SCALE[1]:
         yield wrong_scale(inside)
         return
     if error_at(teacher, sample, CLEAN_TIME) > 0.3 * max(1.0, std):
         yield (
-            "the teacher's output is not the clean latent: almost without noise it should return its input. Its "
+            f"the {name}'s output is not the clean latent: almost without noise it should return its input. Its "
             "prediction (noise or velocity) is not turned into x0, or its noise process is not the model's"
         )
         return
@@ -129,23 +138,24 @@ def teacher_faults(teacher: Denoiser, sample: Sequence[Batch]) -> Iterator[str]:
         noise = looks_like_noise([batch.latents for batch in sample])
         if not error < (0.9 if noise else 1.15) * guess:
             yield why_unknown(
-                sample, noise, f"at flow time {time} it misses them by {error:.2f}, a guess by {guess:.2f}"
+                sample, noise, f"at flow time {time} it misses them by {error:.2f}, a guess by {guess:.2f}", name
             )
             return
     if not SCALE[0] <= std <= SCALE[1]:
         logging.warning(
-            "the latents have an unusual standard deviation of %.2f (about 1 is usual); the teacher knows "
+            "the latents have an unusual standard deviation of %.2f (about 1 is usual); the %s knows "
             "them, so the pictures may be dark, white or flat",
             std,
+            name,
         )
 
 
-def why_unknown(sample: Sequence[Batch], noise: bool, figures: str) -> str:
-    """The likeliest reason why the teacher cannot denoise these latents."""
+def why_unknown(sample: Sequence[Batch], noise: bool, figures: str, name: str = "teacher") -> str:
+    """The likeliest reason why the teacher, or the model called ``name``, cannot denoise these latents."""
     std, inside = spreads(sample)
     if std < FLAT or inside < PLAIN * std:
         return (
-            f"the pictures are almost of one tone (white, black or empty), and the teacher does not know them "
+            f"the pictures are almost of one tone (white, black or empty), and the {name} does not know them "
             f"({figures}): files of 16 bits are clipped to white by some loaders. Look at the pictures; if they are "
             "meant to be so, skip these checks"
         )
@@ -153,11 +163,11 @@ def why_unknown(sample: Sequence[Batch], noise: bool, figures: str) -> str:
         return wrong_scale(std)
     if noise:
         return (
-            f"real is noise: neighbours in the real latents are independent, and the teacher does not know them "
+            f"real is noise: neighbours in the real latents are independent, and the {name} does not know them "
             f"({figures}). Store the teacher's results or encoded images, not what they started from"
         )
     return (
-        f"the teacher does not know these latents ({figures}). They come from another VAE or are noise, or the "
+        f"the {name} does not know these latents ({figures}). They come from another VAE or are noise, or the "
         "prediction type or timestep scale is not the model's"
     )
 

@@ -29,8 +29,8 @@ from ..methods.base import Distance
 from ..methods.components import Components, DiscriminatorConfig, VisionConfig
 from ..methods.config import OWN, MethodConfig
 from ..methods.registry import new_method
-from ..models.denoiser import Denoiser, Guided
-from ..models.lora_stack import open_adapter
+from ..models.denoiser import Guided
+from ..models.lora_stack import frozen_lora
 from ..models.offload import to_host
 from ..models.precision import channels_last, halves_to_bfloat16
 from ..settings import decisive
@@ -38,6 +38,7 @@ from .keeping import Keeping
 from .loop import Event, Listener, Run, train
 from .loop_config import TrainConfig
 from .monitor import Condition, Health, Monitor
+from .other_teacher import check_other_teacher, maker
 from .progress import Snapshots
 from .run_folder import LogFile, RunFolder
 from .student import StudentConfig, pick_targets, start_from
@@ -54,7 +55,7 @@ class RunConfig:
 
     taps: blocks that heads read, empty for the method's own choice.  guidance: of the teacher, None for the dataset's.
     identities: digests of what the settings cannot say, anything JSON by name: "base" (the model) and "dataset" always,
-    and what else takes part (autoencoder, vision network, perceptual metric).
+    and what else takes part (autoencoder, vision network, perceptual metric, another teacher than the model).
     Raises ValueError when one of the first two is missing.
     """
 
@@ -111,7 +112,9 @@ def new_run(
     backend, method, device = components.backend, config.method, components.device
     guidance = dataset.manifest()["guidance"]
     check_fits(dataset, backend.limits())
-    if method.weight("pairs"):
+    if components.teacher is not None:
+        check_other_teacher(components.teacher, method, backend, dataset.batch(0, 1, config.train.seed).to(device))
+    elif method.weight("pairs"):
         check_teacher(dataset, config.identities["base"])
     if (
         method.weight("adversarial")
@@ -124,7 +127,8 @@ def new_run(
         )
     if method.checks_paths and method.weight("pairs"):
         for member in dataset.members:  # each must have some, and the teacher's
-            check_pairs(member, Guided(Denoiser(backend), member.uncond().to(device), guidance), path_tolerance)
+            if (view := maker(components, member, config.identities["base"])) is not None:
+                check_pairs(member, Guided(view, member.uncond().to(device), guidance), path_tolerance)
     return assemble(config, components, dataset, folder, distance=distance, accelerator=accelerator)
 
 
@@ -140,16 +144,15 @@ def assemble(
     """`new_run` without its checks of the dataset."""
     backend, method, train_config, device = components.backend, config.method, config.train, components.device
     guidance, uncond = dataset.manifest()["guidance"], dataset.uncond().to(device)
-    if train_config.mixed(device):
-        halves_to_bfloat16(backend.network)
-    if train_config.channels_last:
-        channels_last(backend.network)
-    if train_config.compile:
-        if config.student.lora.dropout:
-            raise ValueError(
-                "compile goes with no dropout: each layer's draw is its own; set one of them to 0 or false"
-            )
-        backend.compile()
+    if train_config.compile and config.student.lora.dropout:
+        raise ValueError("compile goes with no dropout: each layer's draw is its own; set one of them to 0 or false")
+    for frozen in components.backends:
+        if train_config.mixed(device):
+            halves_to_bfloat16(frozen.network)
+        if train_config.channels_last:
+            channels_last(frozen.network)
+        if train_config.compile:
+            frozen.compile()
     student = config.student
     targets = pick_targets(backend.lora_targets(), student.targets) if student.rank and student.targets else ()
     example = dataset.batch(0, train_config.batch_size, train_config.seed).to(device)
@@ -178,9 +181,10 @@ def assemble(
                     "an adapter is for ordinary training: give the denoising term alone a weight, or leave adapter "
                     "empty"
                 )
-            lora.over = (open_adapter(backend, student.lora.adapter),)
+            lora.over = (frozen_lora(backend, student.lora.adapter, "adapter"),)
     if train_config.offload_activations and device.type == "cuda":
-        backend.switch.keep_inputs = to_host
+        for frozen in components.backends:
+            frozen.switch.keep_inputs = to_host
     return Run(built, dataset, train_config, folder, config.description(), accelerator)
 
 
@@ -313,7 +317,8 @@ def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str
         "cfg": config.student.cfg,
         **({"adapter": Path(config.student.lora.adapter).name} if config.student.lora.adapter else {}),
         **told_guidance(run),
-        **run.method.teacher.backend.description(),
+        **denoiser.base.description(),
+        **({"teacher": run.method.teacher.name} if run.method.teacher.name else {}),
         "steps": run.step,
         "config": {**config.description(), **mix, "train": decisive(run.config)},
     }

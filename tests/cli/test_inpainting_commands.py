@@ -8,15 +8,21 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from tiny_pipelines import sd3_inpainting, sd_inpainting
+from tiny_pipelines import sd3_inpainting, sd_inpainting, sdxl_inpainting
 
 from distill_core.cli.main import main
+from distill_core.cli.sample import first_items
 from distill_core.data.dataset import LatentDataset
+from distill_core.diffusion.samplers import sample
+from distill_core.diffusion.schedules import grid_sigmas
 from distill_core.lora_files import read_lora
+from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.models.pipelines import ModelConfig, open_source
 
 
-@pytest.fixture(scope="module", params=[sd_inpainting, sd3_inpainting], ids=lambda build: build.__name__)
+@pytest.fixture(
+    scope="module", params=[sd_inpainting, sdxl_inpainting, sd3_inpainting], ids=lambda build: build.__name__
+)
 def folder(request, tmp_path_factory):
     """A tiny pipeline, six pictures with captions, and a configuration."""
     folder = tmp_path_factory.mktemp(request.param.__name__)
@@ -60,6 +66,39 @@ def test_pictures_become_items_that_train(folder, data):
     state, description = read_lora(folder / "run" / "student.safetensors")
     assert state and description["steps"] == 2
     source.backend.open_lora(state)
+
+
+def test_samples_are_of_the_items_of_a_dataset(folder, data, tmp_path):
+    """Each has the noise of its number, and the text and the mask of its item; more than there are items is none."""
+    command = [
+        "sample",
+        str(folder / "masked.toml"),
+        "--data",
+        str(data),
+        "--steps",
+        "3",
+        "--count",
+        "9",
+        "--seed",
+        "4",
+    ]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    said = json.loads((tmp_path / "samples.json").read_text())
+    assert [row["item"] for row in said] == list(range(6)) and len(list(tmp_path.glob("*.png"))) == 6
+    source, dataset = open_source(ModelConfig(path=str(folder / "model"))), LatentDataset(data)
+    batch, process = first_items(dataset, 6), source.backend.process
+    teacher = Guided(Denoiser(source.backend), dataset.uncond(), 5.0)
+    shape = batch.latents.shape[1:]
+    options = dict(seed=4, items=[2], sampler="euler")
+    latent = sample(teacher, process, grid_sigmas(process, 3), batch.cond[[2]], shape, **options)
+    drawn = numpy.asarray(Image.open(tmp_path / "00002.png")).astype(float)
+    expected = ((source.decode(latent)[0] + 1) * 127.5).permute(1, 2, 0).numpy()
+    assert abs(drawn - expected).max() <= 1
+
+
+def test_samples_of_pictures_without_masks_are_refused(folder, data, tmp_path, capsys):
+    command = ["sample", str(folder / "masked.toml"), "--data", str(folder / "plain"), "--out", str(tmp_path)]
+    assert main(command) == 2 and "has no inpaint_mask" in capsys.readouterr().err
 
 
 def test_diffusers_inpaints_with_the_student(folder, data):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from distill_core.cli.main import main
 from distill_core.data.dataset import LatentDataset
+from distill_core.data.held_out import hold_out
 from distill_core.data.masks import AREA, FULL, KINDS, MaskConfig, for_latents, hidden, random_masks, with_mask_files
 from distill_core.data.pictures import PictureConfig, find, survey
 from distill_core.models import mini
@@ -57,22 +58,22 @@ def test_a_larger_picture_has_the_same_mask_larger(kind):
 
 
 def test_shares_are_those_that_are_set():
-    """A mask that hides everything is full; at 16 pixels outpainting is the only other kind that reaches corners."""
+    """A mask that hides everything is full, and one in four is."""
     drawn = random_masks(3, range(600), (16, 16), {FULL: 1.0, "rectangles": 3.0})
     assert (drawn.mean((1, 2, 3)) == 1).float().mean().item() == pytest.approx(0.25, abs=0.05)
 
 
-def test_the_sizes_are_lamas(kind_count: int = 200):
+def test_the_sizes_are_those_of_lama_and_the_discs_ours():
     """At 256 pixels: rectangles of 30 to 100 with a margin of 10, borders of 4 to 25 %, discs of 5 to 25 %."""
-    boxes = masks("rectangles", range(kind_count), (256, 256))
+    boxes = masks("rectangles", range(200), (256, 256))
     assert not boxes[:, :, :10].any() and not boxes[..., -10:].any() and boxes[:, :, 10:20].any()
     assert boxes.mean((1, 2, 3)).min() >= 30 * 30 / 256**2
-    borders = masks("outpainting", range(kind_count), (256, 256))[:, 0]
+    borders = masks("outpainting", range(200), (256, 256))[:, 0]
     for side in (borders[:, 128], borders[:, :, 128]):  # a cut through the middle: two borders at most
         ends = torch.stack([side.cumprod(1).sum(1), side.flip(1).cumprod(1).sum(1)])
         present = ends[ends > 0]
         assert 10 <= present.min() and present.max() <= 64 and 0.4 < (ends > 0).float().mean() < 0.65
-    discs = masks("discs", range(kind_count), (256, 256)).sum((1, 2, 3))
+    discs = masks("discs", range(200), (256, 256)).sum((1, 2, 3))
     assert discs.max() <= 4 * numpy.pi * 65**2 and discs.min() >= AREA[0] * 256**2
 
 
@@ -192,6 +193,7 @@ def test_masks_of_files_become_items(folder, capsys):
 
 def test_random_masks_give_every_picture_several_items_that_do_not_depend_on_batches(folder, capsys):
     assert cache(folder, "random", each=3, seed=5) == 0
+    assert "times an epoch" not in capsys.readouterr().out  # nine items fill batches of four
     dataset, batch = read(folder)
     assert len(dataset) == 9 and batch.cond.extra["masked_image"].shape == batch.latents.shape
     size = (8 * batch.latents.shape[3], 8 * batch.latents.shape[2])
@@ -200,6 +202,9 @@ def test_random_masks_give_every_picture_several_items_that_do_not_depend_on_bat
     expected = for_latents(random_masks(5, numbers, size, MaskConfig().shares), 8)
     assert torch.equal(batch.cond.extra["inpaint_mask"], expected)
     assert torch.equal(batch.latents[0], batch.latents[2]) and not torch.equal(batch.latents[0], batch.latents[3])
+    # One picture's items are held out together, so none of it is trained on.
+    learnt, held_out = hold_out(dataset, 1, seed=0)
+    assert len(learnt) == 6 and len(held_out) == 3 and held_out.batch(0, 3, 0).same == (0, 0, 0)
     # A stopped command goes on: without its shard the same one is made.
     (shard,) = dataset.paths
     before = shard.read_bytes()

@@ -14,6 +14,7 @@ from server import Host, failure_text
 
 from distill_core.data.cache import CacheConfig, cache_latents
 from distill_core.data.dataset import LatentDataset
+from distill_core.files import load_tensors, save_tensors
 from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.models.mini import mini_backend, mini_conditioning
@@ -286,3 +287,15 @@ def test_trainers_take_mixed_datasets(host):
     graph["mix"]["inputs"]["share_of_b"] = 0.2
     graph["train"]["inputs"]["steps"] = 5
     assert "other settings (dataset is another one now)" in fails(host, graph)
+
+
+def test_items_that_have_masks_are_refused_by_a_trainer(host):
+    """Such datasets are made and trained headless; here the host's network would be told nothing of the masks."""
+    teacher = dict(count=16, steps=2, batch_size=16)
+    host.run(only(mini_dataset("masked", **teacher)), 120)
+    (shard,) = folder_of(host, "masked").glob("shard-*")
+    tensors, metadata = load_tensors(shard)
+    save_tensors(shard, {**tensors, "extra.inpaint_mask": torch.ones(16, 1, 8, 8)}, metadata)
+    host.forget()
+    said = fails(host, mini_training("masked", "masked", teacher))
+    assert "have inpaint_mask, which models of the graph are not told yet: train on it from the command line" in said

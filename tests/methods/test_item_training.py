@@ -11,6 +11,8 @@ from distill_core.data.real import save_latents
 from distill_core.diffusion.noise import ItemNoise
 from distill_core.lora_files import read_lora
 from distill_core.methods.components import Components, DiscriminatorConfig
+from distill_core.methods.diffusion2gan import Diffusion2GANConfig
+from distill_core.methods.dmd2 import DMD2Config
 from distill_core.methods.ladd import LADDConfig
 from distill_core.methods.registry import new_method
 from distill_core.training.figures import Figures
@@ -51,13 +53,13 @@ def dataset(kind, tmp_path_factory) -> LatentDataset:
 
 @pytest.fixture
 def make_method(kind, dataset, make_backend):
-    """make_method(rank=2, **config) -> LADD at the model's highest level, its LoRA not 0."""
+    """make_method(rank=2, method=LADDConfig, **config) -> it at the model's highest level, its LoRA not 0."""
     family, channels, inputs, _ = NETWORKS[kind]
 
-    def make(rank: int = 2, **config):
+    def make(rank: int = 2, method=LADDConfig, **config):
         backend = make_backend(family, in_channels=inputs, out_channels=channels)
         settings = {"terms": {"adversarial": 1.0, "denoising": 0.5}, "warmup_steps": 0, **config}
-        config = LADDConfig(student_sigmas=(backend.process.sigma_max,), **settings)
+        config = method(student_sigmas=(backend.process.sigma_max,), **settings)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             method = new_method(
@@ -182,6 +184,23 @@ def test_discriminator_learns_from_the_same_features(make_method, dataset):
     step, figures = method.start(*run.batch(0), 0), Figures()
     assert all(accumulate(run, player, step, figures) for player in run.players)
     assert all(p.grad is not None for p in method.discriminator.parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "terms"),
+    [
+        (DMD2Config, {"adversarial": 1.0, "distribution_matching": 1.0}),
+        (Diffusion2GANConfig, {"adversarial": 1.0, "consistency": 1.0}),
+    ],
+    ids=["DMD2", "Diffusion2GAN"],
+)
+def test_the_networks_that_other_methods_add_see_the_items_too(make_method, dataset, method, terms):
+    """The fake score and a discriminator on a copy of the network."""
+    run = Run(make_method(method=method, terms=terms), dataset, TrainConfig(steps=1, batch_size=4))
+    before = [[p.detach().clone() for p in player.parameters.values()] for player in run.players]
+    list(train(run))
+    for old, player in zip(before, run.players, strict=True):
+        assert any(not torch.equal(a, b) for a, b in zip(old, player.parameters.values(), strict=True)), player.name
 
 
 def test_preflight_asks_the_network_with_its_items(make_method, dataset):
