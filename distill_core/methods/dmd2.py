@@ -23,7 +23,7 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import draw_evenly
 from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Cond, Denoiser
-from ..settings import help_of, setting
+from ..settings import setting
 from . import losses
 from .base import Distance, StudentMethod, StudentStep, Term
 from .components import Ingredients
@@ -40,11 +40,13 @@ class DMD2Config(MethodConfig):
 
     terms: dict[str, float] = setting(
         {MATCHING: 1.0, "adversarial": 0.03},
-        help_of(MethodConfig, "terms") + " DMD2's own is distribution_matching.",
+        "Weight of each term of the student's loss: distribution_matching, adversarial, pairs, consistency, denoising. "
+        "A term that is left out, or weighs 0, is not computed.",
         low=0,
         high=1e6,
     )
     gan_loss: str = "nonsaturating"
+    own_share: float = 1.0
     time_range: tuple[float, float] = setting(
         (0.02, 0.98),
         "Lowest and highest part (0 to 1) of the model's timesteps at which teacher and fake score are compared, and "

@@ -29,7 +29,7 @@ def method_inputs() -> list:
             io.Float, DMD2Config, "fake_score_lr", default=0.0, max=1.0, step=1e-6, round=1e-7, advanced=True
         ),
         setting_input(io.Int, DMD2Config, "fake_score_rank", default=0, advanced=True),
-        setting_input(io.Float, DMD2Config, "own_share", default=0.0, step=0.05, advanced=True),
+        setting_input(io.Float, DMD2Config, "own_share", default=1.0, step=0.05, advanced=True),
         io.Float.Input(
             "teacher_cfg",
             default=0.0,

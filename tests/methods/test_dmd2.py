@@ -215,7 +215,7 @@ def test_one_forward_gives_the_answer_and_the_features(family, make_backend, mak
     ],
 )
 def test_a_step_costs_as_many_forwards_as_it_must(dataset, terms, updates, forwards):
-    run = toy_run(dataset, ladd=DMD2Config(terms, fake_score_updates=updates), steps=2)
+    run = toy_run(dataset, ladd=DMD2Config(terms, fake_score_updates=updates, own_share=0.0), steps=2)
     with ForwardCount(backbone=run.method.teacher.backend.network) as count:
         for _ in train(run):
             pass
