@@ -22,6 +22,7 @@ from .plan import run_plan
 from .presets import add_presets_command
 from .retention import run_retention
 from .sample import run_sample
+from .scenes import run_scenes
 from .train import run_train
 from .turbo_files import run_adapter, run_merge
 
@@ -172,6 +173,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompts", type=Path, help="text file of prompts to keep (default: those of CONFIG)")
     sub.add_argument("--noises", type=_at_least_2, default=8, help="noises of each prompt (default 8)")
     sub.add_argument("--seed", type=int, default=0, help="seed of the noises (default 0)")
+    sub = add(
+        "scenes",
+        run_scenes,
+        "Draw pictures of coloured objects with captions, or edits of them with their masks, to train and test on.",
+        STARTS_OVER,
+    )
+    sub.add_argument("--count", type=_at_least_1, default=100, help="number of pictures, or of edits (default 100)")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the scenes (default 0)")
+    sub.add_argument("--edits", action="store_true", help="each scene twice, one word changed, with the object's masks")
     sub = commands.add_parser(
         "plan",
         help="What a training run will need in memory, and what to change so that it fits; nothing is loaded.",

@@ -1,16 +1,14 @@
-"""Train the mini model again: ``python -m distill_core.mini_train --data DIR [--out DIR] [--seed N]``.
+"""Train the mini model again: ``python -m distill_core.experiments.train_mini --data DIR [--out DIR] [--seed N]``.
 
 DIR holds the four ``*-ubyte.gz`` files of Fashion-MNIST (Debian's package ``dataset-fashion-mnist`` installs them in
 /usr/share/datasets/fashion-mnist). The stages (autoencoder, latents, classifiers, teacher) run in this order; one
-whose output is already in ``--work`` is skipped, so the command can be stopped and started again.
+whose output is already there is skipped and a stopped one goes on, so the command can be started again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import trange
 
 from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
 from ..diffusion.process import expand_like
 from ..evaluation.metrics import mini_scores
 from ..models import mini
+from .fitting import Stage, fit, half, in_batches, save_autoencoder
 
 
-def fit(
-    parameters: list[nn.Parameter],
-    loss_fn: Callable[[torch.Generator], Tensor],
-    steps: int,
-    lr: float,
-    seed: int,
-    name: str,
-    after_step: Callable[[int], None] | None = None,
-) -> dict:
-    """AdamW with a short warm-up and a linear fall to zero over the last 60 %; returns the log of the run."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / 100, 1.0, 0.02 + (1 - i / steps) / 0.6)
-    )
-    generator = torch.Generator().manual_seed(seed)
-    losses, started = [], time.time()
-    bar = trange(steps, desc=name, mininterval=5)
-    for step in bar:
-        loss = loss_fn(generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if after_step:
-            after_step(step)
-        losses.append(loss.item())
-        if step % 50 == 49:
-            bar.set_postfix(loss=f"{sum(losses[-50:]) / 50:.4f}")
-    tail = losses[-200:]
-    return {"steps": steps, "lr": lr, "seconds": round(time.time() - started), "final_loss": sum(tail) / len(tail)}
-
-
-def train_autoencoder(images: Tensor, steps: int, seed: int) -> tuple[nn.Module, dict]:
+def train_autoencoder(images: Tensor, stage: Stage) -> tuple[nn.Module, dict]:
     """L1 + MSE reconstruction with small latent noise; latents are pulled to zero mean and unit variance a channel."""
     net = mini.new_autoencoder().to(memory_format=torch.channels_last)
 
@@ -72,12 +37,7 @@ def train_autoencoder(images: Tensor, steps: int, seed: int) -> tuple[nn.Module,
         standardise = mean.square().mean() + (var + 1e-4).log().square().mean()
         return error.abs().mean() + 0.5 * error.square().mean() + 0.01 * standardise
 
-    return net, fit(list(net.parameters()), loss_fn, steps, 2e-3, seed, "autoencoder")
-
-
-@torch.inference_mode()
-def in_batches(fn: Callable[[Tensor], Tensor], x: Tensor, name: str, size: int = 200) -> Tensor:
-    return torch.cat([fn(x[i : i + size]) for i in trange(0, len(x), size, desc=name, mininterval=5)])
+    return net, fit(list(net.parameters()), loss_fn, 2e-3, "autoencoder", stage)
 
 
 def reconstruction_psnr(net: Any, images: Tensor) -> float:
@@ -87,18 +47,7 @@ def reconstruction_psnr(net: Any, images: Tensor) -> float:
     return (10 * torch.log10(4 / (recon - target).square().mean())).item()
 
 
-def save_autoencoder(net: nn.Module, path: Path) -> None:
-    """Write the TAESD layout, zero-padded to width 64, in float16; the latents need no scale in the SD3 family."""
-    wide = {name: torch.zeros_like(value) for name, value in mini.new_autoencoder(64).state_dict().items()}
-    for name, value in net.state_dict().items():
-        wide[name][tuple(slice(n) for n in value.shape)] = value
-    state = {mini.taesd_key(name): value.half().contiguous() for name, value in wide.items()}
-    # ComfyUI's SD3 latent format is (z - 0.0609) * 1.5305; these two undo it, so the transformer sees our latents.
-    state |= {"vae_scale": torch.tensor(1.5305), "vae_shift": torch.tensor(0.0609)}
-    save_file(state, path)
-
-
-def train_classifier(space: str, train: tuple, test: tuple, steps: int, seed: int) -> tuple[dict, dict]:
+def train_classifier(space: str, train: tuple, test: tuple, stage: Stage) -> tuple[dict, dict]:
     """Train an evaluator and attach the reference statistics of the real test data; returns (state, log)."""
     (data, labels), (test_data, test_labels) = train, test
     net = mini.new_classifier(space)
@@ -113,7 +62,7 @@ def train_classifier(space: str, train: tuple, test: tuple, steps: int, seed: in
         )
         return F.cross_entropy(net(x), labels[pick], label_smoothing=0.05)
 
-    log = fit(list(net.parameters()), loss_fn, steps, 2e-3, seed, f"{space} classifier")
+    log = fit(list(net.parameters()), loss_fn, 2e-3, f"{space} classifier", stage)
     net.eval()
     predicted = in_batches(lambda x: net(x).argmax(1), test_data, "accuracy", 1000)
     features = in_batches(net.features, test_data, "features", 1000).double()
@@ -122,7 +71,7 @@ def train_classifier(space: str, train: tuple, test: tuple, steps: int, seed: in
     return state, log
 
 
-def train_teacher(latents: Tensor, labels: Tensor, steps: int, seed: int) -> tuple[dict, dict, dict]:
+def train_teacher(latents: Tensor, labels: Tensor, stage: Stage) -> tuple[dict, dict, dict]:
     """Rectified flow on the latents: velocity loss, logit-normal(0, 1) times, class dropout 0.1, weight EMA."""
     from diffusers import SD3Transformer2DModel
 
@@ -146,12 +95,7 @@ def train_teacher(latents: Tensor, labels: Tensor, steps: int, seed: int) -> tup
         ).sample
         return F.mse_loss(velocity, noise - x0)
 
-    def after_step(step: int) -> None:
-        decay = min(0.999, (1 + step) / (10 + step))
-        for name, value in both.named_parameters():
-            average[name].lerp_(value.detach(), 1 - decay)
-
-    log = fit(list(both.parameters()), loss_fn, steps, 1e-3, seed, "teacher", after_step)
+    log = fit(list(both.parameters()), loss_fn, 1e-3, "teacher", stage, list(average.values()))
     transformer = {name: value for name, value in net.state_dict().items()}
     transformer |= {name[4:]: value for name, value in average.items() if name.startswith("net.")}
     conditioning = {
@@ -159,10 +103,6 @@ def train_teacher(latents: Tensor, labels: Tensor, steps: int, seed: int) -> tup
         "pooled": average["table.pooled.weight"],
     }
     return transformer, conditioning, log
-
-
-def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.half().contiguous() for name, value in state.items()}
 
 
 def main() -> None:
@@ -178,6 +118,10 @@ def main() -> None:
     for folder in (args.out, args.work):
         folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
+
+    def stage(steps: int) -> Stage:
+        return Stage(steps, args.seed, args.work / "checkpoint.safetensors")
+
     log_path = args.out / "training.json"
     log = json.loads(log_path.read_text()) if log_path.exists() else {"seed": args.seed}
 
@@ -189,7 +133,7 @@ def main() -> None:
     test_images, test_labels = read_split(args.data, "t10k")
 
     if not (args.out / "autoencoder.safetensors").exists():
-        net, entry = train_autoencoder(train_images, args.ae_steps, args.seed)
+        net, entry = train_autoencoder(train_images, stage(args.ae_steps))
         entry["test_psnr_db"] = reconstruction_psnr(net.eval(), test_images[:1000])
         save_autoencoder(net, args.out / "autoencoder.safetensors")
         record("autoencoder", entry)
@@ -210,7 +154,7 @@ def main() -> None:
         path = args.out / f"{space}_classifier.safetensors"
         if not path.exists():
             state, entry = train_classifier(
-                space, (train, train_labels), (test, test_labels), args.classifier_steps, args.seed
+                space, (train, train_labels), (test, test_labels), stage(args.classifier_steps)
             )
             save_file({k: v.contiguous() for k, v in state.items()}, path)
             record(f"{space}_classifier", entry)
@@ -220,7 +164,7 @@ def main() -> None:
         record("floor", mini_scores(train_latents[pick], train_labels[pick]))
 
     if not (args.out / "transformer.safetensors").exists():
-        transformer, conditioning, entry = train_teacher(train_latents, train_labels, args.teacher_steps, args.seed)
+        transformer, conditioning, entry = train_teacher(train_latents, train_labels, stage(args.teacher_steps))
         save_file(half(conditioning), args.out / "conditioning.safetensors")
         save_file(half(transformer), args.out / "transformer.safetensors")
         record("teacher", entry)

@@ -134,11 +134,17 @@ class Architecture:
     def limits(self, network: nn.Module, channels: int) -> Limits:
         """What the network can take; latents have ``channels``."""
         positions = getattr(network, "pos_embed_max_size", None)
-        side = positions and positions * self.patch_size
+        side = positions and positions * self.patch_of(network)
         return Limits(channels, _width_into(network, self.text), _width_into(network, self.pooled), side)
 
-    def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        return math.ceil(height / self.patch_size), math.ceil(width / self.patch_size)
+    def patch_of(self, network: nn.Module) -> int:
+        """Latent pixels a side of a token: what the network says, else what is usual."""
+        said = getattr(network, "patch_size", None)
+        return said if isinstance(said, int) else self.patch_size
+
+    def token_grid(self, network: nn.Module, height: int, width: int) -> tuple[int, int]:
+        patch = self.patch_of(network)
+        return math.ceil(height / patch), math.ceil(width / patch)
 
 
 _FLUX = dict(

@@ -207,7 +207,7 @@ class ComfyBackend:
         Raises ValueError for a conditioning with which the image would not be where it is looked for.
         """
         check_places(cond, self.architecture)
-        grid = self.architecture.token_grid(*x.shape[-2:])
+        grid = self.architecture.token_grid(self.network, *x.shape[-2:])
         groups, path, inputs = self._groups(x, cond), self.switch.active, self.switch.inputs
         parts = []
         for rows, conds in groups:

@@ -249,7 +249,7 @@ def fed_blocks() -> dict:
             positions = [int(where.sum()) for where in changed]
             rows = [slice(i, i + 1) for i in range(3)]
             alone = torch.cat([heads(batch.latents[r], noise[r], batch.cond[r]) for r in rows])
-            grid = backend.architecture.token_grid(*batch.latents.shape[-2:])
+            grid = backend.architecture.token_grid(backend.network, *batch.latents.shape[-2:])
             result[family] = {
                 "positions": [p for p in positions if p],
                 "image": grid[0] * grid[1],

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from networks import build_network
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from distill_core.models.backends.diffusers import DiffusersBackend
 from distill_core.models.denoiser import Denoiser
 from distill_core.models.features import OutOfPlace, collect_taps, tokens_to_map
 from distill_core.models.lora import LoraSwitch
@@ -59,6 +61,16 @@ def test_maps_keep_the_layout_of_a_non_square_latent(family, make_backend, batch
         assert shapes == [(3, 4), (3, 4), (3, 4), (6, 8), (6, 8)]
     else:
         assert set(shapes) == {(3, 4)}
+
+
+def test_a_token_is_as_large_as_the_network_says(batch):
+    network = DiffusersBackend(build_network("sd3", patch_size=1, pos_embed_max_size=16))
+    x, sigma, cond = batch
+    changed = x.clone()
+    changed[:, :, 0, 7] += 3
+    before, after = (Denoiser(network).features(z, sigma, cond, network.tap_names[:1])[0] for z in (x, changed))
+    assert before.shape[2:] == (6, 8)
+    assert (after - before).square().sum(1).mean(0).argmax() == 7
 
 
 def test_a_corner_of_the_latent_moves_the_same_corner_of_the_map_most(family, make_backend, batch):

@@ -144,7 +144,7 @@ class Architecture:
     """How to work with one class of network.
 
     call: the network on (x, timestep, cond).  tap_names: blocks a discriminator can read, in running order.
-    lora_under: containers of the layers that get a LoRA.  patch_size: latent pixels a side of a token.
+    lora_under: containers of the layers that get a LoRA.
     default_process: where the model's folder has no scheduler.  lora_prefix: of LoRA keys, the pipeline's name for the
     network.  scales: read-outs and entries of a multi-scale discriminator, where the network has scales of its own.
     limits: what a network with this config can take.  units: what is offloaded piece by piece, the taps unless given.
@@ -157,7 +157,6 @@ class Architecture:
     call: Callable[[Network, Tensor, Tensor, Cond], Tensor]
     tap_names: Callable[[Network], list[str]]
     lora_under: tuple[str, ...]
-    patch_size: int
     default_process: Callable[[], NoiseProcess]
     lora_prefix: str = "transformer"
     scales: Callable[[Network], tuple[list[str], list[str]]] | None = None
@@ -193,7 +192,6 @@ ARCHITECTURES = {  # by diffusers' class of the network
         call=_call_sd3,
         tap_names=_transformer_taps,
         lora_under=("transformer_blocks",),
-        patch_size=2,
         default_process=lambda: FlowProcess(timestep_multiplier=1000.0, shift_alpha=3.0),
         limits=_sd3_limits,
         items=(INPAINTING, EDITING),
@@ -203,7 +201,6 @@ ARCHITECTURES = {  # by diffusers' class of the network
         call=_call_flux,
         tap_names=_transformer_taps,
         lora_under=("transformer_blocks", "single_transformer_blocks"),
-        patch_size=2,
         default_process=lambda: FlowProcess(timestep_multiplier=1.0, shift_alpha=1.0),
         limits=_flux_limits,
         items=(EDITING,),
@@ -214,7 +211,6 @@ ARCHITECTURES = {  # by diffusers' class of the network
         call=_call_unet,
         tap_names=_unet_taps,
         lora_under=("attentions",),
-        patch_size=1,
         default_process=lambda: DiscreteProcess(cumulative_alphas(), "eps"),
         lora_prefix="unet",
         scales=_unet_scales,
@@ -375,7 +371,8 @@ class DiffusersBackend:
         whole: run to the end, and give the network's output behind them.
         """
         outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch, whole=whole)
-        height, width = (side // self.architecture.patch_size for side in x.shape[2:])
+        patch = self.limits().patch
+        height, width = (side // patch for side in x.shape[2:])
         return [out if out.ndim == 4 else tokens_to_map(out, height, width) for out in outputs]
 
     def lora_targets(self) -> list[str]:
