@@ -105,7 +105,10 @@ def cache_pictures(
     def make(items: Sequence[int], shard: int) -> dict[str, Tensor]:
         bucket, numbers = parts[shard][0], [i % len(pictures) for i in items]
         images = torch.stack([read_into(pictures[number], bucket, config.background) for number in numbers])
-        made = {"latents": encode(images).float().cpu(), **conds_of(numbers).to("cpu").tensors()}
+        # In batches of other sizes an encoder rounds otherwise, and the copies of a picture are to have one latent.
+        parts_of = images.split(1 if masks.each > 1 else len(images))
+        latents = torch.cat([encode(part).float().cpu() for part in parts_of])
+        made = {"latents": latents, **conds_of(numbers).to("cpu").tensors()}
         if masked:
             drawn = masks_of(masks, pictures, items, bucket)
             made[EXTRA + MASKED_IMAGE] = encode(hidden(images, drawn)).float().cpu()

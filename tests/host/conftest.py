@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gguf_pack
 import pytest
 from server import HERE, HOST_FOUND, HOW_TO, PYTHON, Host
+
+MODEL_FOLDERS = ("checkpoints", "clip", "diffusion_models", "loras", "vae")  # of the host's output folder
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,10 +49,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 def host(server: Host) -> Host:
     """The server as new for each file of tests: no run or dataset of another file, and nothing in its cache.
 
-    Folders stay, though empty: the host keeps lists of files and asks their folders for the time of change.
+    Folders that the host lists models of stay, though empty: it keeps the lists and asks the folders for their age.
     """
     server.forget()
-    for path in (server.base_dir / "output").rglob("*"):
-        if path.is_file():
-            path.unlink()
+    for path in (server.base_dir / "output").glob("*"):
+        for unwanted in path.glob("*") if path.name in MODEL_FOLDERS else [path]:
+            remove(unwanted)
     return server

@@ -68,7 +68,7 @@ def by_command(model, dataset, out) -> None:
         levels = list(LADDTrainer.request(model=model, dataset=dataset, run_name="x", **WIDGETS).method.student_sigmas)
         config = folder / "c.toml"
         config.write_text(CONFIG.replace("LEVELS", str(levels)))
-        unused = dict(decode_with_gradient=None, encoder=None)
+        unused = dict(decode_with_gradient=None, encoder=None, device="cpu")
         source = SimpleNamespace(backend=backend, channels=backend.channels, decode=lambda x: x[:, :3], **unused)
         backend.below = []  # LoRAs that the command puts under a student
         backend.digest = lambda: fingerprint(backend.network)  # as the command's own backend has it

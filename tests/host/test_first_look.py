@@ -66,11 +66,24 @@ def test_a_trainer_shows_at_most_ten_widgets_until_it_is_asked_for_more(looks, t
 
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("trainer", OLD)
-def test_an_older_workflow_opens_with_its_values(looks, trainer, design):
-    """The file is of the version before `existing_run`, with hardly a value left at its default."""
+def test_an_older_workflow_opens_with_its_values(host, looks, trainer, design):
+    """The file is of the version before `existing_run`, hardly a value at its default; what came since has its own."""
     (node,) = (node for node in json.loads(OLDER.read_text())["nodes"] if node["type"] == trainer)
     names = [entry["name"] for entry in node["inputs"] if "widget" in entry]
     names.insert(names.index("seed") + 1, "fixed")  # what happens to the seed after a run: the frontend's own widget
     older = dict(zip(names, node["widgets_values"], strict=True))
     values = looks[f"older {design}"]["answer"][trainer]["values"]
-    assert values == {**older, "existing_run": "go on"}
+    assert {name: values[name] for name in older} == older
+    since = {name: values[name] for name in values.keys() - older.keys()}
+    assert "existing_run" in since and since == {name: defaults(host, trainer)[name] for name in since}
+
+
+def defaults(host, trainer: str) -> dict:
+    """What a new node's widgets show."""
+    inputs = host.object_info()[trainer]["input"]
+    return {
+        name: spec[1].get("default", spec[0][0] if isinstance(spec[0], list) else None)
+        for kind in inputs.values()
+        for name, spec in kind.items()
+        if isinstance(spec, list) and len(spec) > 1
+    }
