@@ -106,8 +106,8 @@ def cache_pictures(
         bucket, numbers = parts[shard][0], [i % len(pictures) for i in items]
         images = torch.stack([read_into(pictures[number], bucket, config.background) for number in numbers])
         # In batches of other sizes an encoder rounds otherwise, and the copies of a picture are to have one latent.
-        parts_of = images.split(1 if masks.each > 1 else len(images))
-        latents = torch.cat([encode(part).float().cpu() for part in parts_of])
+        at_once = 1 if masks.each > 1 else len(images)
+        latents = torch.cat([encode(part).float().cpu() for part in images.split(at_once)])
         made = {"latents": latents, **conds_of(numbers).to("cpu").tensors()}
         if masked:
             drawn = masks_of(masks, pictures, items, bucket)

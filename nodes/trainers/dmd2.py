@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ...distill_core.methods.dmd2 import MATCHING, DMD2Config
 from ..common import setting_input
 from .base import Trainer
-from .inputs import loss_input, task_inputs, weight_input
+from .inputs import loss_input, task_inputs, teacher_cfg_input, weight_input
 
 
 def method_inputs() -> list:
@@ -30,17 +30,7 @@ def method_inputs() -> list:
         ),
         setting_input(io.Int, DMD2Config, "fake_score_rank", default=0, advanced=True),
         setting_input(io.Float, DMD2Config, "own_share", default=1.0, step=0.05, advanced=True),
-        io.Float.Input(
-            "teacher_cfg",
-            default=0.0,
-            min=0.0,
-            max=30.0,
-            step=0.1,
-            optional=True,
-            advanced=True,
-            tooltip="The teacher's guidance in distribution matching. 0: that of the dataset, which is cfg of Teacher "
-            "Latents, or 1 for real images.",
-        ),
+        teacher_cfg_input("distribution matching"),
         loss_input("nonsaturating", "DMD2"),
     ]
 

@@ -97,8 +97,8 @@ def weight_input(name: str, default: float, tooltip: str, **options: Any) -> io.
     return io.Float.Input(name, default=default, tooltip=tooltip, **shared, **options)
 
 
-def teacher_cfg_input() -> io.Float.Input:
-    """The guidance of the teacher in the student's losses."""
+def teacher_cfg_input(term: str = "the distillation term") -> io.Float.Input:
+    """The guidance of the teacher in a term of the student's loss."""
     return io.Float.Input(
         "teacher_cfg",
         default=0.0,
@@ -107,8 +107,8 @@ def teacher_cfg_input() -> io.Float.Input:
         step=0.1,
         optional=True,
         advanced=True,
-        tooltip="The teacher's guidance in the distillation term. 0: that of the dataset, which is cfg of Teacher "
-        "Latents, or 1 for real images.",
+        tooltip=f"The teacher's guidance in {term}. 0: that of the dataset, which is cfg of Teacher Latents, or 1 for "
+        "real images.",
     )
 
 
