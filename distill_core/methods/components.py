@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
+from ..discriminators.latent import LatentDiscriminator
 from ..errors import opening
 from ..models.backends.diffusers_folders import only_variant
 from ..models.denoiser import Cond, Denoiser
@@ -137,6 +138,11 @@ class Ingredients:
 
     def head_size(self) -> dict[str, int]:
         return asdict(self.discriminator)
+
+    def latent_heads(self) -> tuple[list[str], LatentDiscriminator]:
+        """The teacher's blocks that LADD's heads read, and the heads."""
+        taps = list(self.taps) or self.teacher.backend.default_taps()
+        return taps, LatentDiscriminator.for_teacher(self.teacher, taps, self.example, **self.head_size())
 
 
 def tiny_decoder(folder: str | Path, device: torch.device | str = "cpu") -> Components:

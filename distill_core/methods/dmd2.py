@@ -86,14 +86,9 @@ class DMD2Config(MethodConfig):
             raise ValueError(f"time_range must go from low to high, not {list(self.time_range)}")
 
     def build(self, ingredients: Ingredients) -> DMD2:
-        student, teacher, taps = ingredients.student, ingredients.teacher, list(ingredients.taps)
-        fake_score = discriminator = None
-        if self.weight(MATCHING):
-            fake_score = self.new_fake_score(ingredients)
-        if self.weight("adversarial"):
-            taps = taps or teacher.backend.default_taps()
-            size = ingredients.head_size()
-            discriminator = LatentDiscriminator.for_teacher(teacher, taps, ingredients.example, **size)
+        student, teacher = ingredients.student, ingredients.teacher
+        fake_score = self.new_fake_score(ingredients) if self.weight(MATCHING) else None
+        taps, discriminator = ingredients.latent_heads() if self.weight("adversarial") else ([], None)
         return DMD2(student, teacher, fake_score, discriminator, taps=taps, config=self, **ingredients.shared())
 
     def new_fake_score(self, ingredients: Ingredients) -> Denoiser:

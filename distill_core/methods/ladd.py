@@ -95,14 +95,9 @@ class LADDConfig(DistillationConfig):
     paper: ClassVar[str] = "Sauer et al. 2024, arXiv 2403.12015"
 
     def build(self, ingredients: Ingredients) -> LADD:
-        teacher, taps, discriminator = ingredients.teacher, [], None
-        if self.weight("adversarial"):
-            taps = list(ingredients.taps) or teacher.backend.default_taps()
-            head = ingredients.head_size()
-            discriminator = LatentDiscriminator.for_teacher(teacher, taps, ingredients.example, **head)
-        return self.method_class()(
-            ingredients.student, teacher, discriminator, taps=taps, config=self, **self.shared(ingredients)
-        )
+        taps, discriminator = ingredients.latent_heads() if self.weight("adversarial") else ([], None)
+        student, teacher = ingredients.student, ingredients.teacher
+        return self.method_class()(student, teacher, discriminator, taps=taps, config=self, **self.shared(ingredients))
 
     def method_class(self) -> type[LADD]:
         """What `build` makes."""
