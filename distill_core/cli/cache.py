@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data import buckets
@@ -15,11 +16,13 @@ from ..data.fits import check_sizes
 from ..data.manifest import OtherDataset
 from ..data.masks import FILES, NONE, MaskConfig, with_mask_files
 from ..data.pictures import PictureConfig, survey
+from ..data.preference import PreferenceConfig, cache_pairs, with_rejected
 from ..data.real import cache_pictures
 from ..data.shards import Progress
-from ..digests import fingerprint
+from ..digests import file_digest, fingerprint
 from ..models.denoiser import Denoiser, Guided
 from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
+from ..models.scorers import CLASSIFIER, Scorer, open_scorer, scored
 from ..models.teachers import open_teacher
 from ..settings import settings_of
 from ..training.config import Config, load_config
@@ -28,7 +31,10 @@ KEYS = {
     **{f"config.{s.name}": f"[cache] {s.name}" for s in settings_of(CacheConfig)},
     **{f"pictures.{s.name}": f"[pictures] {s.name}" for s in settings_of(PictureConfig)},
     **{f"masks.{s.name}": f"[masks] {s.name}" for s in settings_of(MaskConfig)},
+    **{f"preference.{s.name}": f"[preference] {s.name}" for s in settings_of(PreferenceConfig)},
     "masks": "[masks] source",
+    "preference": "[preference] samples",
+    "scorer": "[preference] scorer",
     "guidance": "[cache] guidance",
     "embedded_guidance": "[cache] embedded_guidance",
     "dtype": "[pictures] dtype",
@@ -42,6 +48,8 @@ KEYS = {
 
 def run_cache(args: argparse.Namespace) -> None:
     config = load_config(args.config)
+    if args.rejected and not args.images:
+        raise ValueError("--rejected FOLDER has the worse ones of the pictures in --images FOLDER: give both")
     source = open_source(config.model, config.cache.embedded_guidance)
     try:
         if args.images:
@@ -67,13 +75,39 @@ def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource |
     }
     if uncond.guidance is not None:
         made_from["embedded_guidance"] = source.embedded_guidance
-    show(cache_latents(teacher, conds, source.channels, config.cache, args.out, made_from), "cache: teacher latents")
+    if not config.preference.samples:
+        show(
+            cache_latents(teacher, conds, source.channels, config.cache, args.out, made_from), "cache: teacher latents"
+        )
+        return
+    scorer, made_from["scorer"] = _scorer(config.preference.scorer, source)
+
+    def score(latents: Tensor, items: Sequence[int]) -> Tensor:
+        return scored(scorer, source.decode(latents), [prompts[i % len(prompts)] for i in items])
+
+    made = cache_pairs(teacher, conds, source.channels, config.cache, config.preference, score, args.out, made_from)
+    show(made, "cache: pairs")
+
+
+def _scorer(name: str, source: MiniSource | PipelineSource) -> tuple[Scorer, str]:
+    """What ranks samples of a model, and how the dataset names it."""
+    if name == CLASSIFIER and not isinstance(source, MiniSource):
+        raise ValueError(
+            f'[preference] scorer = "{CLASSIFIER}" knows the classes of the mini model alone: give the path of a '
+            "Python file with a function score(images, prompts)"
+        )
+    return open_scorer(name), name if name == CLASSIFIER else file_digest(name)
 
 
 def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
     pictures, left_out = survey(args.images, config.pictures)
     if config.masks.source == FILES:
         pictures, without = with_mask_files(pictures)
+        left_out |= without
+    if args.rejected:
+        if config.masks.source != NONE:
+            raise ValueError("pairs have no masks: leave --rejected or [masks] source out")
+        pictures, without = with_rejected(pictures, args.rejected, config.pictures)
         left_out |= without
     said = buckets.report(pictures, left_out, config.pictures)
     print(buckets.spell(said, config.train.batch_size, config.masks.each))

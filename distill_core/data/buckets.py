@@ -28,10 +28,11 @@ def report(pictures: list[Picture], left_out: dict[str, str], config: PictureCon
                 "upscaled": sum(scale_of(size, bucket) > 1 for size in sizes),
             }
         )
-    files = {
-        p.name: {"digest": p.digest, "size": list(p.size), "caption": p.caption, **({"mask": p.mask} if p.mask else {})}
-        for p in pictures
-    }
+    files = {}
+    for p in pictures:
+        beside = {"mask": p.mask, "rejected": p.rejected_digest}
+        files[p.name] = {"digest": p.digest, "size": list(p.size), "caption": p.caption}
+        files[p.name] |= {name: digest for name, digest in beside.items() if digest}
     return {"buckets": buckets, "left_out": left_out, "files": files}
 
 
@@ -65,6 +66,10 @@ def spell(said: dict[str, Any], batch_size: int | None = None, each: int = 1) ->
     return "\n".join(lines)
 
 
+def _compared(file: dict[str, Any]) -> tuple[str, str, str | None, str | None]:
+    return file["digest"], file["caption"], file.get("mask"), file.get("rejected")
+
+
 def _count(of: Sized, what: str) -> str:
     return f"{len(of)} {what}{'s' * (len(of) != 1)}"
 
@@ -77,10 +82,10 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
     """Which pictures are other ones than those that the folder's report names: "1 added (c.png); 1 changed (a.png)"."""
     try:
         before = read_json(folder / NAME)["files"]
-        old = {name: (file["digest"], file["caption"], file.get("mask")) for name, file in before.items()}
+        old = {name: _compared(file) for name, file in before.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
-    new = {name: (file["digest"], file["caption"], file.get("mask")) for name, file in said["files"].items()}
+    new = {name: _compared(file) for name, file in said["files"].items()}
     kept = [name for name in new if name in old and new[name][0] == old[name][0]]
     kinds = {
         "added": [name for name in new if name not in old],
@@ -88,6 +93,7 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
         "changed": [name for name in new if name in old and new[name][0] != old[name][0]],
         "with another caption": [name for name in kept if new[name][1] != old[name][1]],
         "with another mask": [name for name in kept if new[name][2] != old[name][2]],
+        "with another rejected picture": [name for name in kept if new[name][3] != old[name][3]],
     }
     told = [
         f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..models.denoiser import Limits
 from ..models.items import missing
@@ -24,9 +24,9 @@ def check_teacher(dataset: LatentDataset, base: str) -> None:
             )
 
 
-def check_fits(dataset: LatentDataset, limits: Limits) -> None:
+def check_fits(dataset: LatentDataset, limits: Limits, learnt_from: Sequence[str] = ()) -> None:
     """Raises ValueError for latents or text that the network cannot take: another family's, too large ones, or ones
-    without the per-item tensors that it takes."""
+    without the per-item tensors that it takes, or that are ``learnt_from``."""
     where, made = f"the dataset in {dataset.folder}", "make it with this model and its text encoders"
     for items in dataset.buckets.values():
         one = dataset.read(items[:1])
@@ -45,6 +45,11 @@ def check_fits(dataset: LatentDataset, limits: Limits) -> None:
             raise ValueError(
                 f"{where} has no {lacking}, and this model takes {' and '.join(limits.items)} of every picture beside "
                 "its latent; make it with them (masks: [masks] source), or train on a model without such an input"
+            )
+        if lacking := missing(learnt_from, one.beside):
+            raise ValueError(
+                f"{where} has items without {lacking}, which this method learns from: make them all with it "
+                "(docs/data.md)"
             )
         for name, text, wanted in (
             ("text tokens", one.cond.context, limits.context),

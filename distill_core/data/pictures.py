@@ -69,7 +69,8 @@ class Picture(NamedTuple):
     """A picture that can be read.
 
     name: relative to the folder, with /.  size: (width, height) as it is meant to be seen.  digest: of the file.
-    mask: digest of the mask beside it, empty where none is used.
+    mask: digest of the mask beside it, empty where none is used.  rejected: the picture of the same name that was found
+    the worse one, where they are pairs, and its digest.
     """
 
     path: Path
@@ -78,6 +79,14 @@ class Picture(NamedTuple):
     size: tuple[int, int]
     digest: str
     mask: str = ""
+    rejected: Path | None = None
+    rejected_digest: str = ""
+
+    @property
+    def worse(self) -> Picture:
+        """The rejected picture in the place of the chosen one."""
+        assert self.rejected is not None  # only pairs are asked
+        return self._replace(path=self.rejected)
 
 
 def find(folder: str | Path) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..files import alone_in
 from ..models.denoiser import Cond, cat_conds
-from ..models.items import EXTRA, MASK, MASKED_IMAGE
+from ..models.items import EXTRA, MASK, MASKED_IMAGE, REJECTED
 from .buckets import differences, report, save
 from .manifest import OtherDataset, begin
 from .masks import NONE, MaskConfig, for_latents, hidden, masks_of
@@ -81,7 +81,8 @@ def cache_pictures(
     encode: images [B, 3, H, W] in [-1, 1] -> latents of the model.  conds_of: numbers of pictures -> their rows.
     description: anything JSON that must agree when it goes on, the autoencoder above all.  scale: pixels of one
     position of a latent.  lengths: tokens of each caption where they differ.  masks: of an inpainting model's pictures;
-    an item then has its mask and the latent of the picture that it hides a part of.
+    an item then has its mask and the latent of the picture that it hides a part of.  Where pictures have rejected ones
+    (all or none), items have the latents of these.
     Raises OtherDataset, which names the pictures that are other ones now.
     """
     folder, said = Path(folder), report(pictures, left_out, config)
@@ -91,6 +92,7 @@ def cache_pictures(
     masked = masks.source != NONE
     if masked:
         manifest["masks"] = masks.description()
+    pairs = pictures[0].rejected is not None
     groups: dict[tuple, list[int]] = defaultdict(list)
     for bucket, numbers in by_bucket(pictures, config).items():
         for number in numbers:
@@ -113,6 +115,9 @@ def cache_pictures(
             drawn = masks_of(masks, pictures, items, bucket)
             made[EXTRA + MASKED_IMAGE] = encode(hidden(images, drawn)).float().cpu()
             made[EXTRA + MASK] = for_latents(drawn, scale)
+        if pairs:
+            images = torch.stack([read_into(pictures[n].worse, bucket, config.background) for n in numbers])
+            made[REJECTED] = torch.cat([encode(part).float().cpu() for part in images.split(at_once)])
         return made
 
     with alone_in(folder, "caching"):
@@ -124,6 +129,7 @@ def cache_pictures(
         save(folder, said)
         plan = [Shard(group, (height // scale, width // scale)) for (width, height), group in parts]
         needs = ["latents", "context", *([EXTRA + MASK, EXTRA + MASKED_IMAGE] if masked else [])]
+        needs += [REJECTED] if pairs else []
         metadata = {"state_sigmas": "[]"}
         yield from fill(folder, plan, make, config.batch_size, config.dtype, metadata, needs, "the VAE")
 
