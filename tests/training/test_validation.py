@@ -58,7 +58,10 @@ def test_without_pairs_latents_are_noised_below_the_highest_level(without_pairs)
             answer = run.method.student(process.noise_scaling(sigma, noise, batch.latents), sigma, batch.cond)
             errors.append((answer - batch.latents).square().mean())
     loss = Validation(run).figures()["validation"]
-    assert loss == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5) and loss == Validation(run).figures()["validation"]
+    assert (
+        loss == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+        and loss == Validation(run).figures()["validation"]
+    )
 
 
 def test_measuring_changes_nothing_and_a_resumed_run_measures_the_same(dataset, tmp_path):
