@@ -205,14 +205,10 @@ def test_pictures_of_the_same_name_become_pairs(tmp_path):
     draw_folders(tmp_path)
     dataset, pictures, left_out = cache_folders(tmp_path, tmp_path / "out")
     assert len(dataset) == 6 and len(dataset.buckets) == 2 and not left_out
-    chosen = {
-        tuple(latent.flatten()[:4].tolist()) for b in dataset.buckets.values() for latent in dataset.read(b).latents
-    }
     for bucket in dataset.buckets.values():
         batch = dataset.read(bucket)
         assert batch.beside["rejected"].shape == batch.latents.shape
         assert not (batch.beside["rejected"] == batch.latents).all()
-    assert len(chosen) == 6
     assert all("rejected" in file for file in report(pictures, {}, SETTINGS)["files"].values())
     before = {path.name: path.read_bytes() for path in dataset.paths}
     dataset.paths[0].unlink()  # as after a kill; the same command makes it again

@@ -70,9 +70,9 @@ class Answers(Denoiser):
 
 
 def test_the_loss_by_hand_on_tiny_numbers():
-    """Chosen latents are 1 and 2, rejected 0 and 3; the student answers .9, the reference .5. The mean over the pairs
+    """Chosen latents are 1 and 2, rejected 0 and 4; the student answers .9, the reference .5. The mean over the pairs
     is outside the logarithm of the sigmoid."""
-    chosen, rejected = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0])
+    chosen, rejected = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])
     whole = lambda values: values.view(2, 1, 1, 1).expand(2, 1, 2, 2).clone()  # noqa: E731
     batch = Batch(whole(chosen), Cond(torch.zeros(2, 1, 1)), beside={"rejected": whole(rejected)})
     config = DPOConfig(beta=0.6, preference_levels=STUDENT, student_sigmas=(0.5,))
@@ -82,14 +82,14 @@ def test_the_loss_by_hand_on_tiny_numbers():
 
     # e = (answer - latent)^2 / sigma^2, sigma = .5
     first = (0.1**2 - 0.9**2) - (0.5**2 - 0.5**2)  # (e(S, w) - e(S, l)) - (e(R, w) - e(R, l)), in units of 4
-    second = (1.1**2 - 2.1**2) - (1.5**2 - 2.5**2)
+    second = (1.1**2 - 3.1**2) - (1.5**2 - 3.5**2)
     inside = [-0.6 / 2 * 4 * value for value in (first, second)]
     assert step.inside.tolist() == pytest.approx(inside, rel=1e-5) and inside[0] > 0 > inside[1]
     expected = sum(math.log(1 + math.exp(-value)) for value in inside) / 2
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert abs(expected - math.log(1 + math.exp(-sum(inside) / 2))) > 1e-2  # where the mean would be inside
     assert logs["implicit_accuracy"] == 0.5 and logs["margin"].item() == pytest.approx(sum(inside) / 2, rel=1e-5)
-    gains = [4 * ((0.25 - 0.01) + (2.25 - 1.21)) / 2, 4 * ((0.25 - 0.81) + (6.25 - 4.41)) / 2]
+    gains = [4 * ((0.25 - 0.01) + (2.25 - 1.21)) / 2, 4 * ((0.25 - 0.81) + (12.25 - 9.61)) / 2]
     assert [logs[name].item() for name in ("chosen", "rejected")] == pytest.approx(gains, rel=1e-5)
 
 
