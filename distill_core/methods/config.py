@@ -139,7 +139,7 @@ class MethodConfig(Checked):
     default_levels: ClassVar[int] = 4
     sections: ClassVar[tuple[str, ...]] = ("discriminator",)  # shared sections of the TOML file that it reads
     checks_paths: ClassVar[bool] = False  # whether stored pairs are tried by running one path again (`check_pairs`)
-    needs: ClassVar[tuple[str, ...]] = ()  # per-item tensors that every item must have beside its latent
+    needs: ClassVar[dict[str, str]] = {}  # per-item tensors that it learns from, and how items are made with them
     own_teacher: ClassVar[bool] = False  # whether the model itself must be the teacher
 
     def __post_init__(self) -> None:

@@ -72,7 +72,9 @@ class DPOConfig(MethodConfig):
     sections = ()
     known_terms = (PREFERENCE,)
     default_levels: ClassVar[int] = 25  # where it is shown how the model samples with it
-    needs: ClassVar[tuple[str, ...]] = (REJECTED,)
+    needs: ClassVar[dict[str, str]] = {
+        REJECTED: "make pairs with `cache`, [preference] samples of the model or --images with --rejected"
+    }
     own_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -107,10 +109,7 @@ class DPO(StudentMethod):
         """Refuse items that are no pairs. Raises ValueError."""
         super().check(batch, micro_batch)
         if REJECTED not in batch.beside:
-            raise ValueError(
-                f"{self.config.title} learns from pairs of a chosen and a rejected picture, and these items have no "
-                "rejected one: make pairs with `cache`, [preference] samples of the model or --images with --rejected"
-            )
+            raise ValueError(f"{self.config.title} learns from pairs of pictures: {self.config.needs[REJECTED]}")
 
     def start(self, batch: Batch, random: ItemNoise, step: int) -> DPOStep:
         """Draw noise levels and run the student once, on both pictures of each pair."""

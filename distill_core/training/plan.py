@@ -153,7 +153,7 @@ def plan_step(
     kept: list[int] = []
     components = make(mode)
     train = replace(train, compile=False)
-    usual = replace(train, optimizer=ADAMW, discriminator_optimizer=ADAMW, precision=precision)
+    usual = replace(train, optimizer=ADAMW, discriminator_optimizer=ADAMW, precision=precision, validation=0)
     lora = replace(config.student.lora, start_from="", adapter="")
     config = replace(config, train=usual, student=replace(config.student, lora=lora))
     with ExitStack() as stack:

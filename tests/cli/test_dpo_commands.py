@@ -204,7 +204,7 @@ def test_memory_is_planned_with_the_pairs(folder):
 @pytest.mark.parametrize(
     "change, command, words",
     [
-        (("samples = 2", "samples = 0"), "train", "no rejected one: make pairs with `cache`"),
+        (("samples = 2", "samples = 0"), "train", "which this method learns from: make pairs with `cache`"),
         (("[train]", "[teacher]\npath = 'mini'\n[train]"), "train", "with Diffusion-DPO the model is its own teacher"),
         (("samples = 2", "samples = 2\nscorer = 'nowhere.py'"), "cache", "there is no scorer nowhere.py"),
         (("count = 8", "count = 8\nstate_sigmas = [1.0]"), "cache", "state_sigmas are of the teacher's paths"),
