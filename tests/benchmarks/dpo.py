@@ -3,8 +3,8 @@
     python tests/benchmarks/dpo.py --out DIR [--seeds 0 1 2] [--images 500]
 
 Each seed runs the chain of configs/mini_dpo.toml and configs/mini_dpo_ladd.toml, about four minutes of one processor.
-The classifier of images ranks the pairs; the judge is the classifier of latents, which ranks and trains nothing. What is
-there is not done again. --beta, --rate, --steps: other values than the config's, to be tried on a seed that is not
+The classifier of images ranks the pairs; the judge is the classifier of latents, which ranks and trains nothing. What
+is there is not done again. --beta, --rate, --steps: other values than the config's, to be tried on a seed that is not
 reported.
 """
 
