@@ -124,7 +124,9 @@ def parser() -> argparse.ArgumentParser:
         "--images", type=Path, metavar="FOLDER", help="encode the pictures of this folder; captions in .txt beside them"
     )
     sub.add_argument(
-        "--data", type=Path, help="sample the teacher for the texts and pictures of this dataset's items, not for prompts"
+        "--data",
+        type=Path,
+        help="sample the teacher for the texts and pictures of this dataset's items, not for prompts",
     )
     sub = add_with_config(
         "train", run_train, "Distil from cached latents with any of the methods; resumes a stopped run.", RESUMES
@@ -147,7 +149,9 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--lora", type=Path, help="a student.safetensors; without it the teacher is sampled")
     sub.add_argument(
-        "--data", type=Path, help="draw to the texts, masks and pictures of this dataset's items, not to the prompts of CONFIG"
+        "--data",
+        type=Path,
+        help="draw to the texts, masks and pictures of this dataset's items, not to the prompts of CONFIG",
     )
     for name, of in (("text", "text"), ("image", "picture that is edited")):
         sub.add_argument(

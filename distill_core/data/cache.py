@@ -42,16 +42,16 @@ class CacheConfig(Checked):
     )
     text_strength: tuple[float, ...] = setting(
         (),
-        "Guidance scale of the text where the model edits a picture: one number, or the lowest and the highest of those "
-        "that are drawn evenly for each item and stored with it. Empty: guidance.",
+        "Guidance scale of the text where the model edits a picture: one number, or the lowest and the highest of "
+        "those that are drawn evenly for each item and stored with it. Empty: guidance.",
         low=0,
         high=100,
         added=True,
     )
     image_strength: tuple[float, ...] = setting(
         (),
-        "Guidance scale of the picture that is edited, likewise; a third forward a step unless it is 1 (InstructPix2Pix "
-        "equation 3). Empty: 1, so guidance is of the text alone.",
+        "Guidance scale of the picture that is edited, likewise; a third forward a step unless it is 1 "
+        "(InstructPix2Pix equation 3). Empty: 1, so guidance is of the text alone.",
         low=0,
         high=100,
         added=True,

@@ -44,7 +44,8 @@ def check_fits(dataset: LatentDataset, limits: Limits) -> None:
         if lacking := missing(limits.items, one.cond.extra):
             raise ValueError(
                 f"{where} has no {lacking}, and this model takes {' and '.join(limits.items)} of every picture beside "
-                "its latent; make it with them (masks: [masks] source; pictures to edit: [pictures] sources), or train on a model without such an input"
+                "its latent; make it with them (masks: [masks] source; pictures to edit: [pictures] sources), or train "
+                "on a model without such an input"
             )
         for name, text, wanted in (
             ("text tokens", one.cond.context, limits.context),

@@ -56,8 +56,8 @@ class PictureConfig(Checked):
     )
     sources: str = setting(
         "",
-        "The folder of the pictures before they are edited, for models that edit: each has the name and the size of its "
-        "result in the folder of --images. Empty: none.",
+        "The folder of the pictures before they are edited, for models that edit: each has the name and the size of "
+        "its result in the folder of --images. Empty: none.",
         decides=False,
         added=True,
     )

@@ -17,7 +17,9 @@ def with_sources(pictures: Sequence[Picture], folder: str | Path) -> tuple[list[
     """
     root, found, left_out = Path(folder), [], {}
     if not root.is_dir():
-        raise ValueError(f"[pictures] sources: {root} is not a folder; give that of the pictures before they are edited")
+        raise ValueError(
+            f"[pictures] sources: {root} is not a folder; give that of the pictures before they are edited"
+        )
     for picture in pictures:
         path = root / picture.name
         if why := _fault(path, picture):
@@ -37,4 +39,6 @@ def _fault(path: Path, picture: Picture) -> str:
         size = open_picture(path, "white").size
     except Exception as error:  # whatever a decoder makes of a damaged file
         return f"has a source that cannot be read ({reason(error, path)})"
-    return "" if size == picture.size else f"is {picture.size[0]} x {picture.size[1]} and its source {size[0]} x {size[1]}"
+    return (
+        "" if size == picture.size else f"is {picture.size[0]} x {picture.size[1]} and its source {size[0]} x {size[1]}"
+    )

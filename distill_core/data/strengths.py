@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..diffusion.noise import ItemNoise
@@ -20,7 +19,9 @@ def check_span(name: str, span: Span) -> None:
         raise ValueError(f"{name} must be one number, or the lowest and the highest, not {list(span)}")
 
 
-def draw_strengths(text: Span, image: Span, seed: int, items: Sequence[int], dtype: str = "float32") -> dict[str, Tensor]:
+def draw_strengths(
+    text: Span, image: Span, seed: int, items: Sequence[int], dtype: str = "float32"
+) -> dict[str, Tensor]:
     """The strengths [B] of the items by their names in a conditioning, each from the item's own generator.
 
     dtype: number format in which they are stored, to which they are rounded: the teacher takes what the file will say.

@@ -1,4 +1,4 @@
-"""Classifier-free guidance of models that edit a picture: of the text and of the picture, each with its own strength."""
+"""Classifier-free guidance of models that edit a picture: of the text and of the picture, each with a strength."""
 
 from __future__ import annotations
 
@@ -17,19 +17,14 @@ class GuidedTwice(Guided):
     """none + s_I (picture - none) + s_T (both - picture) (InstructPix2Pix, arXiv 2211.09800, equation 3).
 
     both is told the text and the picture that is edited, picture the latter alone, and none neither: its picture is 0.
-    An item's strengths s_T and s_I [B] are those of its conditioning (`items.TEXT_STRENGTH`, `IMAGE_STRENGTH`); where it
-    has none, ``scale`` is that of the text (or ``scales`` [B]) and ``image_scale`` that of the picture. All that is asked
-    is one batch, of three times as many rows at most: with s_I = 1 for all items none is left out, and this is `Guided`;
-    with s_T = s_I picture is; with both 1 it is the denoiser itself.
+    An item's strengths s_T and s_I [B] are those of its conditioning (`items.TEXT_STRENGTH`, `IMAGE_STRENGTH`); where
+    it has none, ``scale`` is that of the text (or ``scales`` [B]) and ``image_scale`` that of the picture. All that is
+    asked is one batch, of three times as many rows at most: with s_I = 1 for all items none is left out, and this is
+    `Guided`; with s_T = s_I picture is; with both 1 it is the denoiser itself.
     """
 
     def __init__(
-        self,
-        denoiser: Denoiser,
-        uncond: Cond,
-        scale: float,
-        scales: Tensor | None = None,
-        image_scale: float = 1.0,
+        self, denoiser: Denoiser, uncond: Cond, scale: float, scales: Tensor | None = None, image_scale: float = 1.0
     ) -> None:
         super().__init__(denoiser, uncond, scale, scales)
         self.image_scale = image_scale

@@ -104,7 +104,11 @@ def test_the_teacher_edits_each_item_at_its_own_strengths(folder, pairs, edits):
 
 def test_samples_are_at_the_strengths_that_are_asked_for(folder, edits, tmp_path):
     command = ["sample", f"{folder}/c.toml", "--data", str(edits), "--steps", "3", "--count", "2"]
-    for name, more in (("own", []), ("none", ["--text-strength", "1", "--image-strength", "1"]), ("text", ["--text-strength", "9"])):
+    for name, more in (
+        ("own", []),
+        ("none", ["--text-strength", "1", "--image-strength", "1"]),
+        ("text", ["--text-strength", "9"]),
+    ):
         assert main([*command, "--out", str(tmp_path / name), *more]) == 0
     made, source = LatentDataset(edits), open_source(ModelConfig(path=f"{folder}/model"))
     batch, process = made.read(made.largest[:1]), source.backend.process
@@ -147,7 +151,7 @@ def test_what_does_not_fit_is_refused_in_words(folder, pairs, edits, tmp_path, c
     assert "--text-strength must be at least 0 and at most 100, not -2" in said(*command, "--text-strength", -2)
     assert "--image-strength must be at least 0 and at most 100, not nan" in said(*command, "--image-strength", "nan")
     mini = tmp_path / "mini.toml"
-    mini.write_text("[cache]\ntext_strength = [2.0]\n")
+    mini.write_text("[cache]\nsizes = [[8, 8]]\ntext_strength = [2.0]\n")
     assert "of a model that edits a picture" in said("cache", mini, "--out", tmp_path / "d")
     assert "of a model that edits a picture" in said("sample", mini, "--text-strength", 2, "--out", tmp_path / "e")
 

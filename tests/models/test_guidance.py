@@ -16,7 +16,14 @@ def editing(make_backend, make_cond, batch):
     denoiser, rows = Denoiser(backend), []
     backend.network.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     (x, sigma, cond), g = batch, torch.Generator().manual_seed(3)
-    return denoiser, make_cond(1, seed=9), x, sigma, cond.with_items({"source_image": torch.randn(x.shape, generator=g)}), rows
+    return (
+        denoiser,
+        make_cond(1, seed=9),
+        x,
+        sigma,
+        cond.with_items({"source_image": torch.randn(x.shape, generator=g)}),
+        rows,
+    )
 
 
 def with_strengths(cond, text, image):
@@ -44,7 +51,8 @@ def test_it_is_the_papers_equation_of_each_item(editing):
 
 
 @pytest.mark.parametrize(
-    ("text", "image", "forwards"), [(1.0, 1.0, 1), (4.5, 1.0, 2), (4.5, 4.5, 2), (1.0, 1.5, 3), (7.5, 1.5, 3), (0.0, 1.0, 2)]
+    ("text", "image", "forwards"),
+    [(1.0, 1.0, 1), (4.5, 1.0, 2), (4.5, 4.5, 2), (1.0, 1.5, 3), (7.5, 1.5, 3), (0.0, 1.0, 2)],
 )
 def test_what_has_no_weight_is_not_run(editing, text, image, forwards):
     denoiser, empty, x, sigma, cond, rows = editing

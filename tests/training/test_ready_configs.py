@@ -19,6 +19,7 @@ MINI = [path for path in FILES if path.stem.startswith("mini_")]
 STABLE_DIFFUSION = DiscreteProcess(cumulative_alphas(), "eps")
 PROCESSES = {
     "sd1.5_diffusion2gan": STABLE_DIFFUSION,
+    "sd1.5_editing_ladd": STABLE_DIFFUSION,
     "sd1.5_inpainting_ladd": STABLE_DIFFUSION,
     "sdxl_add": STABLE_DIFFUSION,
     "sdxl_dmd2": STABLE_DIFFUSION,
