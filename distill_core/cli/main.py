@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             f"--{name}-strength",
             type=float,
-            help=f"guidance scale of the {of}, for all items (default: each item's own, else as [cache] says)",
+            help=f"guidance scale of the {of}, for all items (default: each item's own, else as CONFIG says)",
         )
     sub.add_argument("--steps", type=int, help="sampling steps (default: the student's trained number; teacher 25)")
     sub.add_argument("--count", type=_at_least_1, default=10, help="number of images (default 10)")

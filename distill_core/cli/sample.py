@@ -107,7 +107,7 @@ def asked_strengths(args: argparse.Namespace) -> dict[str, float]:
 
 
 def teacher_strengths(args: argparse.Namespace, config: Config, teacher: Denoiser, conds: Cond) -> dict[str, Tensor]:
-    """The strengths [B] at which the teacher edits: those asked for, else the items' own, else as [cache] draws them.
+    """The strengths [B] at which the teacher edits: those asked for, else the items' own, else as CONFIG draws them.
 
     Raises ValueError for strengths of a teacher that edits no picture.
     """
