@@ -134,11 +134,9 @@ def parser() -> argparse.ArgumentParser:
         "--images", type=Path, metavar="FOLDER", help="encode the pictures of this folder; captions in .txt beside them"
     )
     sub.add_argument(
-        "--rejected",
+        "--data",
         type=Path,
-        metavar="FOLDER",
-        help="pictures of the same names as those of --images, of which these were found the worse ones: pairs for "
-        'method = "dpo"',
+        help="sample the teacher for the texts and pictures of this dataset's items, not for prompts",
     )
     sub = add_with_config(
         "train", run_train, "Distil from cached latents with any of the methods; resumes a stopped run.", RESUMES
@@ -166,8 +164,16 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--lora", type=Path, help="a student.safetensors; without it the teacher is sampled")
     sub.add_argument(
-        "--data", type=Path, help="draw to the texts and masks of this dataset's items, not to the prompts of CONFIG"
+        "--data",
+        type=Path,
+        help="draw to the texts, masks and pictures of this dataset's items, not to the prompts of CONFIG",
     )
+    for name, of in (("text", "text"), ("image", "picture that is edited")):
+        sub.add_argument(
+            f"--{name}-strength",
+            type=float,
+            help=f"guidance scale of the {of}, for all items (default: each item's own, else as CONFIG says)",
+        )
     sub.add_argument("--steps", type=int, help="sampling steps (default: the student's trained number; teacher 25)")
     sub.add_argument("--count", type=_at_least_1, default=10, help="number of images (default 10)")
     sub.add_argument("--seed", type=int, default=0, help="seed of the images' noise (default 0)")

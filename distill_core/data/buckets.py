@@ -28,11 +28,15 @@ def report(pictures: list[Picture], left_out: dict[str, str], config: PictureCon
                 "upscaled": sum(scale_of(size, bucket) > 1 for size in sizes),
             }
         )
-    files = {}
-    for p in pictures:
-        beside = {"mask": p.mask, "rejected": p.rejected_digest}
-        files[p.name] = {"digest": p.digest, "size": list(p.size), "caption": p.caption}
-        files[p.name] |= {name: digest for name, digest in beside.items() if digest}
+    files = {
+        p.name: {
+            **{"digest": p.digest, "size": list(p.size), "caption": p.caption},
+            **({"mask": p.mask} if p.mask else {}),
+            **({"source": p.source_digest} if p.source else {}),
+            **({"rejected": p.rejected_digest} if p.rejected else {}),
+        }
+        for p in pictures
+    }
     return {"buckets": buckets, "left_out": left_out, "files": files}
 
 
@@ -66,10 +70,6 @@ def spell(said: dict[str, Any], batch_size: int | None = None, each: int = 1) ->
     return "\n".join(lines)
 
 
-def _compared(file: dict[str, Any]) -> tuple[str, str, str | None, str | None]:
-    return file["digest"], file["caption"], file.get("mask"), file.get("rejected")
-
-
 def _count(of: Sized, what: str) -> str:
     return f"{len(of)} {what}{'s' * (len(of) != 1)}"
 
@@ -82,10 +82,10 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
     """Which pictures are other ones than those that the folder's report names: "1 added (c.png); 1 changed (a.png)"."""
     try:
         before = read_json(folder / NAME)["files"]
-        old = {name: _compared(file) for name, file in before.items()}
+        old = {name: _told(file) for name, file in before.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
-    new = {name: _compared(file) for name, file in said["files"].items()}
+    new = {name: _told(file) for name, file in said["files"].items()}
     kept = [name for name in new if name in old and new[name][0] == old[name][0]]
     kinds = {
         "added": [name for name in new if name not in old],
@@ -93,7 +93,8 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
         "changed": [name for name in new if name in old and new[name][0] != old[name][0]],
         "with another caption": [name for name in kept if new[name][1] != old[name][1]],
         "with another mask": [name for name in kept if new[name][2] != old[name][2]],
-        "with another rejected picture": [name for name in kept if new[name][3] != old[name][3]],
+        "with another source": [name for name in kept if new[name][3] != old[name][3]],
+        "with another rejected picture": [name for name in kept if new[name][4] != old[name][4]],
     }
     told = [
         f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
@@ -101,3 +102,8 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
         if names
     ]
     return "; ".join(told)
+
+
+def _told(file: dict[str, Any]) -> tuple[str | None, ...]:
+    """What decides an item of a file, as a report tells it."""
+    return file["digest"], file["caption"], *(file.get(beside) for beside in ("mask", "source", "rejected"))

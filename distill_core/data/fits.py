@@ -45,7 +45,8 @@ def check_fits(dataset: LatentDataset, limits: Limits, needs: Mapping[str, str] 
         if lacking := missing(limits.items, one.cond.extra):
             raise ValueError(
                 f"{where} has no {lacking}, and this model takes {' and '.join(limits.items)} of every picture beside "
-                "its latent; make it with them (masks: [masks] source), or train on a model without such an input"
+                "its latent; make it with them (masks: [masks] source; pictures to edit: [pictures] sources), or train "
+                "on a model without such an input"
             )
         if lacking := missing(list(needs), one.beside):
             cures = " and ".join(cure for name, cure in needs.items() if name not in one.beside)

@@ -54,6 +54,20 @@ class PictureConfig(Checked):
     background: str = setting(
         "white", "What shows through transparent pictures: white, gray or black.", choices=BACKGROUNDS
     )
+    sources: str = setting(
+        "",
+        "The folder of the pictures before they are edited, for models that edit: each has the name and the size of "
+        "its result in the folder of --images. Empty: none.",
+        decides=False,
+        added=True,
+    )
+    rejected: str = setting(
+        "",
+        'The folder of the pictures that were found worse than those of --images, for method = "dpo": each has the '
+        "name (its suffix may differ) and the size of the one it was compared with. Empty: none.",
+        decides=False,
+        added=True,
+    )
     batch_size: int = setting(1, "Pictures that are encoded at once.", low=1, high=4096)
     dtype: str = setting("float32", 'Number format of the files: "float32", "float16" or "bfloat16".', choices=DTYPES)
 
@@ -69,8 +83,8 @@ class Picture(NamedTuple):
     """A picture that can be read.
 
     name: relative to the folder, with /.  size: (width, height) as it is meant to be seen.  digest: of the file.
-    mask: digest of the mask beside it, empty where none is used.  rejected: the picture of the same name that was found
-    the worse one, where they are pairs, and its digest.
+    mask: digest of the mask beside it, empty where none is used.  source: the picture before it was edited, and its
+    digest, where it is an edit.  rejected: the picture that was found the worse one, and its digest, in a pair.
     """
 
     path: Path
@@ -79,14 +93,10 @@ class Picture(NamedTuple):
     size: tuple[int, int]
     digest: str
     mask: str = ""
+    source: Path | None = None
+    source_digest: str = ""
     rejected: Path | None = None
     rejected_digest: str = ""
-
-    @property
-    def worse(self) -> Picture:
-        """The rejected picture in the place of the chosen one."""
-        assert self.rejected is not None  # only pairs are asked
-        return self._replace(path=self.rejected)
 
 
 def find(folder: str | Path) -> dict[str, Path]:
@@ -244,8 +254,24 @@ def cropped_share(size: tuple[int, int], bucket: tuple[int, int]) -> float:
 
 def read_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
     """[3, H, W] in [-1, 1]: the picture scaled to cover the bucket (width, height), its middle."""
+    return read_file_into(picture.path, bucket, background)
+
+
+def read_source_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
+    """Its source, likewise."""
+    assert picture.source is not None
+    return read_file_into(picture.source, bucket, background)
+
+
+def read_rejected_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
+    """The picture that was found worse, likewise."""
+    assert picture.rejected is not None
+    return read_file_into(picture.rejected, bucket, background)
+
+
+def read_file_into(path: Path, bucket: tuple[int, int], background: str) -> Tensor:
     with large_pictures():
-        image = ImageOps.fit(open_picture(picture.path, background), bucket, Image.Resampling.LANCZOS)
+        image = ImageOps.fit(open_picture(path, background), bucket, Image.Resampling.LANCZOS)
     return torch.from_numpy(numpy.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 

@@ -18,6 +18,7 @@ from ..models.denoiser import Cond, Guided
 from ..models.items import REJECTED
 from ..settings import Checked, setting
 from .cache import CacheConfig, write_shards
+from .dataset import ItemConds
 from .pictures import Picture, PictureConfig, survey
 from .shards import Progress
 
@@ -57,7 +58,7 @@ class PreferenceConfig(Checked):
 
 def cache_pairs(
     teacher: Guided,
-    conds: Cond,
+    conds: Cond | ItemConds,
     channels: int,
     config: CacheConfig,
     preference: PreferenceConfig,
@@ -119,12 +120,13 @@ def best_and_worst(
     )
 
 
-def with_rejected(
-    pictures: Sequence[Picture], folder: str | Path, config: PictureConfig
-) -> tuple[list[Picture], dict[str, str]]:
-    """The pictures that have a rejected one of the same name (whatever its suffix) and size in a folder, with its path
-    and digest, and the names of the others with the reason. Raises ValueError when none has one."""
-    rejected, unread = survey(folder, config)
+def with_rejected(pictures: Sequence[Picture], config: PictureConfig) -> tuple[list[Picture], dict[str, str]]:
+    """The pictures that have a rejected one of the same name (whatever its suffix) and size in ``config.rejected``,
+    with its path and digest, and the names of the others with the reason.
+
+    Raises ValueError when none has one.
+    """
+    rejected, unread = survey(config.rejected, config)
     by_name = {_stem(picture.name): picture for picture in rejected}
     reasons = {_stem(name): why for name, why in unread.items()}
     found: list[Picture] = []
@@ -137,7 +139,7 @@ def with_rejected(
             found.append(picture._replace(rejected=by_name[name].path, rejected_digest=by_name[name].digest))
     if not found:
         name, why = next(iter(left_out.items()))
-        raise ValueError(f"no picture has a rejected one in {folder}: {name} {why}")
+        raise ValueError(f"no picture has a rejected one in [pictures] rejected ({config.rejected}): {name} {why}")
     return found, left_out
 
 

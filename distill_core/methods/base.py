@@ -29,6 +29,8 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
 from ..diffusion.schedules import draw_from_grid, draw_whole_schedule, same_level
 from ..models.denoiser import Cond, Denoiser, Guided
+from ..models.guidance import guided
+from ..models.items import TEXT_STRENGTH
 from . import losses
 from .config import OWN, MethodConfig
 from .players import Loss, Player, PlayerSettings
@@ -65,7 +67,7 @@ class StudentMethod:
         self.student, self.teacher, self.config = student, teacher, config
         self.levels = config.levels(student.process)
         # Terms that ask it have refused a missing uncond in their constructors.
-        self.guided_teacher = Guided(teacher, uncond, guidance)  # type: ignore[arg-type]
+        self.guided_teacher = guided(teacher, uncond, guidance)  # type: ignore[arg-type]
         self.gan_generator, self.gan_discriminator = losses.GAN_LOSSES[config.gan_loss]
         simple = losses.REGRESSIONS[config.regression]
         self.distance = distance or (lambda prediction, target, random: simple(prediction, target))
@@ -126,6 +128,11 @@ class StudentMethod:
             raise ValueError(
                 "hinge with a batch of 1 saturates on every item and collapses; use batch_size of at least 2 per "
                 "process (gradient accumulation does not help) or gan_loss = 'nonsaturating'"
+            )
+        if self.config.guidance_range and TEXT_STRENGTH in batch.cond.extra:
+            raise ValueError(
+                "guidance_range draws a guidance for each item, and these items have strengths of their own, which the "
+                "teacher takes: leave guidance_range empty"
             )
         if self.config.weight("pairs") and not batch.state_sigmas:
             raise ValueError(
@@ -311,11 +318,11 @@ class StudentStep:
     @cached_property
     def guided_teacher(self) -> Guided:
         """The method's, with a guidance for each item where it is drawn."""
-        guided, span = self.method.guided_teacher, self.method.config.guidance_range
+        teacher, span = self.method.guided_teacher, self.method.config.guidance_range
         if not span:
-            return guided
+            return teacher
         scales = span[0] + (span[1] - span[0]) * self.random.named("guidance").uniform()
-        return Guided(guided.denoiser, guided.uncond, guided.scale, upload(scales, self.sigma.device))
+        return type(teacher)(teacher.denoiser, teacher.uncond, teacher.scale, upload(scales, self.sigma.device))
 
     @cached_property
     @torch.no_grad()

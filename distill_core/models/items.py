@@ -40,6 +40,7 @@ class ItemTensor:
 
 
 MASK, MASKED_IMAGE, SOURCE_IMAGE, REJECTED = "inpaint_mask", "masked_image", "source_image", "rejected"
+TEXT_STRENGTH, IMAGE_STRENGTH = "text_strength", "image_strength"
 
 ITEM_TENSORS = {
     MASK: ItemTensor("a mask, 1 where the picture is to be filled", 1, low=0, high=1),
@@ -48,8 +49,8 @@ ITEM_TENSORS = {
     "reference_image": ItemTensor(
         "the latent of a picture to go by; several are reference_image#0, #1", SAME, True, True
     ),
-    "text_strength": ItemTensor("the guidance scale of the text", NUMBER, low=0),
-    "image_strength": ItemTensor("the guidance scale of the picture that is edited", NUMBER, low=0),
+    TEXT_STRENGTH: ItemTensor("the guidance scale of the text", NUMBER, low=0),
+    IMAGE_STRENGTH: ItemTensor("the guidance scale of the picture that is edited", NUMBER, low=0),
     REJECTED: ItemTensor("a latent of the same text that was found the worse one", SAME, condition=False),
 }
 

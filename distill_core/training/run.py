@@ -29,7 +29,7 @@ from ..methods.base import Distance
 from ..methods.components import Components, DiscriminatorConfig, VisionConfig
 from ..methods.config import OWN, MethodConfig
 from ..methods.registry import new_method
-from ..models.denoiser import Guided
+from ..models.guidance import guided
 from ..models.lora_stack import frozen_lora
 from ..models.offload import to_host
 from ..models.precision import channels_last, halves_to_bfloat16
@@ -128,7 +128,7 @@ def new_run(
     if method.checks_paths and method.weight("pairs"):
         for member in dataset.members:  # each must have some, and the teacher's
             if (view := maker(components, member, config.identities["base"])) is not None:
-                check_pairs(member, Guided(view, member.uncond().to(device), guidance), path_tolerance)
+                check_pairs(member, guided(view, member.uncond().to(device), guidance), path_tolerance)
     return assemble(config, components, dataset, folder, distance=distance, accelerator=accelerator)
 
 

@@ -243,22 +243,26 @@ def test_pairs_of_pictures_train_any_family(tmp_path, capsys):
         CONFIG.replace("[model]", f"[model]\npath = '{tmp_path / 'model'}'")
         .replace("samples = 2", f"samples = 2\nscorer = '{tmp_path / 'scorer.py'}'")
         .replace("validation = 2", "validation = 1")
-        + f"[prompts]\nprompts = '{tmp_path / 'prompts.txt'}'\n[pictures]\nsize = 64\nstep = 16\n"
+        + f"[prompts]\nprompts = '{tmp_path / 'prompts.txt'}'\n"
     )
-    folders = ("--images", tmp_path / "chosen", "--rejected", tmp_path / "rejected")
-    assert run("cache", tmp_path, "c", *folders, "--out", tmp_path / "pictures") == 0
+    of_pictures = f"[pictures]\nsize = 64\nstep = 16\nrejected = '{tmp_path / 'rejected'}'\n"
+    (tmp_path / "p.toml").write_text((tmp_path / "c.toml").read_text() + of_pictures)
+    folders = ("--images", tmp_path / "chosen")
+    assert run("cache", tmp_path, "p", *folders, "--out", tmp_path / "pictures") == 0
     assert run("cache", tmp_path, "c", "--out", tmp_path / "ranked") == 0
     for data in ("pictures", "ranked"):
         command = ("train", tmp_path, "c", "--data", tmp_path / data, "--out", tmp_path / f"run-{data}")
         assert run(*command, "--no-preflight") == 0
         logs = RunFolder(tmp_path / f"run-{data}").logs()
         assert logs[0]["margin"] == 0 and all(entry["preference"] > 0 for entry in logs)
-    assert run("cache", tmp_path, "c", "--rejected", tmp_path / "rejected", "--out", tmp_path / "no") == 2
+    assert run("cache", tmp_path, "p", "--out", tmp_path / "no") == 2
     assert "give both" in capsys.readouterr().err
+    assert run("cache", tmp_path, "c", "--data", tmp_path / "ranked", "--out", tmp_path / "no") == 2
+    assert "leave --data out" in capsys.readouterr().err
     text = (tmp_path / "c.toml").read_text()
     (tmp_path / "d.toml").write_text(text.replace(f"scorer = '{tmp_path / 'scorer.py'}'", ""))
     assert run("cache", tmp_path, "d", "--out", tmp_path / "no") == 2
     assert "knows the classes of the mini model alone" in capsys.readouterr().err
-    (tmp_path / "e.toml").write_text(text + '[masks]\nsource = "random"\n')
+    (tmp_path / "e.toml").write_text(text + of_pictures + '[masks]\nsource = "random"\n')
     assert run("cache", tmp_path, "e", *folders, "--out", tmp_path / "no") == 2
     assert "pairs have no masks" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -192,11 +193,12 @@ def encode(images):
 
 
 def cache_folders(root, out):
-    pictures, left_out = survey(root / "chosen", SETTINGS)
-    pictures, without = with_rejected(pictures, root / "rejected", SETTINGS)
+    settings = replace(SETTINGS, rejected=str(root / "rejected"))
+    pictures, left_out = survey(root / "chosen", settings)
+    pictures, without = with_rejected(pictures, settings)
     cond, empty = toy_conds(1)
     conds_of = lambda numbers: cond[[0] * len(numbers)]  # noqa: E731
-    for _ in cache_pictures(pictures, left_out | without, encode, conds_of, empty, out, SETTINGS, {}):
+    for _ in cache_pictures(pictures, left_out | without, encode, conds_of, empty, out, settings, {}):
         pass
     return LatentDataset(out), pictures, left_out | without
 
@@ -244,5 +246,7 @@ def test_folders_without_one_pair_are_refused(tmp_path):
     draw_folders(tmp_path, 1)
     Image.new("RGB", (64, 64)).save(tmp_path / "rejected" / "another.png")
     (tmp_path / "rejected" / "more" / "0.bmp").unlink()
-    with pytest.raises(ValueError, match="no picture has a rejected one in .*: more/0.png has no rejected picture"):
+    with pytest.raises(
+        ValueError, match="no picture has a rejected one in .pictures. rejected .*: more/0.png has no rejected picture"
+    ):
         cache_folders(tmp_path, tmp_path / "out")

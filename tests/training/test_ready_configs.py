@@ -20,6 +20,7 @@ TUNED_TEACHER = "mini_dpo_ladd"  # goes on from what mini_dpo makes
 STABLE_DIFFUSION = DiscreteProcess(cumulative_alphas(), "eps")
 PROCESSES = {
     "sd1.5_diffusion2gan": STABLE_DIFFUSION,
+    "sd1.5_editing_ladd": STABLE_DIFFUSION,
     "sd1.5_inpainting_ladd": STABLE_DIFFUSION,
     "sdxl_add": STABLE_DIFFUSION,
     "sdxl_dmd2": STABLE_DIFFUSION,

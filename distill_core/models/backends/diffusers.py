@@ -354,7 +354,8 @@ class DiffusersBackend:
         if lacking := missing(self.items, cond.extra):
             raise ValueError(
                 f"this network takes {' and '.join(self.items)} of every picture beside its latent, and here is no "
-                f"{lacking}: they belong to the items of a dataset (masks: [masks] source)"
+                f"{lacking}: they belong to the items of a dataset (masks: [masks] source; pictures to edit: "
+                "[pictures] sources)"
             )
         space = FAMILIES[self.family_name].space if self.family_name in FAMILIES else None
         found = []
