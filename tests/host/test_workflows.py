@@ -151,7 +151,7 @@ def test_the_template_browser_lists_them(host):
 
 def widgets_of(node: dict) -> dict:
     """A node's widget values by name; what happens to a seed after a run stands behind it and has no name."""
-    values = [value for value in node["widgets_values"] if value not in ("fixed", "randomize")]
+    values = [value for value in node.get("widgets_values", []) if value not in ("fixed", "randomize")]
     return dict(zip((entry["name"] for entry in node["inputs"] if "widget" in entry), values, strict=True))
 
 
