@@ -54,7 +54,8 @@ CLASSIFIERS: dict[str, Scorer] = {"mini": class_score, "scenes": words_score}  #
 
 
 def open_scorer(name: str, model: str = "") -> Scorer:
-    """The scorer of that name, or the function ``score`` of a Python file.  model: that is scored, a shipped one's name.
+    """The scorer of that name, or the function ``score`` of a Python file.  model: whose samples it scores, by the name
+    of a shipped one.
 
     Raises ValueError where there is none.
     """
@@ -62,8 +63,8 @@ def open_scorer(name: str, model: str = "") -> Scorer:
         return CLASSIFIERS[model]
     if name == CLASSIFIER:
         raise ValueError(
-            f'[preference] scorer = "{CLASSIFIER}" is for the shipped models alone: give the path of a Python file with '
-            "a function score(images, prompts)"
+            f'[preference] scorer = "{CLASSIFIER}" is for the shipped models alone: give the path of a Python file '
+            "with a function score(images, prompts)"
         )
     if not Path(name).is_file():
         raise ValueError(
