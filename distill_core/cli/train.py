@@ -30,9 +30,11 @@ from ..models.offload import NONE
 from ..models.pipelines import MiniSource, PipelineSource, open_source
 from ..models.precision import halves_to_bfloat16
 from ..models.sharding import Sharding
+from ..models.strengths import StrengthsConfig
 from ..models.teachers import Teacher, open_teacher
 from ..perceptual import ELatentLPIPS, load_metric
 from ..presets.recipe import Recipe
+from ..settings import settings_of
 from ..training.changes import OtherSettings
 from ..training.config import SECTIONS, Config, load_config
 from ..training.loop import Event, Run
@@ -52,6 +54,8 @@ def run_train(args: argparse.Namespace) -> None:
     accelerator = several_processes()
     if config.train.shard:
         check_sharded(config.train, config.model.lora_rank > 0, accelerator.num_processes if accelerator else 1)
+        if config.strengths.told:
+            raise ValueError("[strengths] told: its weights cannot be shared out; set told = false, or shard = false")
     for question in config.train.questions():
         print(f"note: {question}")
     dataset = open_dataset(args, config)
@@ -200,6 +204,7 @@ KEYS = {
     "student.sampler": "[model] sampler",
     "student.lora.alpha": "[lora] alpha",
     "student.lora.dropout": "[lora] dropout",
+    **{f"student.strengths.{s.name}": f"[strengths] {s.name}" for s in settings_of(StrengthsConfig)},
     "start_from": "[lora] start_from",
     "adapter": "[lora] adapter",
     "below": "[model] loras",
@@ -258,7 +263,9 @@ def describe(
         identities["teacher"] = teacher.digest
     if components.backend.below:
         identities["below"] = [lora.below() for lora in components.backend.below]
-    student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler, lora=config.lora)
+    student = StudentConfig(
+        model.lora_rank, model.lora_targets, model.sampler, lora=config.lora, strengths=config.strengths
+    )
     if turbo is not None:
         student = replace(student, sampler=turbo.sampler, sampler_options=turbo.sampler_options, cfg=turbo.cfg)
     return RunConfig(
