@@ -1,8 +1,8 @@
 """A student that is told the guidance strengths it is to edit at: an embedding beside its LoRA.
 
 What InstructPix2Pix turns by two guidance scales, a student of few steps without guidance can be told as an input, much
-as FLUX.1 dev is told one scale. How LADD's authors would do it is not known (section 6.1 names it as what their student
-lacks): the embedding is our choice.
+as FLUX.1 dev is told one scale. LADD's authors name it as what their student lacks, and not how to do it: the embedding
+is our choice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..devices import like
 from ..settings import Checked, setting
 from .items import IMAGE_STRENGTH, TEXT_STRENGTH
+from .precision import on_device
 
 if TYPE_CHECKING:
     from .denoiser import Cond
@@ -79,7 +80,7 @@ class StrengthEmbedding(nn.Module):
         self.hidden = nn.Linear(4 * FREQUENCIES, config.width)
         self.out = nn.Linear(config.width, dim, bias=False)
         nn.init.zeros_(self.out.weight)
-        self.to(next(module.parameters()).device)
+        on_device(self, next(module.parameters()).device)
         self.handle = module.register_forward_hook(self._hook())
 
     def _hook(self) -> Callable:

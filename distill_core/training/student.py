@@ -16,6 +16,8 @@ from ..models.lora_start import DOWN, MATRIX, start_lora
 from ..models.strengths import NAMES, StrengthEmbedding, StrengthsConfig, split_strengths
 from ..settings import Checked, setting
 
+ROUNDING = 0.005  # of a strength, in a dataset's files
+
 
 @dataclass(frozen=True)
 class StudentConfig(Checked):
@@ -98,7 +100,7 @@ def check_strengths(config: StrengthsConfig, dataset: LatentDataset) -> None:
         span = spans[name]
         if span is None:
             raise ValueError(f"[strengths] told: the items in {dataset.folder} have no {name}; {cure}")
-        if not span[0] <= default <= span[1]:
+        if not span[0] * (1 - ROUNDING) <= default <= span[1] * (1 + ROUNDING):
             raise ValueError(
                 f"[strengths] {name.removesuffix('_strength')} is {default:g}, and the items in {dataset.folder} were "
                 f"made at {spelled(span)}: set it inside of that"
@@ -117,7 +119,7 @@ def strengths_told(config: StrengthsConfig, dataset: LatentDataset) -> dict[str,
     told = {}
     for name, default in zip(NAMES, (config.text, config.image), strict=True):
         low, high = dataset.span(name) or (default, default)
-        told[name] = [low, default, high]
+        told[name] = [min(low, default), default, max(high, default)]
     return told
 
 
