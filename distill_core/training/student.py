@@ -10,6 +10,7 @@ from pathlib import Path
 from ..data.dataset import LatentDataset
 from ..diffusion.samplers import SAMPLERS
 from ..files import check_finite, load_tensors
+from ..lora_files import read_lora
 from ..models.denoiser import Backend
 from ..models.lora import Lora, LoraConfig
 from ..models.lora_start import DOWN, MATRIX, start_lora
@@ -83,11 +84,19 @@ def start_from(backend: Backend, lora: Lora, path: Path, strengths: StrengthEmbe
         raise ValueError(f"start_from: {path.name}: {error}") from error
     start_lora(lora, parts, strange, path.name)
     embedding = split_strengths(state)[1]
-    if strengths is not None and embedding:
-        try:
-            strengths.load_export(embedding)
-        except ValueError as error:
-            raise ValueError(f"start_from: {path.name}: {error}; set [strengths] width as there") from error
+    if strengths is None or not embedding:
+        return
+    said = read_lora(path)[1].get("strengths", {})
+    default = tuple(values[1] for values in (said[name] for name in NAMES if name in said))
+    if default != strengths.default:
+        raise ValueError(
+            f"start_from: {path.name} was trained around other strengths, {default}: set [strengths] text and image to "
+            "these"
+        )
+    try:
+        strengths.load_export(embedding)
+    except ValueError as error:
+        raise ValueError(f"start_from: {path.name}: {error}; set [strengths] width as there") from error
 
 
 def check_strengths(config: StrengthsConfig, dataset: LatentDataset) -> None:

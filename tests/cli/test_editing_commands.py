@@ -170,7 +170,9 @@ def test_a_told_student_is_turned_by_the_command_and_loads_elsewhere(folder, edi
 
     assert train(told(folder, tmp_path), edits, tmp_path / "run") == 0
     state, description = read_lora(tmp_path / "run" / "student.safetensors")
-    strong = {k: v + 0.1 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) for k, v in state.items()}
+    g = torch.Generator().manual_seed(0)
+    size = {k: 1.0 if k.startswith("lora_strengths") else 0.1 for k in state}  # two steps change next to nothing
+    strong = {k: v + size[k] * torch.randn(v.shape, generator=g) for k, v in state.items()}
     save_lora(tmp_path / "strong.safetensors", strong, description)
     plain = {k: v for k, v in strong.items() if not k.startswith("lora_strengths.")}
     save_lora(tmp_path / "plain.safetensors", plain, {k: v for k, v in description.items() if k != "strengths"})
@@ -212,6 +214,24 @@ def test_a_told_student_is_turned_by_the_command_and_loads_elsewhere(folder, edi
         network = getattr(pipeline, "unet", None) or pipeline.transformer
         loaded.append({k: v for k, v in network.state_dict().items() if "lora" in k})
     assert loaded[0] and all(torch.equal(loaded[0][k], loaded[1][k]) for k in loaded[1])
+
+
+def test_a_student_goes_on_from_one_that_was_told(folder, edits, tmp_path, capsys):
+    assert train(told(folder, tmp_path), edits, tmp_path / "first") == 0
+    first = tmp_path / "first" / "student.safetensors"
+    start = f"[lora]\nstart_from = '{first}'"
+
+    def after(**changes) -> tuple[int, str]:
+        path = told(folder, tmp_path, **changes)
+        path.write_text(f"{path.read_text()}{start}\n".replace("student_lr = 0.01", "student_lr = 1e-9"))
+        return train(path, edits, tmp_path / "second"), capsys.readouterr().err
+
+    assert after()[0] == 0
+    old, new = (read_lora(tmp_path / name / "student.safetensors")[0] for name in ("first", "second"))
+    for name in old:
+        torch.testing.assert_close(new[name], old[name], rtol=1e-4, atol=1e-6)
+    code, said = after(text=7.0)
+    assert code == 2 and "was trained around other strengths, (7.5, 1.5): set [strengths] text and image" in said
 
 
 @pytest.mark.parametrize("more", ["method = 'dmd2'", ""], ids=["dmd2", "all_weights"])
