@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data import buckets
@@ -18,13 +19,15 @@ from ..data.fits import check_fits, check_sizes
 from ..data.manifest import OtherDataset
 from ..data.masks import FILES, NONE, MaskConfig, with_mask_files
 from ..data.pictures import PictureConfig, survey
+from ..data.preference import PreferenceConfig, cache_pairs, with_rejected
 from ..data.real import cache_pictures
 from ..data.shards import Progress
 from ..data.sources import with_sources
-from ..digests import fingerprint
+from ..digests import file_digest, fingerprint
 from ..models.denoiser import Cond, Denoiser
 from ..models.guidance import edits, guided
 from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
+from ..models.scorers import CLASSIFIER, open_scorer, scored
 from ..models.teachers import open_teacher
 from ..settings import settings_of
 from ..training.config import Config, load_config
@@ -33,7 +36,10 @@ KEYS = {
     **{f"config.{s.name}": f"[cache] {s.name}" for s in settings_of(CacheConfig)},
     **{f"pictures.{s.name}": f"[pictures] {s.name}" for s in settings_of(PictureConfig)},
     **{f"masks.{s.name}": f"[masks] {s.name}" for s in settings_of(MaskConfig)},
+    **{f"preference.{s.name}": f"[preference] {s.name}" for s in settings_of(PreferenceConfig)},
     "masks": "[masks] source",
+    "preference": "[preference] samples",
+    "scorer": "[preference] scorer",
     "guidance": "[cache] guidance",
     "embedded_guidance": "[cache] embedded_guidance",
     "dtype": "[pictures] dtype",
@@ -48,6 +54,8 @@ KEYS = {
 
 def run_cache(args: argparse.Namespace) -> None:
     config = load_config(args.config)
+    if config.pictures.rejected and not args.images:
+        raise ValueError("[pictures] rejected has the worse ones of the pictures in --images FOLDER: give both")
     source = open_source(config.model, config.cache.embedded_guidance)
     try:
         if args.images and args.data:
@@ -63,8 +71,10 @@ def run_cache(args: argparse.Namespace) -> None:
 def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
     if config.masks.source != NONE:
         raise ValueError("masks are of own pictures: give --images FOLDER, or leave [masks] source out")
-    cache = config.cache
+    cache, prompts = config.cache, list[str]()
     conds: Cond | ItemConds
+    if args.data and config.preference.samples:
+        raise ValueError("[preference] samples ranks samples of prompts: leave --data out, or set samples = 0")
     if args.data:
         dataset = LatentDataset(args.data)
         check_fits(dataset, source.backend.limits())
@@ -86,8 +96,19 @@ def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource |
     made_from: dict[str, Any] = {"base": other.digest if other else fingerprint(source.backend.network), **asked}
     if uncond.guidance is not None:
         made_from["embedded_guidance"] = source.embedded_guidance
-    made = cache_latents(guided(view, uncond, cache.guidance), conds, source.channels, cache, args.out, made_from)
-    show(made, "cache: teacher latents")
+    teacher, channels = guided(view, uncond, cache.guidance), source.channels
+    if not config.preference.samples:
+        show(cache_latents(teacher, conds, channels, cache, args.out, made_from), "cache: teacher latents")
+        return
+    name = config.preference.scorer
+    scorer = open_scorer(name, config.model.path)
+    made_from["scorer"] = name if name == CLASSIFIER else file_digest(name)
+
+    def score(latents: Tensor, items: Sequence[int]) -> Tensor:
+        return scored(scorer, source.decode(latents), [prompts[i % len(prompts)] for i in items])
+
+    made = cache_pairs(teacher, conds, channels, cache, config.preference, score, args.out, made_from)
+    show(made, "cache: pairs")
 
 
 def check_strengths(config: CacheConfig, teacher: Denoiser) -> None:
@@ -106,6 +127,11 @@ def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource 
         left_out |= without
     if config.pictures.sources:
         pictures, without = with_sources(pictures, config.pictures.sources)
+        left_out |= without
+    if config.pictures.rejected:
+        if config.masks.source != NONE:
+            raise ValueError("pairs have no masks: leave [pictures] rejected or [masks] source out")
+        pictures, without = with_rejected(pictures, config.pictures)
         left_out |= without
     said = buckets.report(pictures, left_out, config.pictures)
     print(buckets.spell(said, config.train.batch_size, config.masks.each))

@@ -80,6 +80,16 @@ def _at_least_2(text: str) -> int:
     return int(text)
 
 
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not 0 < abs(weight) <= 100:
+        raise argparse.ArgumentTypeError(f"must be a number from -100 to 100 other than 0, not {text}")
+    return weight
+
+
 def _memory(text: str) -> float:
     try:
         size = float(text)
@@ -117,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add_with_config(
         "cache",
         run_cache,
-        "Sample teacher latents for training, or encode own pictures; resumes a stopped command.",
+        "Sample teacher latents or pairs of them for training, or encode own pictures; resumes a stopped command.",
         RESUMES,
     )
     sub.add_argument(
@@ -141,9 +151,14 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--no-preflight", action="store_true", help="start without the checks for known mistakes")
     sub = add_with_config(
-        "merge", run_merge, "Write a student and the [model] loras under it as one LoRA file.", "the file to write"
+        "merge",
+        run_merge,
+        "Write a student, the [model] loras under it and one that is added to it as one LoRA file.",
+        "the file to write",
     )
     sub.add_argument("--lora", type=Path, required=True, help="a student.safetensors that was trained above them")
+    sub.add_argument("--add", type=Path, metavar="FILE", help="another LoRA for the model, of preference tuning (dpo)")
+    sub.add_argument("--weight", type=_weight, default=1.0, help="its strength (default 1)")
     sub = add_with_config(
         "sample", run_sample, "Draw images from a distilled student, or from the guided teacher.", STARTS_OVER
     )

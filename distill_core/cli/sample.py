@@ -31,8 +31,14 @@ from ..training.config import Config, load_config
 
 
 def read_student(lora: Path) -> tuple[dict[str, Tensor], dict]:
-    """A student's tensors and description. Raises ValueError when it asks for a sampler that is not known."""
+    """A student's tensors and description. Raises ValueError for a LoRA that has no noise levels of its own, and when
+    it asks for a sampler that is not known."""
     state, description = read_lora(lora)
+    if "sigmas" not in description:
+        raise ValueError(
+            f"{lora} ({description['method']}) has no noise levels of its own, it is used as the model is: name it in "
+            "[teacher] lora, and a student that has them with --lora"
+        )
     if description.get("sampler") not in SAMPLERS:
         raise ValueError(f"{lora} asks for the sampler {description.get('sampler')!r}; known: {list(SAMPLERS)}")
     return state, description

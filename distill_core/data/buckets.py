@@ -33,6 +33,7 @@ def report(pictures: list[Picture], left_out: dict[str, str], config: PictureCon
             **{"digest": p.digest, "size": list(p.size), "caption": p.caption},
             **({"mask": p.mask} if p.mask else {}),
             **({"source": p.source_digest} if p.source else {}),
+            **({"rejected": p.rejected_digest} if p.rejected else {}),
         }
         for p in pictures
     }
@@ -93,6 +94,7 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
         "with another caption": [name for name in kept if new[name][1] != old[name][1]],
         "with another mask": [name for name in kept if new[name][2] != old[name][2]],
         "with another source": [name for name in kept if new[name][3] != old[name][3]],
+        "with another rejected picture": [name for name in kept if new[name][4] != old[name][4]],
     }
     told = [
         f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
@@ -102,6 +104,6 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
     return "; ".join(told)
 
 
-def _told(file: dict[str, Any]) -> tuple[str, str, str | None, str | None]:
+def _told(file: dict[str, Any]) -> tuple[str | None, ...]:
     """What decides an item of a file, as a report tells it."""
-    return file["digest"], file["caption"], file.get("mask"), file.get("source")
+    return file["digest"], file["caption"], *(file.get(beside) for beside in ("mask", "source", "rejected"))

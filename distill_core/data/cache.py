@@ -135,19 +135,26 @@ def cache_latents(
 
 
 def write_shards(
-    make: Make, uncond: Cond, guidance: float, config: CacheConfig, folder: str | Path, description: dict | None = None
+    make: Make,
+    uncond: Cond,
+    guidance: float,
+    config: CacheConfig,
+    folder: str | Path,
+    description: dict | None = None,
+    more: Sequence[str] = (),
 ) -> Iterator[Progress]:
     """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors
     (latents, those of their Cond, states, others of `items.ITEM_TENSORS`).
 
-    All items of a shard must have the same shapes. Errors as for `cache_latents`.
+    All items of a shard must have the same shapes.  more: names of further tensors that all of them must have.
+    Errors as for `cache_latents`.
     """
     with alone_in(folder, "caching"):
-        yield from _write_shards(make, uncond, guidance, config, Path(folder), description or {})
+        yield from _write_shards(make, uncond, guidance, config, Path(folder), description or {}, more)
 
 
 def _write_shards(
-    make: Make, uncond: Cond, guidance: float, config: CacheConfig, folder: Path, description: dict
+    make: Make, uncond: Cond, guidance: float, config: CacheConfig, folder: Path, description: dict, more: Sequence[str]
 ) -> Iterator[Progress]:
     # What the network was told as guidance is said by who stores it with the items.
     settings = {name: value for name, value in decisive(config).items() if name != "embedded_guidance"}
@@ -166,7 +173,7 @@ def _write_shards(
         Shard(range(start, min(start + size, count)), config.sizes[number % len(config.sizes)])
         for number, start in enumerate(range(0, count, size))
     ]
-    needs = ("latents", "context", *(["states"] if config.state_sigmas else []))
+    needs = ("latents", "context", *(["states"] if config.state_sigmas else []), *more)
     metadata = {"state_sigmas": json.dumps(config.state_sigmas)}
     yield from fill(folder, plan, make, config.batch_size, config.dtype, metadata, needs)
 

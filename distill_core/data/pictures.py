@@ -61,6 +61,13 @@ class PictureConfig(Checked):
         decides=False,
         added=True,
     )
+    rejected: str = setting(
+        "",
+        'The folder of the pictures that were found worse than those of --images, for method = "dpo": each has the '
+        "name (its suffix may differ) and the size of the one it was compared with. Empty: none.",
+        decides=False,
+        added=True,
+    )
     batch_size: int = setting(1, "Pictures that are encoded at once.", low=1, high=4096)
     dtype: str = setting("float32", 'Number format of the files: "float32", "float16" or "bfloat16".', choices=DTYPES)
 
@@ -77,7 +84,7 @@ class Picture(NamedTuple):
 
     name: relative to the folder, with /.  size: (width, height) as it is meant to be seen.  digest: of the file.
     mask: digest of the mask beside it, empty where none is used.  source: the picture before it was edited, and its
-    digest, where it is an edit.
+    digest, where it is an edit.  rejected: the picture that was found the worse one, and its digest, in a pair.
     """
 
     path: Path
@@ -88,6 +95,8 @@ class Picture(NamedTuple):
     mask: str = ""
     source: Path | None = None
     source_digest: str = ""
+    rejected: Path | None = None
+    rejected_digest: str = ""
 
 
 def find(folder: str | Path) -> dict[str, Path]:
@@ -252,6 +261,12 @@ def read_source_into(picture: Picture, bucket: tuple[int, int], background: str)
     """Its source, likewise."""
     assert picture.source is not None
     return read_file_into(picture.source, bucket, background)
+
+
+def read_rejected_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
+    """The picture that was found worse, likewise."""
+    assert picture.rejected is not None
+    return read_file_into(picture.rejected, bucket, background)
 
 
 def read_file_into(path: Path, bucket: tuple[int, int], background: str) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..files import alone_in
 from ..models.denoiser import Cond, cat_conds
-from ..models.items import EXTRA, MASK, MASKED_IMAGE, SOURCE_IMAGE
+from ..models.items import EXTRA, MASK, MASKED_IMAGE, REJECTED, SOURCE_IMAGE
 from .buckets import differences, report, save
 from .manifest import OtherDataset, begin
 from .masks import NONE, MaskConfig, for_latents, hidden, masks_of
-from .pictures import Picture, PictureConfig, by_bucket, read_into, read_source_into
+from .pictures import Picture, PictureConfig, by_bucket, read_into, read_rejected_into, read_source_into
 from .shards import Progress, Shard, fill
 
 SHARD_SIZE = 256
@@ -82,7 +82,7 @@ def cache_pictures(
     description: anything JSON that must agree when it goes on, the autoencoder above all.  scale: pixels of one
     position of a latent.  lengths: tokens of each caption where they differ.  masks: of an inpainting model's pictures;
     an item then has its mask and the latent of the picture that it hides a part of. Where the pictures have sources, an
-    item has the latent of its own.
+    item has the latent of its own, and likewise where they have rejected ones.
     Raises OtherDataset, which names the pictures that are other ones now.
     """
     folder, said = Path(folder), report(pictures, left_out, config)
@@ -90,6 +90,7 @@ def cache_pictures(
     settings = {name: getattr(config, name) for name in OF_LATENTS}
     manifest = {"guidance": 1.0, "state_sigmas": [], "content": content, "pictures": settings, "dtype": config.dtype}
     masked, sourced = masks.source != NONE, pictures[0].source is not None
+    pairs = pictures[0].rejected is not None
     if masked:
         manifest["masks"] = masks.description()
     groups: dict[tuple, list[int]] = defaultdict(list)
@@ -117,6 +118,9 @@ def cache_pictures(
             drawn = masks_of(masks, pictures, items, bucket)
             made[EXTRA + MASKED_IMAGE] = encode(hidden(images, drawn)).float().cpu()
             made[EXTRA + MASK] = for_latents(drawn, scale)
+        if pairs:
+            rejected = [read_rejected_into(pictures[number], bucket, config.background) for number in numbers]
+            made[REJECTED] = encode(torch.stack(rejected)).float().cpu()
         return made
 
     with alone_in(folder, "caching"):
@@ -129,6 +133,7 @@ def cache_pictures(
         plan = [Shard(group, (height // scale, width // scale)) for (width, height), group in parts]
         needs = ["latents", "context", *([EXTRA + MASK, EXTRA + MASKED_IMAGE] if masked else [])]
         needs += [EXTRA + SOURCE_IMAGE] if sourced else []
+        needs += [REJECTED] if pairs else []
         metadata = {"state_sigmas": "[]"}
         yield from fill(folder, plan, make, config.batch_size, config.dtype, metadata, needs, "the VAE")
 

@@ -146,6 +146,10 @@ class StudentMethod:
                 f"stored {batch.state_sigmas}"
             )
 
+    def held_out_figures(self, batch: Batch, random: ItemNoise) -> dict[str, Tensor] | None:
+        """What is measured on items that are held out, [B] by name; None for `training.validation`'s own figure."""
+        return None
+
     def _stored_levels(self, batch: Batch) -> list[float]:
         trained = zip(self.levels, self.probabilities(self.config.warmup_steps, batch), strict=True)
         wanted = [level for level, probability in trained if probability > 0]
@@ -231,7 +235,7 @@ class StudentStep:
         self.method, self.batch, self.random, self.number = method, batch, random, step
         config, process, active = method.config, method.student.process, method.active(batch)
         # 1. A noise level for each item, [B]: one of the student's own, of the consistency grid, or of the schedule.
-        sigma = draw_from_grid(random.named("level"), torch.tensor(method.levels), method.probabilities(step, batch))
+        sigma = self.drawn_levels(random.named("level"))
         on_grid = torch.zeros(len(sigma), dtype=torch.bool)
         if "consistency" in active:
             grid = config.consistency_grid(process)[:-1]  # [K]
@@ -273,6 +277,11 @@ class StudentStep:
         lora = method.student.lora
         with lora.dropping(random.named("lora dropout")) if lora else nullcontext():
             self.fake = method.student(self.x, self.sigma, batch.cond)
+
+    def drawn_levels(self, random: ItemNoise) -> Tensor:
+        """A noise level of the student's own for each item, [B] on the CPU."""
+        method = self.method
+        return draw_from_grid(random, torch.tensor(method.levels), method.probabilities(self.number, self.batch))
 
     def _choose_states(self, draw: Tensor) -> None:
         """Where the student's level is one of the stored ones, start from the teacher's state there."""

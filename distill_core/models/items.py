@@ -39,7 +39,7 @@ class ItemTensor:
         return (latent[0] if self.channels == SAME else self.channels, *sides)
 
 
-MASK, MASKED_IMAGE, SOURCE_IMAGE = "inpaint_mask", "masked_image", "source_image"
+MASK, MASKED_IMAGE, SOURCE_IMAGE, REJECTED = "inpaint_mask", "masked_image", "source_image", "rejected"
 TEXT_STRENGTH, IMAGE_STRENGTH = "text_strength", "image_strength"
 
 ITEM_TENSORS = {
@@ -51,7 +51,7 @@ ITEM_TENSORS = {
     ),
     TEXT_STRENGTH: ItemTensor("the guidance scale of the text", NUMBER, low=0),
     IMAGE_STRENGTH: ItemTensor("the guidance scale of the picture that is edited", NUMBER, low=0),
-    "rejected": ItemTensor("a latent of the same text that was found the worse one", SAME, condition=False),
+    REJECTED: ItemTensor("a latent of the same text that was found the worse one", SAME, condition=False),
 }
 
 
@@ -98,7 +98,7 @@ def wrong_values(tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def missing(names: Sequence[str], extra: Mapping[str, Tensor]) -> str:
-    """What a network that takes the tensors ``names`` lacks in a conditioning, in words; else empty."""
-    lacking = [name for name in names if name not in extra]
+def missing(names: Sequence[str], there: Mapping[str, Tensor]) -> str:
+    """Which of the tensors ``names`` are not there, in words; else empty."""
+    lacking = [name for name in names if name not in there]
     return " and ".join(f"{name} ({ITEM_TENSORS[name].what})" for name in lacking)

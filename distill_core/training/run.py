@@ -111,7 +111,7 @@ def new_run(
     """
     backend, method, device = components.backend, config.method, components.device
     guidance = dataset.manifest()["guidance"]
-    check_fits(dataset, backend.limits())
+    check_fits(dataset, backend.limits(), method.needs)
     check_strengths(config.student.strengths, dataset)
     if components.teacher is not None:
         check_other_teacher(components.teacher, method, backend, dataset.batch(0, 1, config.train.seed).to(device))
@@ -309,6 +309,12 @@ def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str
     denoiser, method, members = run.method.student, config.method, run.dataset.members
     told: dict[str, Any] = {}
     mix = {"mix": [member.digest() for member in members]} if len(members) > 1 else {}  # which `evaluate` knows again
+    usage = {
+        "sigmas": list(run.method.levels),
+        "sampler": config.student.sampler,
+        "sampler_options": config.student.sampler_options,
+        "cfg": config.student.cfg,
+    }
     with run.ema_weights():
         state = denoiser.backend.export(denoiser.lora)
         if denoiser.strengths is not None:
@@ -317,10 +323,7 @@ def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str
     return state, {
         "method": method.title_with_terms(),
         "weights": "lora" if denoiser.lora else "differences",
-        "sigmas": list(run.method.levels),
-        "sampler": config.student.sampler,
-        "sampler_options": config.student.sampler_options,
-        "cfg": config.student.cfg,
+        **(usage if method.few_steps else {}),
         **({"adapter": Path(config.student.lora.adapter).name} if config.student.lora.adapter else {}),
         **told_guidance(run),
         **told,
