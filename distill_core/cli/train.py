@@ -261,17 +261,11 @@ def describe(
         identities["teacher"] = teacher.digest
     if components.backend.below:
         identities["below"] = [lora.below() for lora in components.backend.below]
-<<<<<<< HEAD
     student = StudentConfig(
         model.lora_rank, model.lora_targets, model.sampler, lora=config.lora, strengths=config.strengths
     )
-    if turbo is not None:
-        student = replace(student, sampler=turbo.sampler, sampler_options=turbo.sampler_options, cfg=turbo.cfg)
-=======
-    student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler, lora=config.lora)
     if usage is not None:
         student = replace(student, sampler=usage.sampler, sampler_options=usage.sampler_options, cfg=usage.cfg)
->>>>>>> main
     return RunConfig(
         method or config.method_config,
         config.train,

@@ -139,13 +139,9 @@ class MethodConfig(Checked):
     default_levels: ClassVar[int] = 4
     sections: ClassVar[tuple[str, ...]] = ("discriminator",)  # shared sections of the TOML file that it reads
     checks_paths: ClassVar[bool] = False  # whether stored pairs are tried by running one path again (`check_pairs`)
-<<<<<<< HEAD
     heads_see_strengths: ClassVar[bool] = False  # whether its discriminator is told the strengths of the items
-    tunes: ClassVar[bool] = False  # whether it tunes a turbo, the model itself, whose retention is watched then
-=======
     needs: ClassVar[dict[str, str]] = {}  # per-item tensors that it learns from, and how items are made with them
     own_teacher: ClassVar[bool] = False  # whether the model itself must be the teacher
->>>>>>> main
 
     def __post_init__(self) -> None:
         super().__post_init__()
