@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..diffusion.noise import item_generator
 from ..digests import file_digest
+from ..models.items import PIXELS
 from ..settings import SEED_MAX, Checked, setting
 from .pictures import Picture, mask_file, open_picture, reason
 
@@ -204,6 +205,11 @@ def masks_of(config: MaskConfig, pictures: Sequence[Picture], items: Sequence[in
 def for_latents(masks: Tensor, scale: int) -> Tensor:
     """Masks [B, 1, H, W] of pictures for their latents, [B, 1, H / scale, W / scale]: 1 where any pixel is 1."""
     return nn.functional.max_pool2d(masks, scale)
+
+
+def for_pixels(masks: Tensor) -> Tensor:
+    """Masks [B, 1, H, W] of pictures as FLUX.1 Fill takes them, [B, 64, H / 8, W / 8]: each pixel is a channel."""
+    return nn.functional.pixel_unshuffle(masks, PIXELS)
 
 
 def hidden(images: Tensor, masks: Tensor) -> Tensor:

@@ -39,10 +39,12 @@ class ItemTensor:
         return (latent[0] if self.channels == SAME else self.channels, *sides)
 
 
-MASK, MASKED_IMAGE, SOURCE_IMAGE = "inpaint_mask", "masked_image", "source_image"
+MASK, MASKED_IMAGE, SOURCE_IMAGE, PIXEL_MASK = "inpaint_mask", "masked_image", "source_image", "pixel_mask"
+PIXELS = 8  # a side of a latent's position, in the pixels of a mask for FLUX.1 Fill
 
 ITEM_TENSORS = {
     MASK: ItemTensor("a mask, 1 where the picture is to be filled", 1, low=0, high=1),
+    PIXEL_MASK: ItemTensor("the same of each pixel, 8 x 8 to a position of the latent", PIXELS**2, low=0, high=1),
     MASKED_IMAGE: ItemTensor("the latent of the picture without what the mask hides", SAME),
     SOURCE_IMAGE: ItemTensor("the latent of the picture that is to be edited", SAME),
     "reference_image": ItemTensor(

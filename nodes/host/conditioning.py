@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...distill_core.models.denoiser import Cond, cat_conds
 from ...distill_core.models.items import conditions
 from .architectures import Architecture
+from .items import host_values
 
 # Settings in a CONDITIONING that mean the whole image at every step, and so can be left out.
 NEUTRAL = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "set_area_to_bounds": False}
@@ -82,19 +83,19 @@ def _rows(value: Tensor, rows: int) -> Tensor:
 def host_conds(model, cond: Cond, noise: Tensor, scale: int) -> dict:
     """One row of a Cond, processed by the host's own ``extra_conds`` for latents like ``noise`` [1, C, (1,) H, W].
 
-    model: the host's model_base object.  scale: pixels per latent position. Raises ValueError when the model needs
-    something that the conditioning lacks.
+    model: the host's model_base object.  scale: pixels per latent position. Per-item tensors become what the host's
+    nodes say of a picture (`items.host_values`). Raises ValueError when the model needs something that the conditioning
+    lacks, or has no input for one of them.
     """
-    if own := conditions(cond.extra):
-        raise ValueError(
-            f"the items of this dataset have {' and '.join(own)}, which models of the graph are not told yet: train on "
-            "it from the command line"
-        )
     tokens = cond.context.shape[1] if cond.mask is None else int(cond.mask.sum().item())
     values = {"cross_attn": cond.context[:, :tokens], "pooled_output": cond.pooled}
+    own = conditions(cond.extra)
+    values |= host_values(model, own)
     if cond.guidance is not None:
         values["guidance"] = cond.guidance.item()
     for name, value in cond.extra.items():
+        if name in own:
+            continue
         base, is_list, _ = name.partition(LIST)
         if is_list:
             values.setdefault(base, []).append(value.clone())  # the host writes into some of them

@@ -30,6 +30,7 @@ from .conditioning import check_places, cond_of
 from .folders import dataset_folder
 from .glimpse import glimpse
 from .identity import identity
+from .items import check_dataset_items
 from .model import family_name, training_process_of
 from .teacher import HostTeacher, one_entry
 
@@ -270,7 +271,8 @@ def digest_of(conds: Sequence[Cond]) -> str:
 def open_dataset(source: Path | Mix, model, pairs: bool) -> LatentDataset:
     """The dataset, or several mixed, checked against the MODEL that is to be trained on it.
 
-    Raises ValueError for one of another family or channel count and, with ``pairs``, for one of another teacher.
+    Raises ValueError for one of another family or channel count, for one without what the model takes of every picture
+    and, with ``pairs``, for one of another teacher.
     """
     dataset, family = open_data(source), family_name(model)
     wanted = model.get_model_object("latent_format").latent_channels
@@ -281,6 +283,7 @@ def open_dataset(source: Path | Mix, model, pairs: bool) -> LatentDataset:
                 f"the dataset {member.folder.name} was made for {made_for or 'another family'} ({channels} latent "
                 f"channels), but the model is {family} ({wanted} channels): make the dataset with this model"
             )
+    check_dataset_items(model.model, dataset)
     if pairs:
         check_teacher(dataset, identity(model))
     return dataset
