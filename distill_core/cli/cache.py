@@ -13,7 +13,7 @@ from ..data import buckets
 from ..data.cache import CacheConfig, cache_latents
 from ..data.fits import check_sizes
 from ..data.manifest import OtherDataset
-from ..data.masks import FILES, NONE, MaskConfig, with_mask_files
+from ..data.masks import ALPHA, FILES, NONE, MaskConfig, with_own_masks
 from ..data.pictures import PictureConfig, survey
 from ..data.real import cache_pictures
 from ..data.shards import Progress
@@ -72,8 +72,8 @@ def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource |
 
 def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
     pictures, left_out = survey(args.images, config.pictures)
-    if config.masks.source == FILES:
-        pictures, without = with_mask_files(pictures)
+    if config.masks.source in (FILES, ALPHA):
+        pictures, without = with_own_masks(pictures, config.masks, config.pictures)
         left_out |= without
     said = buckets.report(pictures, left_out, config.pictures)
     print(buckets.spell(said, config.train.batch_size, config.masks.each))
@@ -92,6 +92,7 @@ def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource 
         made_from,
         source.scale,
         masks=config.masks,
+        takes=source.backend.limits().items,
     )
     show(made, "cache: pictures")
 
