@@ -29,10 +29,11 @@ class Needs:
     lora: float
 
 
-def hours(needs: Needs, teacher: dict, training: dict) -> dict[int, tuple[float, float]]:
-    """Card -> hours of Teacher Latents and of the trainer. teacher, training: the inputs of the two nodes."""
-    calls = teacher["count"] * teacher["steps"] * (2 if teacher["cfg"] > 1 else 1)
-    passes = training["steps"] * training["batch_size"] * PASSES
+def hours(needs: Needs, teacher: dict | None, training: dict) -> dict[int, tuple[float, float]]:
+    """Card -> hours of Teacher Latents and of the trainer. teacher, training: the inputs of the two nodes; None where
+    nothing is sampled."""
+    calls = 0 if teacher is None else teacher["count"] * teacher["steps"] * (2 if teacher["cfg"] > 1 else 1)
+    passes = training["steps"] * training["batch_size"] * training.get("accumulation", 1) * PASSES
     return {
         card: (calls * needs.forward / speed / 3600, passes * needs.forward / speed / 3600)
         for card, speed in SPEED.items()
@@ -40,17 +41,15 @@ def hours(needs: Needs, teacher: dict, training: dict) -> dict[int, tuple[float,
     }
 
 
-def in_words(needs: Needs, teacher: dict, training: dict) -> str:
+def in_words(needs: Needs, teacher: dict | None, training: dict) -> str:
     """Hours, memory and disk for cards of 12, 16 and 24 GB, as a list in Markdown."""
     took = hours(needs, teacher, training)
     lines = ["### What it needs (estimated, not measured)", ""]
     for card in SPEED:
         if card in took:
             sampling, trained = took[card]
-            lines.append(
-                f"- **{card} GB card**: {needs.cards[card]}. About {_round(sampling)} for the latents, then "
-                f"{_round(trained)} of training."
-            )
+            first = "" if teacher is None else f"{_round(sampling)} for the latents, then "
+            lines.append(f"- **{card} GB card**: {needs.cards[card]}. About {first}{_round(trained)} of training.")
         else:
             lines.append(f"- **{card} GB card**: does not fit.")
     lines += [

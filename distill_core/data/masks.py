@@ -28,7 +28,7 @@ from .pictures import (
     open_picture,
     reason,
 )
-from .random_masks import FULL, KINDS, SHARES, random_masks
+from .random_masks import KINDS, SHARES, random_masks
 
 NONE, RANDOM, FILES, ALPHA = "none", "random", "files", "alpha"
 WHITE = 127  # of 255, above which a pixel of a mask is to be filled

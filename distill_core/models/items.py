@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 EXTRA = "extra."  # before the names of a conditioning's further tensors, in files
@@ -103,3 +104,16 @@ def missing(names: Sequence[str], extra: Mapping[str, Tensor]) -> str:
     """What a network that takes the tensors ``names`` lacks in a conditioning, in words; else empty."""
     lacking = [name for name in names if name not in extra]
     return " and ".join(f"{name} ({ITEM_TENSORS[name].what})" for name in lacking)
+
+
+def hole(extra: Mapping[str, Tensor]) -> Tensor | None:
+    """Where items are to be filled, [B, 1, H, W] at the latents' size: 1 where any pixel is. None for items without a
+    mask."""
+    mask = extra.get(MASK, extra.get(PIXEL_MASK))
+    return None if mask is None else mask.amax(1, keepdim=True)
+
+
+def filled(result: Tensor, pictures: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+    """Latents [B, C, H, W] of what a model made of items, and of the items' pictures where there is nothing to fill."""
+    mask = hole(extra)
+    return result if mask is None else torch.where(mask.to(result.device) > 0, result, pictures.to(result))

@@ -48,7 +48,7 @@ def _flux_items(model) -> tuple[str, ...]:
 
 
 def host_values(model, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The per-item tensors [1, ...] of a conditioning as values of a CONDITIONING. Raises ValueError as `check_takes`."""
+    """The per-item tensors [1, ...] of a conditioning as values of a CONDITIONING. Raises as `check_takes`."""
     own, values = conditions(extra), {}
     check_takes(model, own)
     for name, value in own.items():
@@ -69,6 +69,29 @@ def check_takes(model, names: Mapping[str, object] | list[str]) -> None:
             f"the items of this dataset have {what}, and this model has no input for it in the graph: choose the "
             "inpainting or editing model that the dataset is for, or make a dataset without"
         )
+
+
+def check_makes(model, masked: bool) -> tuple[str, ...]:
+    """The per-item tensors that pictures with or without masks are to have for a model of the host.
+
+    Raises ValueError for masks that the model takes none of, for none where it does, and for a model that edits.
+    """
+    taken = items_of(model)
+    if SOURCE_IMAGE in taken:
+        raise ValueError(
+            "this model edits pictures, so an item is a picture before and after; a folder of pictures does not say "
+            "that. Choose another model"
+        )
+    if masked and not taken:
+        raise ValueError(
+            "masks are for inpainting models, and this one has no input for them: set masks to none, or load an "
+            "inpainting model"
+        )
+    if taken and not masked:
+        raise ValueError(
+            "this model fills what a mask hides: set masks to random, or to files or alpha for masks of your own"
+        )
+    return taken
 
 
 def check_dataset_items(model, dataset: LatentDataset) -> None:
