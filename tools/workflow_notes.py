@@ -29,12 +29,12 @@ USE_TUNED = (
     "steps. If the turbo is a LoRA itself, *merge_upstream* of Save Turbo LoRA writes both into one file."
 )
 PASTED = (
-    "*Teacher's pictures* and *student's pictures* fill the same hole from the same noise. Outside of the mask they are "
-    "the picture itself, because ImageCompositeMasked pastes the rest back."
+    "*Teacher's pictures* and *student's pictures* fill the same hole from the same noise. Outside of the mask they "
+    "are the picture itself, because ImageCompositeMasked puts the fill into it."
 )
 USE_FILL = (
-    "The LoRA lies in `output/loras`. To use it: Load LoRA on the same inpainting model, then *Inpaint Model Conditioning* "
-    "and *Turbo Sampler* as here, with preset *auto* and without a negative."
+    "The LoRA lies in `output/loras`. To use it: Load LoRA on the same inpainting model, then "
+    "*InpaintModelConditioning* and *Turbo Sampler* as here, with preset *auto*."
 )
 TUNED_COUNT = 256  # the node's default of keep_count
 OWN_STEPS = {"tune_z_image_turbo": 8}  # of turbos whose workflow leaves turbo_steps at 0
