@@ -6,12 +6,13 @@ are InpaintModelConditioning and InstructPixToPixConditioning: a latent in the a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import comfy.model_base
 from torch import Tensor, nn
 
 from ...distill_core.data.dataset import LatentDataset
+from ...distill_core.models.denoiser import Cond
 from ...distill_core.models.items import (
     EXTRA,
     ITEM_TENSORS,
@@ -92,6 +93,16 @@ def check_makes(model, masked: bool) -> tuple[str, ...]:
             "this model fills what a mask hides: set masks to random, or to files or alpha for masks of your own"
         )
     return taken
+
+
+def check_told(model, conds: Sequence[Cond]) -> None:
+    """Raises ValueError for a model that takes more of every picture than the text, and conditionings without it."""
+    if (taken := items_of(model)) and any(IMAGE_VALUE not in cond.extra for cond in conds):
+        raise ValueError(
+            f"this model takes {' and '.join(taken)} of every picture, and these conditionings are text alone: use "
+            "Picture Folder with masks, or connect the outputs of InpaintModelConditioning (of "
+            "InstructPixToPixConditioning for a model that edits)"
+        )
 
 
 def check_dataset_items(model, dataset: LatentDataset) -> None:

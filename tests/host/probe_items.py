@@ -12,10 +12,12 @@ import comfy_extras.nodes_train as core_train
 import tiny_models
 import torch
 from pack.distill_core.data.masks import for_latents, for_pixels
+from pack.distill_core.data.real import save_latents
 from pack.distill_core.models.denoiser import Cond, Denoiser
 from pack.distill_core.models.items import MASK, MASKED_IMAGE, PIXEL_MASK, SOURCE_IMAGE
 from pack.distill_core.training.loop import training_step
 from pack.nodes.host.backend import training_backend
+from pack.nodes.host.datasets import open_dataset
 from pack.nodes.host.items import items_of
 from probe_gradients import Sums, derivative_error, in_double
 from safetensors.torch import save_file
@@ -152,14 +154,28 @@ def exported_loras() -> dict:
 
 
 def mistakes() -> dict:
-    """Items for a model that has no input for them."""
-    with training_backend(load("sd15")) as backend:
-        pictures = Pictures("sd15 inpainting", load("sd15 inpainting"))
+    """Items for a model that has no input for them, and none for one that takes some."""
+    filling, plain = load("sd15 inpainting"), load("sd15")
+    pictures = Pictures("sd15 inpainting", filling)
+
+    def said(function) -> str:
         try:
-            Denoiser(backend)(latents("sd15"), torch.ones(2), pictures.cond(backend))
+            function()
         except ValueError as error:
-            return {"no input": str(error)}
-    return {}
+            return str(error)
+        return "accepted"
+
+    with training_backend(plain) as backend:
+        masked = pictures.cond(backend)
+        rows = [masked[[row]] for row in range(2)]
+        texts = [backend.cond([entry]) for entry in tiny_models.conditioning("sd15") * 2]
+        result = {"no input": said(lambda: Denoiser(backend)(latents("sd15"), torch.ones(2), masked))}
+    for name, conds in (("masked", rows), ("plain", texts)):
+        save_latents(list(latents("sd15")), conds, texts[0], folder / name, {"family": "sd15"})
+    for name, model in (("masked", filling), ("masked", plain), ("plain", filling), ("plain", plain)):
+        kind = "filling" if model is filling else "ordinary"
+        result[f"{name}, {kind}"] = said(lambda name=name, model=model: open_dataset(folder / name, model, False))
+    return result
 
 
 if __name__ == "__main__":

@@ -204,20 +204,18 @@ def test_previews_and_report_fill_the_holes_of_the_dataset(host, trained):
     assert np.abs(rows[0] - rows[3])[mask].mean() > 1
 
 
-def test_a_dataset_without_masks_is_refused_before_training(host, graph):
-    wrong = training(graph, "refused")
-    wrong["plain"] = node("TestRandomConditioning", count=2, seed=1, **NUMBERS)
+def test_text_alone_makes_no_dataset_of_an_inpainting_model(host, graph):
+    wrong = graph("plain")
+    wrong["texts"] = node("TestRandomConditioning", count=2, seed=1, **NUMBERS)
     wrong["latents"] = node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=2)
-    wrong["dataset"] = node(
-        "TurboDistillLatentsDataset",
-        model=["checkpoint", 0],
-        latents=["latents", 0],
-        positive=["plain", 0],
-        dataset_name="plain",
-    )
-    text = fails(host, wrong)
-    assert "has no inpaint_mask (a mask, 1 where the picture is to be filled)" in text
-    assert "make it with masks of Picture Folder" in text and not run_folder(host, "refused").exists()
+    shared = dict(model=["checkpoint", 0], positive=["texts", 0], dataset_name="plain")
+    for maker in (
+        node("TurboDistillLatentsDataset", latents=["latents", 0], **shared),
+        node("TurboDistillTeacherLatents", count=2, sizes=f"{SIDE}x{SIDE}", steps=1, cfg=1.0, **shared),
+    ):
+        text = fails(host, wrong | {"dataset": maker})
+        assert "takes inpaint_mask and masked_image of every picture, and these conditionings are text alone" in text
+    assert not folder_of(host, "plain").exists()
 
 
 # Sampling

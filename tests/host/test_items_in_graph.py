@@ -52,5 +52,10 @@ def test_core_loads_the_lora_without_a_warning_and_gives_the_students_output(pro
     assert found["warnings"] == [] and found["difference"] < 1e-4 and found["effect"] > 5e-3
 
 
-def test_items_for_a_model_without_such_an_input_are_refused(probe):
-    assert "and this model has no input for it in the graph" in probe["mistakes"]["no input"]
+def test_items_that_do_not_fit_the_model_are_refused(probe):
+    found = probe["mistakes"]
+    assert found["masked, filling"] == found["plain, ordinary"] == "accepted"
+    for name in ("no input", "masked, ordinary"):
+        assert "and this model has no input for it in the graph" in found[name]
+    assert "the dataset plain has no inpaint_mask (a mask, 1 where" in found["plain, filling"]
+    assert "make it with masks of Picture Folder" in found["plain, filling"]
