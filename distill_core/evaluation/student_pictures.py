@@ -64,8 +64,8 @@ class StudentPictures:
     def of_items(
         cls, run: Run, student: StudentConfig, items: Batch, decode: Callable[[Sequence[Tensor]], Tensor]
     ) -> StudentPictures:
-        """Of items of a dataset: prompts that need no text encoder."""
-        conds = [items.cond[[row]] for row in range(min(MOST, len(items.latents)))]
+        """Of at most six items of a dataset: prompts that need no text encoder."""
+        conds = [items.cond[[row]] for row in range(len(items.latents))]
         return cls(run, student, conds, decode, items)
 
     def take(self) -> None:
@@ -77,7 +77,7 @@ class StudentPictures:
         latents, self.taken = self.latents() if self.taken is None else self.taken, None
         if self.items is not None:
             pictures, conds = self.items.latents.split(1), self.conds
-            latents = [filled(x, own, cond.extra) for x, own, cond in zip(latents, pictures, conds, strict=False)]
+            latents = [filled(x, own, cond.extra) for x, own, cond in zip(latents, pictures, conds, strict=True)]
             if not self.given:
                 shown = {text: [cond.extra[name] for cond in conds] for name, text in given(conds[0]).items()}
                 self.given = [(text, self.decode(row)) for text, row in shown.items()]
@@ -91,7 +91,7 @@ def given(cond: Cond) -> dict[str, str]:
 
 
 def first_items(run: Run) -> Batch:
-    """Items of the first batch that a run learns from, of the pictures' size where they have tensors of their own."""
+    """At most six items of the first batch that a run learns from; of those with tensors of their own, in one size."""
     shape = run.dataset.shapes[0]  # that of the pictures, and so of their per-item tensors
     batches = (run.dataset.batch(number, run.config.batch_size, run.config.seed) for number in count())
     batch = next(batch for batch in batches if not run.dataset.conditions or tuple(batch.latents.shape[1:]) == shape)
