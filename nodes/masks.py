@@ -51,14 +51,14 @@ def mask_config(
     masks: str = "none", mask_folder: str = BESIDE, masks_each: int = 1, mask_shares: str = SPELLED, mask_seed: int = 0
 ) -> MaskConfig:
     """What the widgets say. Raises ValueError, in their names, for what does not go together."""
+    if mask_folder != BESIDE and masks != FILES:
+        raise ValueError(f"mask_folder is for masks = files: choose files, or set it to {BESIDE!r}")
     if masks == RANDOM:
         return MaskConfig(RANDOM, each=masks_each, shares=read_shares(mask_shares), seed=mask_seed)
     if masks_each > 1:
         raise ValueError(
             f"masks_each {masks_each} needs masks = random: a picture has one mask of its own, or none; set it to 1"
         )
-    if mask_folder != BESIDE and masks != FILES:
-        raise ValueError(f"mask_folder is for masks = files: choose files, or set it to {BESIDE!r}")
     return MaskConfig(masks, folder="" if mask_folder == BESIDE else str(own_folder(mask_folder, "masks")))
 
 

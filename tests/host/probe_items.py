@@ -11,6 +11,7 @@ import comfy.utils
 import comfy_extras.nodes_train as core_train
 import tiny_models
 import torch
+from pack.distill_core.data.dataset import Batch
 from pack.distill_core.data.masks import for_latents, for_pixels
 from pack.distill_core.data.real import save_latents
 from pack.distill_core.models.denoiser import Cond, Denoiser
@@ -19,6 +20,8 @@ from pack.distill_core.training.loop import training_step
 from pack.nodes.host.backend import training_backend
 from pack.nodes.host.datasets import open_dataset
 from pack.nodes.host.items import items_of
+from pack.nodes.host.shown import keep_items, of_items
+from pack.nodes.host.side_by_side import sample_prompts, teacher_recipe
 from probe_gradients import Sums, derivative_error, in_double
 from safetensors.torch import save_file
 
@@ -153,6 +156,42 @@ def exported_loras() -> dict:
     return result
 
 
+def reports() -> dict:
+    """What a report shows of a run on pictures to fill: the guided teacher, outside and inside the hole."""
+    result = {}
+    for network in ("sd15 inpainting", "flux fill"):
+        model, x = load(network), latents(network)
+        pictures = Pictures(network, model)
+        pictures.tensors |= {
+            name: value * upper_half(value) for name, value in pictures.tensors.items() if "mask" in name
+        }
+        with training_backend(model) as backend:
+            cond = pictures.cond(backend)
+            keep_items(folder, Batch(x, cond), backend.cond(tiny_models.conditioning(network, 9)))
+        with torch.inference_mode():
+            shown = of_items(model, folder, 10)
+            asked = dict(latent=shown.latent, mask=shown.mask, recipe=teacher_recipe(model, 2, 2.0), seed=0)
+            made = sample_prompts(model, shown.prompts, None, negatives=shown.negatives, **asked)
+            alone = sample_prompts(model, shown.prompts[:1], None, negatives=shown.negatives[:1], **first_row(asked))
+        hole = (shown.mask > 0).expand_as(made)
+        result[network] = {
+            "picture": relative(shown.latent, model.model.process_latent_out(x)),
+            "given": [text for text, _ in shown.given],
+            "outside": torch.equal(made[~hole], shown.latent[~hole]) and not hole.all(),
+            "inside": relative(made[hole], shown.latent[hole]),
+            "alone": relative(made[:1], alone),
+        }
+    return result
+
+
+def upper_half(value: torch.Tensor) -> torch.Tensor:
+    return (torch.arange(value.shape[-2]) < value.shape[-2] // 2).float().view(-1, 1)
+
+
+def first_row(asked: dict) -> dict:
+    return asked | {"latent": asked["latent"][:1], "mask": asked["mask"][:1]}
+
+
 def mistakes() -> dict:
     """Items for a model that has no input for them, and none for one that takes some."""
     filling, plain = load("sd15 inpainting"), load("sd15")
@@ -179,4 +218,4 @@ def mistakes() -> dict:
 
 
 if __name__ == "__main__":
-    write("items", [names, same_as_sampling, gradients, steps, exported_loras, mistakes])
+    write("items", [names, same_as_sampling, gradients, steps, exported_loras, reports, mistakes])

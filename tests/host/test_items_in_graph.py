@@ -52,6 +52,13 @@ def test_core_loads_the_lora_without_a_warning_and_gives_the_students_output(pro
     assert found["warnings"] == [] and found["difference"] < 1e-4 and found["effect"] > 5e-3
 
 
+@pytest.mark.parametrize("network", ["sd15 inpainting", "flux fill"])
+def test_a_report_fills_the_hole_and_leaves_the_rest(probe, network):
+    found = probe["reports"][network]
+    assert found["picture"] < 1e-6 and found["given"] == ["to fill"]
+    assert found["outside"] and found["inside"] > 1e-2 and found["alone"] < 1e-5
+
+
 def test_items_that_do_not_fit_the_model_are_refused(probe):
     found = probe["mistakes"]
     assert found["masked, filling"] == found["plain, ordinary"] == "accepted"
