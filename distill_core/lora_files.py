@@ -29,10 +29,13 @@ def save_lora(path: str | Path, state: dict[str, Tensor], description: dict) -> 
 
 
 def read_lora(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """State and description of a LoRA written by `save_lora`. Raises ValueError for another or a damaged file."""
+    """State and description of a LoRA written by `save_lora`. Raises ValueError for another or a damaged file.
+
+    One that is used as the model itself is (Diffusion-DPO) has no sigmas and no sampler in its description.
+    """
     state, metadata = load_tensors(path)
     description = {k.removeprefix(NAMESPACE): v for k, v in metadata.items() if k.startswith(NAMESPACE)}
-    if "sigmas" not in description:
+    if not description.keys() & {"sigmas", "method"}:
         raise ValueError(f"{path} carries no turbo_distill metadata; it was not written by this project")
     check_lora(state, path)
     try:
@@ -59,6 +62,7 @@ STORED = {
     "steps": int,
     "config": dict,
     "below": list,
+    "added": list,
 }  # not as plain text
 
 

@@ -89,6 +89,18 @@ def sdxl_inpainting():
     return sdxl("StableDiffusionXLInpaintPipeline", in_channels=9)
 
 
+def sd3_editing():
+    return sd3("StableDiffusion3Pipeline", 16, in_channels=32, out_channels=16)
+
+
+def instruct_pix2pix():
+    return sd("StableDiffusionInstructPix2PixPipeline", in_channels=8)
+
+
+def sdxl_editing():
+    return sdxl("StableDiffusionXLInstructPix2PixPipeline", in_channels=8)
+
+
 def sdxl(kind: str = "StableDiffusionXLPipeline", **network):
     import diffusers
 

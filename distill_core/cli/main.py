@@ -80,6 +80,16 @@ def _at_least_2(text: str) -> int:
     return int(text)
 
 
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not 0 < abs(weight) <= 100:
+        raise argparse.ArgumentTypeError(f"must be a number from -100 to 100 other than 0, not {text}")
+    return weight
+
+
 def _memory(text: str) -> float:
     try:
         size = float(text)
@@ -117,11 +127,16 @@ def parser() -> argparse.ArgumentParser:
     sub = add_with_config(
         "cache",
         run_cache,
-        "Sample teacher latents for training, or encode own pictures; resumes a stopped command.",
+        "Sample teacher latents or pairs of them for training, or encode own pictures; resumes a stopped command.",
         RESUMES,
     )
     sub.add_argument(
         "--images", type=Path, metavar="FOLDER", help="encode the pictures of this folder; captions in .txt beside them"
+    )
+    sub.add_argument(
+        "--data",
+        type=Path,
+        help="sample the teacher for the texts and pictures of this dataset's items, not for prompts",
     )
     sub = add_with_config(
         "train", run_train, "Distil from cached latents with any of the methods; resumes a stopped run.", RESUMES
@@ -136,16 +151,29 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--no-preflight", action="store_true", help="start without the checks for known mistakes")
     sub = add_with_config(
-        "merge", run_merge, "Write a student and the [model] loras under it as one LoRA file.", "the file to write"
+        "merge",
+        run_merge,
+        "Write a student, the [model] loras under it and one that is added to it as one LoRA file.",
+        "the file to write",
     )
     sub.add_argument("--lora", type=Path, required=True, help="a student.safetensors that was trained above them")
+    sub.add_argument("--add", type=Path, metavar="FILE", help="another LoRA for the model, of preference tuning (dpo)")
+    sub.add_argument("--weight", type=_weight, default=1.0, help="its strength (default 1)")
     sub = add_with_config(
         "sample", run_sample, "Draw images from a distilled student, or from the guided teacher.", STARTS_OVER
     )
     sub.add_argument("--lora", type=Path, help="a student.safetensors; without it the teacher is sampled")
     sub.add_argument(
-        "--data", type=Path, help="draw to the texts and masks of this dataset's items, not to the prompts of CONFIG"
+        "--data",
+        type=Path,
+        help="draw to the texts, masks and pictures of this dataset's items, not to the prompts of CONFIG",
     )
+    for name, of in (("text", "text"), ("image", "picture that is edited")):
+        sub.add_argument(
+            f"--{name}-strength",
+            type=float,
+            help=f"guidance scale of the {of}, for all items (default: each item's own, else as CONFIG says)",
+        )
     sub.add_argument("--steps", type=int, help="sampling steps (default: the student's trained number; teacher 25)")
     sub.add_argument("--count", type=_at_least_1, default=10, help="number of images (default 10)")
     sub.add_argument("--seed", type=int, default=0, help="seed of the images' noise (default 0)")

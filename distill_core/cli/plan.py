@@ -165,8 +165,10 @@ def shapes_of(config: Config, source: MiniSource | PipelineSource) -> Shapes:
         cond = Cond(torch.zeros(1, tokens, limits.context or 1), pooled, told)
     height, width = max(config.cache.sizes, key=lambda size: size[0] * size[1])
     latent = (source.channels, height, width)
-    cond = cond.with_items({name: torch.zeros(1, *ITEM_TENSORS[name].shape(latent)) for name in limits.items})
-    return Shapes(latent, cond, stored(config.method_config, backend), config.cache.guidance)
+    zeros = lambda name: torch.zeros(1, *ITEM_TENSORS[name].shape(latent))  # noqa: E731
+    cond, method = cond.with_items({name: zeros(name) for name in limits.items}), config.method_config
+    beside = {name: zeros(name) for name in method.needs}
+    return Shapes(latent, cond, stored(method, backend), config.cache.guidance, beside)
 
 
 def stored(method: MethodConfig, backend: DiffusersBackend) -> tuple[float, ...]:

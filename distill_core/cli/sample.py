@@ -11,23 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.cache import CacheConfig
 from ..data.dataset import Batch, LatentDataset
 from ..data.fits import check_fits
 from ..diffusion.samplers import SAMPLERS, sample_many
 from ..diffusion.schedules import grid_sigmas
 from ..files import save_json
 from ..lora_files import read_lora
-from ..models.denoiser import Denoiser, Guided
+from ..models.denoiser import Cond, Denoiser, Guided
+from ..models.guidance import edits, guided
+from ..models.items import IMAGE_STRENGTH, TEXT_STRENGTH
 from ..models.pipelines import open_source, read_prompts
 from ..models.teachers import teacher_view
 from ..presets.origin import origin_notes
 from ..presets.recipe import student_levels
+from ..settings import check_value, range_of
 from ..training.config import Config, load_config
 
 
 def read_student(lora: Path) -> tuple[dict[str, Tensor], dict]:
-    """A student's tensors and description. Raises ValueError when it asks for a sampler that is not known."""
+    """A student's tensors and description. Raises ValueError for a LoRA that has no noise levels of its own, and when
+    it asks for a sampler that is not known."""
     state, description = read_lora(lora)
+    if "sigmas" not in description:
+        raise ValueError(
+            f"{lora} ({description['method']}) has no noise levels of its own, it is used as the model is: name it in "
+            "[teacher] lora, and a student that has them with --lora"
+        )
     if description.get("sampler") not in SAMPLERS:
         raise ValueError(f"{lora} asks for the sampler {description.get('sampler')!r}; known: {list(SAMPLERS)}")
     return state, description
@@ -61,7 +71,7 @@ def load_student(config: Config, lora: Path) -> tuple[Any, Denoiser, dict]:
 
 def run_sample(args: argparse.Namespace) -> None:
     config = load_config(args.config)
-    model: Denoiser | Guided
+    model: Any
     if args.lora:
         source, model, description = load_student(config, args.lora)
         sigmas, sampler = student_levels(description["sigmas"], args.steps), sampler_of(description)
@@ -81,16 +91,60 @@ def run_sample(args: argparse.Namespace) -> None:
         conds, uncond = source.encode(prompts, config.prompts.negative)
         shape, count = (source.channels, *config.cache.sizes[0]), args.count
         records = [{"prompt": prompts[i % len(prompts)]} for i in range(count)]
-    model = Guided(model, uncond, description.get("cfg", 1.0) if args.lora else config.cache.guidance)
+    if args.lora:
+        refuse_strengths(args)
+        model = Guided(model, uncond, description.get("cfg", 1.0))
+    else:
+        conds = conds.with_items(teacher_strengths(args, config, model, conds))
+        model = guided(model, uncond, config.cache.guidance)
     latents = sample_many(model, sigmas, conds, shape, seed=args.seed, count=count, progress=True, **sampler)
     images = torch.cat([source.decode(part) for part in latents.split(config.cache.batch_size)])
     args.out.mkdir(parents=True, exist_ok=True)
     save_images(images, records, args)
 
 
+def asked_strengths(args: argparse.Namespace) -> dict[str, float]:
+    """What --text-strength and --image-strength say, by the names in a conditioning. Raises ValueError out of range."""
+    said = {TEXT_STRENGTH: args.text_strength, IMAGE_STRENGTH: args.image_strength}
+    asked = {name: value for name, value in said.items() if value is not None}
+    for name, value in asked.items():
+        check_value(f"--{name.replace('_', '-')}", value, range_of(CacheConfig, name))
+    return asked
+
+
+def teacher_strengths(args: argparse.Namespace, config: Config, teacher: Denoiser, conds: Cond) -> dict[str, Tensor]:
+    """The strengths [B] at which the teacher edits: those asked for, else the items' own, else as CONFIG draws them.
+
+    Raises ValueError for strengths of a teacher that edits no picture.
+    """
+    asked = asked_strengths(args)
+    if not edits(teacher):
+        if asked:
+            raise ValueError(
+                "--text-strength and --image-strength are of a model that edits a picture, and this one takes none: "
+                "leave them out, and set [cache] guidance"
+            )
+        return {}
+    own = {name: value for name, value in conds.extra.items() if name in (TEXT_STRENGTH, IMAGE_STRENGTH)}
+    items = range(len(conds))
+    return {
+        **(own or config.cache.strengths(items)),
+        **{name: torch.full((len(items),), value) for name, value in asked.items()},
+    }
+
+
+def refuse_strengths(args: argparse.Namespace) -> None:
+    """Raises ValueError for strengths of a student that cannot be told any."""
+    if asked_strengths(args):
+        raise ValueError(
+            f"{args.lora} is a student that is told no strengths, it has those of its training data: leave "
+            "--text-strength and --image-strength out"
+        )
+
+
 def first_items(dataset: LatentDataset, count: int) -> Batch:
     """Up to ``count`` items of the dataset's largest bucket, in order, with what belongs to each."""
-    return dataset.read(max(dataset.buckets.values(), key=len)[:count])
+    return dataset.read(dataset.largest[:count])
 
 
 def sampler_of(description: dict) -> dict:

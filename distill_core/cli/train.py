@@ -24,7 +24,6 @@ from ..evaluation.run_page import RunPage, note
 from ..evaluation.student_pictures import StudentPictures, first_items
 from ..methods.components import Components
 from ..methods.config import MethodConfig
-from ..methods.tune import TuneConfig
 from ..models.backends.diffusers import DiffusersBackend
 from ..models.offload import NONE
 from ..models.pipelines import MiniSource, PipelineSource, open_source
@@ -37,14 +36,14 @@ from ..training.changes import OtherSettings
 from ..training.config import SECTIONS, Config, load_config
 from ..training.loop import Event, Run
 from ..training.monitor import Condition
-from ..training.other_teacher import teacher_notes
+from ..training.other_teacher import own_teacher_only, teacher_notes
 from ..training.preflight import preflight
 from ..training.progress import SHOWN, StatusLine
 from ..training.run import RunConfig, StudentConfig, Watcher, longer, new_run, pairs_notes, train_to_end
 from ..training.run_folder import RunFolder
 from ..training.sharded import check_sharded
 from .plan import check_memory
-from .turbo import find_turbo, tuned, with_kept
+from .turbo import find_turbo, teachers_recipe, tuned, with_kept
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -58,7 +57,7 @@ def run_train(args: argparse.Namespace) -> None:
     if config.train.preflight and not RunFolder(args.out).report.exists():
         check_memory(config, dataset)
     check_teacher_choice(config)
-    stays, tunes = config.train.offload == NONE, config.method == TuneConfig.name
+    stays, tunes = config.train.offload == NONE, config.method_config.tunes
     # What is shared out comes to the devices a block at a time; a turbo must make samples first.
     source = open_source(
         config.model, config.cache.embedded_guidance, on_device=stays and (tunes or not config.train.shard)
@@ -82,17 +81,15 @@ def run_train(args: argparse.Namespace) -> None:
             else:
                 keep_away(backend, config, device, args.out / "teacher")
 
-        teacher, student_file = (
-            open_teacher(config.teacher, config.model, source, place),
-            args.out / "student.safetensors",
-        )
-        train_student(config, source, dataset, student_file, accelerator=accelerator, teacher=teacher)
+        usage = None if config.method_config.few_steps else teachers_recipe(config, source)
+        teacher = open_teacher(config.teacher, config.model, source, place)
+        train_student(config, source, dataset, args.out / "student.safetensors", usage, accelerator, teacher=teacher)
 
 
 def check_teacher_choice(config: Config) -> None:
     """Raises ValueError for another teacher where there can be none."""
-    if config.teacher.other and config.method_config.tunes:
-        raise ValueError("a turbo that is tuned is its own teacher: leave [teacher] path and [teacher] lora empty")
+    if config.teacher.other and config.method_config.own_teacher:
+        raise ValueError(own_teacher_only(config.method_config))
     if config.teacher.other and config.train.shard:
         raise ValueError(
             "another teacher cannot be shared out: leave [teacher] path and [teacher] lora empty, or set shard = false"
@@ -110,21 +107,22 @@ def train_student(
     source: MiniSource | PipelineSource,
     dataset: LatentDataset,
     student_file: Path,
-    turbo: Recipe | None = None,
+    usage: Recipe | None = None,
     accelerator: Any = None,
     method: MethodConfig | None = None,
     teacher: Teacher | None = None,
 ) -> None:
     """Train the student of ``config`` in the folder of its file, or go on, or say that it is done.
 
-    turbo: how it is sampled, where it is a turbo that is trained; None for a new student of [model] sampler.
+    usage: how it is sampled, where it is a turbo that is trained, or the model itself; None for a new student of
+    [model] sampler.
     method: where it is none that ``config`` can choose.  teacher: another one than the model.
     """
     folder = RunFolder(student_file.parent)
     encode = lambda prompt: source.encode([prompt])[0]  # noqa: E731
     components = Components(source.backend, source.decode_with_gradient, source.encoder, encode, teacher=teacher)
     distance = perceptual_distance(config.model.perceptual, source.channels, components.device)
-    run_config = describe(config, components, dataset, distance, turbo, method)
+    run_config = describe(config, components, dataset, distance, usage, method)
     finished = folder.finished(run_config.request())
     if finished and student_file.exists():
         print(f"this run has ended: its student is {student_file}")
@@ -241,7 +239,7 @@ def describe(
     components: Components,
     dataset: LatentDataset,
     distance: ELatentLPIPS | None,
-    turbo: Recipe | None = None,
+    usage: Recipe | None = None,
     method: MethodConfig | None = None,
 ) -> RunConfig:
     """What decides the run, known before anything is made for it."""
@@ -259,8 +257,8 @@ def describe(
     if components.backend.below:
         identities["below"] = [lora.below() for lora in components.backend.below]
     student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler, lora=config.lora)
-    if turbo is not None:
-        student = replace(student, sampler=turbo.sampler, sampler_options=turbo.sampler_options, cfg=turbo.cfg)
+    if usage is not None:
+        student = replace(student, sampler=usage.sampler, sampler_options=usage.sampler_options, cfg=usage.cfg)
     return RunConfig(
         method or config.method_config,
         config.train,

@@ -28,12 +28,14 @@ def find_turbo(config: Config, source: MiniSource | PipelineSource, shape: Seque
     """How the turbo is used, which is said in a line: levels, sampler and guidance.
 
     Those of [model] preset: by default what the file of one of [model] loras says, or how its family is used. Given
-    [tune] student_sigmas take their place, with [model] sampler and no guidance.  shape: of latents [C, H, W].
+    student_sigmas (of [tune], or of another method that tunes a turbo) take their place, with [model] sampler and no
+    guidance.  shape: of latents [C, H, W].
     Raises ValueError where nothing tells.
     """
-    model, given = config.model, config.methods[TuneConfig.name].student_sigmas
+    section = config.method if config.method_config.tunes else TuneConfig.name
+    model, given = config.model, config.methods[section].student_sigmas
     if given:
-        text = "levels: [tune] student_sigmas; sampler: [model] sampler; no guidance"
+        text = f"levels: [{section}] student_sigmas; sampler: [model] sampler; no guidance"
         found = Recipe(explicit_sigmas(given), model.sampler, {}, 1.0, text)
     else:
         height, width = (side * source.scale for side in shape[1:])
@@ -43,7 +45,7 @@ def find_turbo(config: Config, source: MiniSource | PipelineSource, shape: Seque
         except ValueError as error:
             raise ValueError(
                 f"how this turbo is used is not known ({error}). Name its LoRA in [model] loras, choose a [model] "
-                "preset, or give its levels in [tune] student_sigmas and its [model] sampler"
+                f"preset, or give its levels in [{section}] student_sigmas and its [model] sampler"
             ) from error
     levels = ", ".join(f"{level:.4g}" for level in found.sigmas[:-1].tolist())
     lines = found.explanation.splitlines()
@@ -73,8 +75,14 @@ def facts_of(source: MiniSource | PipelineSource) -> ModelFacts:
 
 def tuned(config: Config, turbo: Recipe) -> Config:
     """The configuration with the turbo's levels as those of the student."""
-    method = replace(config.methods[TuneConfig.name], student_sigmas=tuple(turbo.sigmas[:-1].tolist()))
-    return replace(config, methods={**config.methods, TuneConfig.name: method})
+    method = replace(config.method_config, student_sigmas=tuple(turbo.sigmas[:-1].tolist()))
+    return replace(config, methods={**config.methods, config.method: method})
+
+
+def teachers_recipe(config: Config, source: MiniSource | PipelineSource) -> Recipe:
+    """How the model itself is sampled, for a method that changes it and gives it no levels: as `sample` does it."""
+    sigmas = explicit_sigmas(config.method_config.levels(source.backend.process))
+    return Recipe(sigmas, "euler", {}, config.cache.guidance, "as the model itself")
 
 
 def with_kept(

@@ -24,10 +24,11 @@ def run_adapter(args: argparse.Namespace) -> None:
 
 
 def run_merge(args: argparse.Namespace) -> None:
-    """One LoRA file of a student and of what it was trained above. Raises ValueError for one that was not."""
+    """One LoRA file of a student, of what it was trained above, and of one to add. Raises ValueError for a student that
+    was trained above others, and for a LoRA that does not fit the model."""
     config = load_config(args.config)
-    if not config.model.loras:
-        raise ValueError("[model] loras names no LoRA, so there is nothing to merge the student with")
+    if not config.model.loras and not args.add:
+        raise ValueError("[model] loras names no LoRA, so there is nothing to merge the student with; --add names one")
     state, description = read_lora(args.lora)
     if description.get("weights") == "differences":
         raise ValueError(f"{args.lora} holds differences of all weights, not a LoRA: load it above the LoRAs instead")
@@ -39,6 +40,10 @@ def run_merge(args: argparse.Namespace) -> None:
             f"{args.lora} was trained above {len(said)} LoRAs, and [model] loras has others"
             + (f" ({', '.join(strangers)})" if strangers else "")
         )
-    whole = {name: value for name, value in description.items() if name not in ("format", "below")}
-    save_lora(args.out, joined(state, backend.below, backend.architecture.lora_prefix), whole)
-    print(f"{args.out} is the student with {', '.join(lora.name for lora in backend.below)}: load it alone")
+    others, whole = list(backend.below), {k: v for k, v in description.items() if k not in ("format", "below")}
+    if args.add:
+        added = backend.read_lora(str(args.add))
+        others.append(added.weighted(args.weight))
+        whole["added"] = [*description.get("added", ()), added.below() | {"strength": args.weight}]
+    save_lora(args.out, joined(state, others, backend.architecture.lora_prefix), whole)
+    print(f"{args.out} is the student with {', '.join(lora.name for lora in others)}: load it alone")

@@ -29,7 +29,12 @@ def report(pictures: list[Picture], left_out: dict[str, str], config: PictureCon
             }
         )
     files = {
-        p.name: {"digest": p.digest, "size": list(p.size), "caption": p.caption, **({"mask": p.mask} if p.mask else {})}
+        p.name: {
+            **{"digest": p.digest, "size": list(p.size), "caption": p.caption},
+            **({"mask": p.mask} if p.mask else {}),
+            **({"source": p.source_digest} if p.source else {}),
+            **({"rejected": p.rejected_digest} if p.rejected else {}),
+        }
         for p in pictures
     }
     return {"buckets": buckets, "left_out": left_out, "files": files}
@@ -77,10 +82,10 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
     """Which pictures are other ones than those that the folder's report names: "1 added (c.png); 1 changed (a.png)"."""
     try:
         before = read_json(folder / NAME)["files"]
-        old = {name: (file["digest"], file["caption"], file.get("mask")) for name, file in before.items()}
+        old = {name: _told(file) for name, file in before.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
-    new = {name: (file["digest"], file["caption"], file.get("mask")) for name, file in said["files"].items()}
+    new = {name: _told(file) for name, file in said["files"].items()}
     kept = [name for name in new if name in old and new[name][0] == old[name][0]]
     kinds = {
         "added": [name for name in new if name not in old],
@@ -88,6 +93,8 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
         "changed": [name for name in new if name in old and new[name][0] != old[name][0]],
         "with another caption": [name for name in kept if new[name][1] != old[name][1]],
         "with another mask": [name for name in kept if new[name][2] != old[name][2]],
+        "with another source": [name for name in kept if new[name][3] != old[name][3]],
+        "with another rejected picture": [name for name in kept if new[name][4] != old[name][4]],
     }
     told = [
         f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
@@ -95,3 +102,8 @@ def differences(folder: Path, said: dict[str, Any]) -> str:
         if names
     ]
     return "; ".join(told)
+
+
+def _told(file: dict[str, Any]) -> tuple[str | None, ...]:
+    """What decides an item of a file, as a report tells it."""
+    return file["digest"], file["caption"], *(file.get(beside) for beside in ("mask", "source", "rejected"))

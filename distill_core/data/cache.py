@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedules import grid_sigmas, same_level, with_levels
 from ..files import DTYPES, alone_in
 from ..models.denoiser import Cond, Guided
-from ..settings import SEED_MAX, Checked, setting
-from .dataset import LatentDataset
+from ..settings import SEED_MAX, Checked, decisive, setting
+from .dataset import ItemConds, LatentDataset
 from .manifest import begin, plain
 from .shards import Make, Progress, Shard, fill, held_items
+from .strengths import check_span, draw_strengths
 
 EMBEDDED_GUIDANCE = 3.5  # what FLUX.1 dev's publisher, diffusers and ComfyUI give
 
@@ -38,6 +39,22 @@ class CacheConfig(Checked):
         "out, a network with embedded guidance (FLUX.1 dev) takes 1.",
         low=0,
         high=100,
+    )
+    text_strength: tuple[float, ...] = setting(
+        (),
+        "Guidance scale of the text where the model edits a picture: one number, or the lowest and the highest of "
+        "those that are drawn evenly for each item and stored with it. Empty: guidance.",
+        low=0,
+        high=100,
+        added=True,
+    )
+    image_strength: tuple[float, ...] = setting(
+        (),
+        "Guidance scale of the picture that is edited, likewise; a third forward a step unless it is 1 "
+        "(InstructPix2Pix equation 3). Empty: 1, so guidance is of the text alone.",
+        low=0,
+        high=100,
+        added=True,
     )
     embedded_guidance: float = setting(
         EMBEDDED_GUIDANCE,
@@ -73,6 +90,15 @@ class CacheConfig(Checked):
             raise ValueError("sizes must list at least one latent size [H, W]")
         if any(a <= b for a, b in pairwise(self.state_sigmas)):  # states are stored in the order of the path
             raise ValueError(f"state_sigmas must fall, the highest first, not {list(self.state_sigmas)}")
+        for name in ("text_strength", "image_strength"):
+            check_span(name, getattr(self, name))
+
+    def strengths(self, items: Sequence[int]) -> dict[str, Tensor]:
+        """Those of the items by their names in a conditioning (`strengths.draw_strengths`); none where none is set."""
+        if not self.text_strength and not self.image_strength:
+            return {}
+        spans = self.text_strength or (self.guidance,), self.image_strength or (1.0,)
+        return draw_strengths(*spans, self.seed, items, self.dtype)
 
 
 def teacher_grid(process: NoiseProcess, config: CacheConfig) -> Tensor:
@@ -85,47 +111,53 @@ def teacher_grid(process: NoiseProcess, config: CacheConfig) -> Tensor:
 
 def cache_latents(
     teacher: Guided,
-    conds: Cond,
+    conds: Cond | ItemConds,
     channels: int,
     config: CacheConfig,
     folder: str | Path,
     description: dict | None = None,
-    items_of: Callable[[Sequence[int]], Mapping[str, Tensor]] = lambda items: {},
 ) -> Iterator[Progress]:
     """Sample the teacher and write the shards.
 
     Item i takes row i mod len(conds) and noise seeded by (seed, i). What is already there is kept, so a stopped run
     goes on where it was, and a larger count adds items. description: anything JSON that must agree then, e.g. the base
-    and the prompts.  items_of: numbers of items -> their per-item tensors (`items.ITEM_TENSORS`), which the teacher is
-    told and which are stored with them. Raises ValueError when the folder holds another dataset, or for what cannot be
-    stored: a latent that is not finite, a per-item tensor that is not as declared.
+    and the prompts.  An item's strengths, where ``config`` sets some, are stored with it. Raises ValueError when the
+    folder holds another dataset, or for what cannot be stored: a latent that is not finite, a per-item tensor that is
+    not as declared.
     """
 
     def make(items: Sequence[int], shard: int) -> dict[str, Tensor]:
         shape = (channels, *config.sizes[shard % len(config.sizes)])
-        cond = conds[[i % len(conds) for i in items]].with_items(items_of(items))
+        cond = conds[[i % len(conds) for i in items]].with_items(config.strengths(items))
         return _sample_batch(teacher, cond, shape, config, items)
 
     return write_shards(make, teacher.uncond, teacher.scale, config, folder, description)
 
 
 def write_shards(
-    make: Make, uncond: Cond, guidance: float, config: CacheConfig, folder: str | Path, description: dict | None = None
+    make: Make,
+    uncond: Cond,
+    guidance: float,
+    config: CacheConfig,
+    folder: str | Path,
+    description: dict | None = None,
+    more: Sequence[str] = (),
 ) -> Iterator[Progress]:
     """`cache_latents` with any source: ``make(items, shard)`` gives the items' tensors
     (latents, those of their Cond, states, others of `items.ITEM_TENSORS`).
 
-    All items of a shard must have the same shapes. Errors as for `cache_latents`.
+    All items of a shard must have the same shapes.  more: names of further tensors that all of them must have.
+    Errors as for `cache_latents`.
     """
     with alone_in(folder, "caching"):
-        yield from _write_shards(make, uncond, guidance, config, Path(folder), description or {})
+        yield from _write_shards(make, uncond, guidance, config, Path(folder), description or {}, more)
 
 
 def _write_shards(
-    make: Make, uncond: Cond, guidance: float, config: CacheConfig, folder: Path, description: dict
+    make: Make, uncond: Cond, guidance: float, config: CacheConfig, folder: Path, description: dict, more: Sequence[str]
 ) -> Iterator[Progress]:
     # What the network was told as guidance is said by who stores it with the items.
-    settings = {name: value for name, value in asdict(config).items() if name != "embedded_guidance"}
+    settings = {name: value for name, value in decisive(config).items() if name != "embedded_guidance"}
     manifest = {"config": plain(settings), "guidance": guidance, "state_sigmas": list(config.state_sigmas)}
 
     def grow(there: dict) -> None:
@@ -141,7 +173,7 @@ def _write_shards(
         Shard(range(start, min(start + size, count)), config.sizes[number % len(config.sizes)])
         for number, start in enumerate(range(0, count, size))
     ]
-    needs = ("latents", "context", *(["states"] if config.state_sigmas else []))
+    needs = ("latents", "context", *(["states"] if config.state_sigmas else []), *more)
     metadata = {"state_sigmas": json.dumps(config.state_sigmas)}
     yield from fill(folder, plan, make, config.batch_size, config.dtype, metadata, needs)
 

@@ -110,6 +110,11 @@ class LatentDataset:
         """Names of the per-item tensors that networks are told (`items.ITEM_TENSORS`)."""
         return conditions_in({name for file in self.files for name in file.keys()})
 
+    @property
+    def largest(self) -> list[Item]:
+        """The items of the largest bucket, in order."""
+        return max(self.buckets.values(), key=len)
+
     def manifest(self) -> dict:
         """How the latents were made (``dataset.json``)."""
         path = self.folder / "dataset.json"
@@ -166,6 +171,19 @@ class LatentDataset:
         latents, states = tensors.pop("latents"), tensors.pop("states", None)
         beside = {name: tensors.pop(name) for name in names if of_file(name) and not name.startswith(EXTRA)}
         return Batch(latents, Cond.from_tensors(tensors), states, self.state_sigmas, same_rows(latents), beside)
+
+
+class ItemConds:
+    """What belongs to items of a dataset but for their latents, a row each, read when it is asked for."""
+
+    def __init__(self, dataset: LatentDataset, items: Sequence[Item], device: torch.device | str = "cpu") -> None:
+        self.dataset, self.items, self.device = dataset, items, device
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: Sequence[int]) -> Cond:
+        return self.dataset.read([self.items[row] for row in rows]).cond.to(self.device)
 
 
 def same_rows(latents: Tensor) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from ..models.denoiser import Limits
 from ..models.items import missing
@@ -24,9 +25,9 @@ def check_teacher(dataset: LatentDataset, base: str) -> None:
             )
 
 
-def check_fits(dataset: LatentDataset, limits: Limits) -> None:
+def check_fits(dataset: LatentDataset, limits: Limits, needs: Mapping[str, str] = MappingProxyType({})) -> None:
     """Raises ValueError for latents or text that the network cannot take: another family's, too large ones, or ones
-    without the per-item tensors that it takes."""
+    without the per-item tensors that it takes, or that a method ``needs`` (with how they are made)."""
     where, made = f"the dataset in {dataset.folder}", "make it with this model and its text encoders"
     for items in dataset.buckets.values():
         one = dataset.read(items[:1])
@@ -44,8 +45,12 @@ def check_fits(dataset: LatentDataset, limits: Limits) -> None:
         if lacking := missing(limits.items, one.cond.extra):
             raise ValueError(
                 f"{where} has no {lacking}, and this model takes {' and '.join(limits.items)} of every picture beside "
-                "its latent; make it with them (masks: [masks] source), or train on a model without such an input"
+                "its latent; make it with them (masks: [masks] source; pictures to edit: [pictures] sources), or train "
+                "on a model without such an input"
             )
+        if lacking := missing(list(needs), one.beside):
+            cures = " and ".join(cure for name, cure in needs.items() if name not in one.beside)
+            raise ValueError(f"{where} has items without {lacking}, which this method learns from: {cures}")
         for name, text, wanted in (
             ("text tokens", one.cond.context, limits.context),
             ("a pooled text", one.cond.pooled, limits.pooled),

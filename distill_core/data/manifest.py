@@ -19,7 +19,7 @@ CURE = "choose another folder, or delete it to make it anew"
 HOW = ("config.count", "config.batch_size", "config.shard_size")
 SAME = {"guidance": "config.guidance", "state_sigmas": "config.state_sigmas"}
 # Identities whose values say nothing to a reader.
-DIGESTS = ("base", "prompts", "negative", "content", "autoencoder", "sigmas")
+DIGESTS = ("base", "prompts", "items", "negative", "content", "autoencoder", "sigmas", "scorer")
 
 
 class OtherDataset(ValueError):

@@ -54,6 +54,20 @@ class PictureConfig(Checked):
     background: str = setting(
         "white", "What shows through transparent pictures: white, gray or black.", choices=BACKGROUNDS
     )
+    sources: str = setting(
+        "",
+        "The folder of the pictures before they are edited, for models that edit: each has the name and the size of "
+        "its result in the folder of --images. Empty: none.",
+        decides=False,
+        added=True,
+    )
+    rejected: str = setting(
+        "",
+        'The folder of the pictures that were found worse than those of --images, for method = "dpo": each has the '
+        "name (its suffix may differ) and the size of the one it was compared with. Empty: none.",
+        decides=False,
+        added=True,
+    )
     batch_size: int = setting(1, "Pictures that are encoded at once.", low=1, high=4096)
     dtype: str = setting("float32", 'Number format of the files: "float32", "float16" or "bfloat16".', choices=DTYPES)
 
@@ -69,7 +83,9 @@ class Picture(NamedTuple):
     """A picture that can be read.
 
     name: relative to the folder, with /.  size: (width, height) as it is meant to be seen.  digest: of the file.
-    mask, mask_path: digest and file of its own mask, empty and None where none is used.
+    mask, mask_path: digest and file of its own mask, empty and None where none is used.  source: the picture before it
+    was edited, and its digest, where it is an edit.  rejected: the picture that was found the worse one, and its
+    digest, in a pair.
     """
 
     path: Path
@@ -79,6 +95,10 @@ class Picture(NamedTuple):
     digest: str
     mask: str = ""
     mask_path: Path | None = None
+    source: Path | None = None
+    source_digest: str = ""
+    rejected: Path | None = None
+    rejected_digest: str = ""
 
 
 def find(folder: str | Path) -> dict[str, Path]:
@@ -244,8 +264,24 @@ def cropped_share(size: tuple[int, int], bucket: tuple[int, int]) -> float:
 
 def read_into(picture: Picture, bucket: tuple[int, int], background: str | None) -> Tensor:
     """[3, H, W] in [-1, 1]: the picture scaled to cover the bucket (width, height), its middle."""
+    return read_file_into(picture.path, bucket, background)
+
+
+def read_source_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
+    """Its source, likewise."""
+    assert picture.source is not None
+    return read_file_into(picture.source, bucket, background)
+
+
+def read_rejected_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
+    """The picture that was found worse, likewise."""
+    assert picture.rejected is not None
+    return read_file_into(picture.rejected, bucket, background)
+
+
+def read_file_into(path: Path, bucket: tuple[int, int], background: str) -> Tensor:
     with large_pictures():
-        image = ImageOps.fit(open_picture(picture.path, background), bucket, Image.Resampling.LANCZOS)
+        image = ImageOps.fit(open_picture(path, background), bucket, Image.Resampling.LANCZOS)
     return torch.from_numpy(numpy.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..files import alone_in
 from ..models.denoiser import Cond, cat_conds
-from ..models.items import EXTRA, MASK, MASKED_IMAGE, PIXEL_MASK
+from ..models.items import EXTRA, MASK, MASKED_IMAGE, PIXEL_MASK, REJECTED, SOURCE_IMAGE
 from .buckets import differences, report, save
 from .manifest import OtherDataset, begin
 from .masks import ALPHA, NONE, MaskConfig, for_latents, for_pixels, hidden, masks_of
-from .pictures import Picture, PictureConfig, by_bucket, read_into
+from .pictures import Picture, PictureConfig, by_bucket, read_into, read_rejected_into, read_source_into
 from .shards import Progress, Shard, fill
 
 SHARD_SIZE = 256
@@ -82,8 +82,9 @@ def cache_pictures(
     encode: images [B, 3, H, W] in [-1, 1] -> latents of the model.  conds_of: numbers of pictures -> their rows.
     description: anything JSON that must agree when it goes on, the autoencoder above all.  scale: pixels of one
     position of a latent.  lengths: tokens of each caption where they differ.  masks: of an inpainting model's pictures;
-    an item then has its mask and the latent of the picture that it hides a part of.  takes: per-item tensors of the
-    model; one of `PIXEL_MASK` gets the mask in pixels.
+    an item then has its mask and the latent of the picture that it hides a part of. Where the pictures have sources, an
+    item has the latent of its own, and likewise where they have rejected ones.  takes: per-item tensors of the model;
+    one of `PIXEL_MASK` gets the mask in pixels.
     Raises OtherDataset, which names the pictures that are other ones now.
     """
     folder, said = Path(folder), report(pictures, left_out, config)
@@ -91,6 +92,7 @@ def cache_pictures(
     settings = {name: getattr(config, name) for name in OF_LATENTS}
     manifest = {"guidance": 1.0, "state_sigmas": [], "content": content, "pictures": settings, "dtype": config.dtype}
     masked, mask = masks.source != NONE, PIXEL_MASK if PIXEL_MASK in takes else MASK
+    sourced, pairs = pictures[0].source is not None, pictures[0].rejected is not None
     if masked:
         manifest["masks"] = masks.description() | ({"of": mask} if mask != MASK else {})
     background = None if masks.source == ALPHA else config.background  # what is hidden is learnt from
@@ -112,10 +114,16 @@ def cache_pictures(
         at_once = 1 if masks.each > 1 else len(images)
         latents = torch.cat([encode(part).float().cpu() for part in images.split(at_once)])
         made = {"latents": latents, **conds_of(numbers).to("cpu").tensors()}
+        if sourced:
+            sources = [read_source_into(pictures[number], bucket, config.background) for number in numbers]
+            made[EXTRA + SOURCE_IMAGE] = encode(torch.stack(sources)).float().cpu()
         if masked:
             drawn = masks_of(masks, pictures, items, bucket)
             made[EXTRA + MASKED_IMAGE] = encode(hidden(images, drawn)).float().cpu()
             made[EXTRA + mask] = for_latents(drawn, scale) if mask == MASK else for_pixels(drawn)
+        if pairs:
+            rejected = [read_rejected_into(pictures[number], bucket, config.background) for number in numbers]
+            made[REJECTED] = encode(torch.stack(rejected)).float().cpu()
         return made
 
     with alone_in(folder, "caching"):
@@ -127,6 +135,8 @@ def cache_pictures(
         save(folder, said)
         plan = [Shard(group, (height // scale, width // scale)) for (width, height), group in parts]
         needs = ["latents", "context", *([EXTRA + mask, EXTRA + MASKED_IMAGE] if masked else [])]
+        needs += [EXTRA + SOURCE_IMAGE] if sourced else []
+        needs += [REJECTED] if pairs else []
         metadata = {"state_sigmas": "[]"}
         yield from fill(folder, plan, make, config.batch_size, config.dtype, metadata, needs, "the VAE")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import first_line, sentence
 from ..files import DTYPES, load_tensors, save_tensors
-from ..models.items import wrong_shape, wrong_values
+from ..models.items import of_file, wrong_shape, wrong_values
 
 FILE = re.compile(r"shard-(\d{5,})(?:\.part-(\d{5,}))?\.safetensors")
 # Items done, items in all, and the latents of the batch that is finished (None where they were already there).
@@ -92,8 +92,9 @@ def fill(
         while row < len(shard.items):
             batch = shard.items[row : row + batch_size]
             tensors = make(batch, number)
-            if not torch.isfinite(tensors["latents"]).all():
-                raise ValueError(f"{maker} gave non-finite latents for items {batch[0]}-{batch[-1]}")
+            for name in ("latents", *filter(of_file, tensors)):
+                if not torch.isfinite(tensors[name]).all():
+                    raise ValueError(f"{maker} gave non-finite {name} for items {batch[0]}-{batch[-1]}")
             if wrong := wrong_shape({name: value.shape for name, value in tensors.items()}) or wrong_values(tensors):
                 raise ValueError(f"items {batch[0]}-{batch[-1]} cannot be stored: {wrong}")
             files.add(row, {name: value.to(DTYPES[dtype]) for name, value in tensors.items()}, metadata)

@@ -29,6 +29,8 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.process import expand_like
 from ..diffusion.schedules import draw_from_grid, draw_whole_schedule, same_level
 from ..models.denoiser import Cond, Denoiser, Guided
+from ..models.guidance import guided
+from ..models.items import TEXT_STRENGTH
 from . import losses
 from .config import OWN, MethodConfig
 from .players import Loss, Player, PlayerSettings
@@ -65,7 +67,7 @@ class StudentMethod:
         self.student, self.teacher, self.config = student, teacher, config
         self.levels = config.levels(student.process)
         # Terms that ask it have refused a missing uncond in their constructors.
-        self.guided_teacher = Guided(teacher, uncond, guidance)  # type: ignore[arg-type]
+        self.guided_teacher = guided(teacher, uncond, guidance)  # type: ignore[arg-type]
         self.gan_generator, self.gan_discriminator = losses.GAN_LOSSES[config.gan_loss]
         simple = losses.REGRESSIONS[config.regression]
         self.distance = distance or (lambda prediction, target, random: simple(prediction, target))
@@ -127,6 +129,11 @@ class StudentMethod:
                 "hinge with a batch of 1 saturates on every item and collapses; use batch_size of at least 2 per "
                 "process (gradient accumulation does not help) or gan_loss = 'nonsaturating'"
             )
+        if self.config.guidance_range and TEXT_STRENGTH in batch.cond.extra:
+            raise ValueError(
+                "guidance_range draws a guidance for each item, and these items have strengths of their own, which the "
+                "teacher takes: leave guidance_range empty"
+            )
         if self.config.weight("pairs") and not batch.state_sigmas:
             raise ValueError(
                 "the pairs term needs a dataset with stored states, which only the teacher's samples have: set "
@@ -138,6 +145,10 @@ class StudentMethod:
                 f"the pairs term needs a level that is both trained and stored: trained {self.levels}, "
                 f"stored {batch.state_sigmas}"
             )
+
+    def held_out_figures(self, batch: Batch, random: ItemNoise) -> dict[str, Tensor] | None:
+        """What is measured on items that are held out, [B] by name; None for `training.validation`'s own figure."""
+        return None
 
     def _stored_levels(self, batch: Batch) -> list[float]:
         trained = zip(self.levels, self.probabilities(self.config.warmup_steps, batch), strict=True)
@@ -224,7 +235,7 @@ class StudentStep:
         self.method, self.batch, self.random, self.number = method, batch, random, step
         config, process, active = method.config, method.student.process, method.active(batch)
         # 1. A noise level for each item, [B]: one of the student's own, of the consistency grid, or of the schedule.
-        sigma = draw_from_grid(random.named("level"), torch.tensor(method.levels), method.probabilities(step, batch))
+        sigma = self.drawn_levels(random.named("level"))
         on_grid = torch.zeros(len(sigma), dtype=torch.bool)
         if "consistency" in active:
             grid = config.consistency_grid(process)[:-1]  # [K]
@@ -267,6 +278,11 @@ class StudentStep:
         with lora.dropping(random.named("lora dropout")) if lora else nullcontext():
             self.fake = method.student(self.x, self.sigma, batch.cond)
 
+    def drawn_levels(self, random: ItemNoise) -> Tensor:
+        """A noise level of the student's own for each item, [B] on the CPU."""
+        method = self.method
+        return draw_from_grid(random, torch.tensor(method.levels), method.probabilities(self.number, self.batch))
+
     def _choose_states(self, draw: Tensor) -> None:
         """Where the student's level is one of the stored ones, start from the teacher's state there."""
         assert self.batch.states is not None
@@ -302,11 +318,11 @@ class StudentStep:
     @cached_property
     def guided_teacher(self) -> Guided:
         """The method's, with a guidance for each item where it is drawn."""
-        guided, span = self.method.guided_teacher, self.method.config.guidance_range
+        teacher, span = self.method.guided_teacher, self.method.config.guidance_range
         if not span:
-            return guided
+            return teacher
         scales = span[0] + (span[1] - span[0]) * self.random.named("guidance").uniform()
-        return Guided(guided.denoiser, guided.uncond, guided.scale, upload(scales, self.sigma.device))
+        return type(teacher)(teacher.denoiser, teacher.uncond, teacher.scale, upload(scales, self.sigma.device))
 
     @cached_property
     @torch.no_grad()

@@ -139,7 +139,8 @@ class MethodConfig(Checked):
     default_levels: ClassVar[int] = 4
     sections: ClassVar[tuple[str, ...]] = ("discriminator",)  # shared sections of the TOML file that it reads
     checks_paths: ClassVar[bool] = False  # whether stored pairs are tried by running one path again (`check_pairs`)
-    tunes: ClassVar[bool] = False  # whether it tunes a turbo, the model itself, whose retention is watched then
+    needs: ClassVar[dict[str, str]] = {}  # per-item tensors that it learns from, and how items are made with them
+    own_teacher: ClassVar[bool] = False  # whether the model itself must be the teacher
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,6 +161,16 @@ class MethodConfig(Checked):
         for name in ("probabilities", "warmup_probabilities"):
             if getattr(self, name) and not any(getattr(self, name)):
                 raise ValueError(f"{name} are all 0: give at least one level a share above 0")
+
+    @property
+    def tunes(self) -> bool:
+        """Whether it tunes a turbo, the model itself, whose retention is watched then."""
+        return False
+
+    @property
+    def few_steps(self) -> bool:
+        """Whether what is trained is used at noise levels of its own, which its file names; else as the model is."""
+        return True
 
     def build(self, ingredients: Ingredients) -> StudentMethod:
         """The method with fresh weights from torch's global generator. Raises ValueError for what is missing."""

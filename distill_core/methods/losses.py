@@ -108,6 +108,15 @@ def denoising_weight(process: NoiseProcess, sigma: Tensor) -> Tensor:
     return snr.clamp(max=MIN_SNR) if isinstance(process, DiscreteProcess) else snr
 
 
+def prediction_weight(process: NoiseProcess, sigma: Tensor) -> Tensor:
+    """Weight [B] of ||x0 - prediction||^2 that makes it the squared error of what the network itself predicts.
+
+    1 / sigma^2 for the velocity of a flow model and for eps, (1 + sigma^2) / sigma^2 for v.
+    """
+    snr = sigma.float() ** -2
+    return snr + 1 if getattr(process, "prediction", "") == "v" else snr
+
+
 def sds_weight(sigma: Tensor) -> Tensor:
     """w(t) = sigma_t^2 (DreamFusion, Poole et al. 2022, section 3); ADD leaves it open."""
     return sigma.square()

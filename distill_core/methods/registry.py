@@ -12,10 +12,18 @@ from .components import Components, Ingredients
 from .config import MethodConfig
 from .diffusion2gan import Diffusion2GANConfig
 from .dmd2 import DMD2Config
+from .dpo import DPOConfig
 from .ladd import LADDConfig
 from .tune import TuneConfig
 
-CONFIGS: tuple[type[MethodConfig], ...] = (LADDConfig, ADDConfig, Diffusion2GANConfig, DMD2Config, TuneConfig)
+CONFIGS: tuple[type[MethodConfig], ...] = (
+    LADDConfig,
+    ADDConfig,
+    Diffusion2GANConfig,
+    DMD2Config,
+    TuneConfig,
+    DPOConfig,
+)
 METHODS = {config.name: config for config in CONFIGS}
 
 

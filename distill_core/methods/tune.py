@@ -96,7 +96,11 @@ class TuneConfig(LADDConfig):
     title: ClassVar[str] = "Tune Turbo"
     paper: ClassVar[str] = "the discriminator of LADD (arXiv 2403.12015) on the turbo's own features"
     known_terms = ("adversarial", "denoising", "reconstruction", "distillation", "consistency", "keep", "agreement")
-    tunes: ClassVar[bool] = True
+    own_teacher: ClassVar[bool] = True
+
+    @property
+    def tunes(self) -> bool:
+        return True
 
     @property
     def keeps(self) -> bool:

@@ -7,7 +7,7 @@ How the network of a family is called, and where its blocks are, is its *archite
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class LatentSpace:
 class PromptEncoding:
     """How a diffusers pipeline is asked for a prompt: ``encode_prompt(prompt, device=..., **options)``.
 
-    The text tokens are the first part of what it returns.  pooled: which part is the pooled text, None where none is.
+    The text tokens are all that it returns, or the first part.  pooled: which part is the pooled text, None where none
+    is.  method: by another name.
     """
 
     options: Mapping[str, object]
     pooled: int | None
+    method: str = "encode_prompt"
 
 
 PIPELINES: dict[str, PromptEncoding] = {
@@ -43,6 +45,10 @@ PIPELINES: dict[str, PromptEncoding] = {
 PIPELINES |= {  # inpainting models are saved as pipelines of their own
     name.replace("Pipeline", "InpaintPipeline"): PIPELINES[name]
     for name in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+}
+PIPELINES |= {  # and so are those that edit
+    "StableDiffusionInstructPix2PixPipeline": replace(PIPELINES["StableDiffusionPipeline"], method="_encode_prompt"),
+    "StableDiffusionXLInstructPix2PixPipeline": PIPELINES["StableDiffusionXLPipeline"],
 }
 
 

@@ -40,7 +40,8 @@ class ItemTensor:
         return (latent[0] if self.channels == SAME else self.channels, *sides)
 
 
-MASK, MASKED_IMAGE, SOURCE_IMAGE, PIXEL_MASK = "inpaint_mask", "masked_image", "source_image", "pixel_mask"
+MASK, MASKED_IMAGE, SOURCE_IMAGE, REJECTED = "inpaint_mask", "masked_image", "source_image", "rejected"
+PIXEL_MASK, TEXT_STRENGTH, IMAGE_STRENGTH = "pixel_mask", "text_strength", "image_strength"
 PIXELS = 8  # a side of a latent's position, in the pixels of a mask for FLUX.1 Fill
 
 ITEM_TENSORS = {
@@ -51,9 +52,9 @@ ITEM_TENSORS = {
     "reference_image": ItemTensor(
         "the latent of a picture to go by; several are reference_image#0, #1", SAME, True, True
     ),
-    "text_strength": ItemTensor("the guidance scale of the text", NUMBER, low=0),
-    "image_strength": ItemTensor("the guidance scale of the picture that is edited", NUMBER, low=0),
-    "rejected": ItemTensor("a latent of the same text that was found the worse one", SAME, condition=False),
+    TEXT_STRENGTH: ItemTensor("the guidance scale of the text", NUMBER, low=0),
+    IMAGE_STRENGTH: ItemTensor("the guidance scale of the picture that is edited", NUMBER, low=0),
+    REJECTED: ItemTensor("a latent of the same text that was found the worse one", SAME, condition=False),
 }
 
 
@@ -100,9 +101,9 @@ def wrong_values(tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def missing(names: Sequence[str], extra: Mapping[str, Tensor]) -> str:
-    """What a network that takes the tensors ``names`` lacks in a conditioning, in words; else empty."""
-    lacking = [name for name in names if name not in extra]
+def missing(names: Sequence[str], there: Mapping[str, Tensor]) -> str:
+    """Which of the tensors ``names`` are not there, in words; else empty."""
+    lacking = [name for name in names if name not in there]
     return " and ".join(f"{name} ({ITEM_TENSORS[name].what})" for name in lacking)
 
 

@@ -272,15 +272,23 @@ class Lora(nn.Module):
         return state
 
     def load_export(self, state: dict[str, Tensor], prefix: str = "transformer") -> None:
-        """Read an `export`. Raises ValueError when layers or shapes are not those of this LoRA."""
-        mine = self.export(prefix)
-        wrong = [k for k in mine.keys() ^ state.keys()] or [k for k in mine if mine[k].shape != state[k].shape]
+        """Read an `export`; a layer of a lower rank is filled up with zeros.
+
+        Raises ValueError when layers or shapes are not those of this LoRA.
+        """
+        names = [(f"{prefix}.{name}.lora_A.weight", f"{prefix}.{name}.lora_B.weight") for name in self.targets]
+        wrong = {name for pair in names for name in pair} ^ state.keys()
+        for (a, b), down, up in zip(names, self.down, self.up, strict=True) if not wrong else ():
+            rank = min(len(state[a]), self.rank)
+            if state[a].shape != (rank, down.shape[1]) or state[b].shape != (len(up), rank):
+                wrong.add(a)
         if wrong:
-            raise ValueError(f"this LoRA does not fit the model (first differing key: {sorted(wrong)[0]})")
+            raise ValueError(f"this LoRA does not fit the model (first differing key: {min(wrong)})")
         with torch.no_grad():
-            for name, down, up in zip(self.targets, self.down, self.up, strict=True):
-                down.copy_(state[f"{prefix}.{name}.lora_A.weight"])
-                up.copy_(state[f"{prefix}.{name}.lora_B.weight"] / self.scale)
+            for (a, b), down, up in zip(names, self.down, self.up, strict=True):
+                rank = len(state[a])
+                down.zero_()[:rank] = state[a]
+                up.zero_()[:, :rank] = state[b] / self.scale
 
 
 def is_linear(module: nn.Module | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ class LoraFile:
     def below(self) -> dict[str, Any]:
         """How a student that is trained above it names it (`presets.origin.LoraBelow`)."""
         return {"digest": self.digest, "strength": 1.0, "layers": len(self.parts), "name": self.name}
+
+    def weighted(self, weight: float) -> LoraFile:
+        """The same at another strength."""
+        parts = {layer: [part._replace(up=weight * part.up) for part in of] for layer, of in self.parts.items()}
+        return replace(self, parts=parts)
 
 
 def read_lora_file(path: str, layers: Sequence[str]) -> LoraFile:

@@ -222,7 +222,9 @@ class PipelineSource:
             known = ", ".join(family.title for family in FAMILIES.values() if family.pipeline)
             raise ValueError(f"prompts of a {kind} cannot be encoded; known: {known}")
         encoding = PIPELINES[kind]
-        found = self.pipeline.encode_prompt(prompt, device=self.pipeline.device, **encoding.options)
+        found = getattr(self.pipeline, encoding.method)(prompt, device=self.pipeline.device, **encoding.options)
+        if isinstance(found, Tensor):
+            return found, None
         return found[0], None if encoding.pooled is None else found[encoding.pooled]
 
     def decode_with_gradient(self, latents: Tensor) -> Tensor:

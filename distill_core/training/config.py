@@ -16,6 +16,7 @@ from ..data.kept import KeptConfig
 from ..data.masks import MaskConfig
 from ..data.mix import DataConfig
 from ..data.pictures import PictureConfig
+from ..data.preference import PreferenceConfig
 from ..files import read_text
 from ..methods.components import DiscriminatorConfig, VisionConfig
 from ..methods.config import MethodConfig
@@ -59,6 +60,7 @@ class Config(Checked):
     masks: MaskConfig = setting(
         MaskConfig, "What of own pictures an inpainting model is to fill (command `cache --images`)."
     )
+    preference: PreferenceConfig = setting(PreferenceConfig, 'Pairs of samples for method = "dpo" (command `cache`).')
     kept: KeptConfig = setting(
         KeptConfig, 'Samples of a turbo itself that method = "tune" and the command `adapter` make first.'
     )

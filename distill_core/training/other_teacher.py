@@ -23,8 +23,8 @@ def check_other_teacher(teacher: Teacher, method: MethodConfig, model: Backend, 
     Raises ValueError.
     """
     other = teacher.view.backend
-    if method.tunes:
-        raise ValueError("a turbo that is tuned is its own teacher: leave [teacher] path and [teacher] lora empty")
+    if method.own_teacher:
+        raise ValueError(own_teacher_only(method))
     if other is model:
         return
     theirs, own = other.limits(), model.limits()
@@ -58,6 +58,11 @@ def check_other_teacher(teacher: Teacher, method: MethodConfig, model: Backend, 
             f"the teacher {teacher.name} answers with latents {list(shapes[1])}, the model with {list(shapes[0])}: "
             "choose a teacher of the model's latent space"
         )
+
+
+def own_teacher_only(method: MethodConfig) -> str:
+    """Why a method can have no other teacher."""
+    return f"with {method.title} the model is its own teacher: leave [teacher] path and [teacher] lora empty"
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -41,13 +41,15 @@ class Shapes:
     """What stands for the dataset: the sizes of a batch's tensors.
 
     latent: [C, H, W].  cond: one row of conditioning, whose values do not matter.  states: how many states of the
-    teacher's path an item keeps.  guidance: of the teacher.
+    teacher's path an item keeps.  guidance: of the teacher.  beside: one row of each per-item tensor that is learnt
+    from.
     """
 
     latent: tuple[int, int, int]
     cond: Cond
     state_sigmas: tuple[float, ...] = ()
     guidance: float = 1.0
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -62,9 +64,10 @@ class Shapes:
     def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
         """A batch of that size, of noise."""
         count = len(range(size)[rows])
-        cond = self.cond.map(lambda value: value.expand(count, *value.shape[1:]).clone())
+        repeated = lambda value: value.expand(count, *value.shape[1:]).clone()  # noqa: E731
+        cond, beside = self.cond.map(repeated), {name: repeated(value) for name, value in self.beside.items()}
         states = torch.randn(count, len(self.state_sigmas), *self.latent) if self.state_sigmas else None
-        return Batch(torch.randn(count, *self.latent), cond, states, self.state_sigmas)
+        return Batch(torch.randn(count, *self.latent), cond, states, self.state_sigmas, beside=beside)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def plan_step(
     kept: list[int] = []
     components = make(mode)
     train = replace(train, compile=False)
-    usual = replace(train, optimizer=ADAMW, discriminator_optimizer=ADAMW, precision=precision)
+    usual = replace(train, optimizer=ADAMW, discriminator_optimizer=ADAMW, precision=precision, validation=0)
     lora = replace(config.student.lora, start_from="", adapter="")
     config = replace(config, train=usual, student=replace(config.student, lora=lora))
     with ExitStack() as stack:

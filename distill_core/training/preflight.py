@@ -195,7 +195,7 @@ def start_faults(run: Run, batch: Batch) -> Iterator[str]:
     with torch.no_grad():
         step = method.start(batch, ItemNoise(0, range(len(batch.latents))), run.config.steps)
         time = method.student.process.flow_time(step.sigma)
-        share, expected = _likeness(step.x, batch.latents), (1 - time) / ((1 - time) ** 2 + time**2).sqrt()
+        share, expected = _likeness(step.x, step.batch.latents), (1 - time) / ((1 - time) ** 2 + time**2).sqrt()
     low = time < 0.8
     if low.any() and (share < 0.4 * expected)[low].all():
         yield (

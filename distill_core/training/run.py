@@ -29,7 +29,7 @@ from ..methods.base import Distance
 from ..methods.components import Components, DiscriminatorConfig, VisionConfig
 from ..methods.config import OWN, MethodConfig
 from ..methods.registry import new_method
-from ..models.denoiser import Guided
+from ..models.guidance import guided
 from ..models.lora_stack import frozen_lora
 from ..models.offload import to_host
 from ..models.precision import channels_last, halves_to_bfloat16
@@ -111,7 +111,7 @@ def new_run(
     """
     backend, method, device = components.backend, config.method, components.device
     guidance = dataset.manifest()["guidance"]
-    check_fits(dataset, backend.limits())
+    check_fits(dataset, backend.limits(), method.needs)
     if components.teacher is not None:
         check_other_teacher(components.teacher, method, backend, dataset.batch(0, 1, config.train.seed).to(device))
     elif method.weight("pairs"):
@@ -128,7 +128,7 @@ def new_run(
     if method.checks_paths and method.weight("pairs"):
         for member in dataset.members:  # each must have some, and the teacher's
             if (view := maker(components, member, config.identities["base"])) is not None:
-                check_pairs(member, Guided(view, member.uncond().to(device), guidance), path_tolerance)
+                check_pairs(member, guided(view, member.uncond().to(device), guidance), path_tolerance)
     return assemble(config, components, dataset, folder, distance=distance, accelerator=accelerator)
 
 
@@ -306,15 +306,18 @@ def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str
     `lora_files.save_lora` writes beside them."""
     denoiser, method, members = run.method.student, config.method, run.dataset.members
     mix = {"mix": [member.digest() for member in members]} if len(members) > 1 else {}  # which `evaluate` knows again
+    usage = {
+        "sigmas": list(run.method.levels),
+        "sampler": config.student.sampler,
+        "sampler_options": config.student.sampler_options,
+        "cfg": config.student.cfg,
+    }
     with run.ema_weights():
         state = denoiser.backend.export(denoiser.lora)
     return state, {
         "method": method.title_with_terms(),
         "weights": "lora" if denoiser.lora else "differences",
-        "sigmas": list(run.method.levels),
-        "sampler": config.student.sampler,
-        "sampler_options": config.student.sampler_options,
-        "cfg": config.student.cfg,
+        **(usage if method.few_steps else {}),
         **({"adapter": Path(config.student.lora.adapter).name} if config.student.lora.adapter else {}),
         **told_guidance(run),
         **denoiser.base.description(),

@@ -147,14 +147,15 @@ def test_a_teachers_samples_are_told_and_stored_what_belongs_to_each(tmp_path):
             return super().__call__(x, sigma, cond)
 
     conds, empty = toy.toy_conds()
-    config = CacheConfig(count=7, steps=1, sizes=((4, 6),), batch_size=3)
-    strengths = lambda items: {"text_strength": torch.tensor(items, dtype=torch.float)}  # noqa: E731
+    config = CacheConfig(count=7, steps=1, sizes=((4, 6),), batch_size=3, text_strength=(3.0, 10.0))
     teacher = Guided(Listening(toy.ToyBackend()), empty, 2.0)
-    for _ in cache_latents(teacher, conds, 4, config, tmp_path, items_of=strengths):
+    for _ in cache_latents(teacher, conds, 4, config, tmp_path):
         pass
-    assert told == [[0, 1, 2] * 2, [3, 4, 5] * 2, [6] * 2]  # with the text and without
+    drawn = config.strengths(range(7))["text_strength"].tolist()
+    assert told == [drawn[:3] * 2, drawn[3:6] * 2, drawn[6:] * 2]  # with the text and without
+    assert len(set(drawn)) == 7 and min(drawn) >= 3 and max(drawn) <= 10
     dataset = LatentDataset(tmp_path)
     (items,) = dataset.buckets.values()
     found = dataset.read(items).cond
-    assert found.extra["text_strength"].tolist() == list(map(float, range(7)))
+    assert found.extra["text_strength"].tolist() == drawn and found.extra["image_strength"].tolist() == [1.0] * 7
     assert torch.equal(found.context, conds[[0, 1, 2, 0, 1, 2, 0]].context) and dataset.uncond().extra == {}

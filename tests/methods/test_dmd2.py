@@ -22,7 +22,7 @@ from distill_core.files import load_tensors
 from distill_core.methods.components import Components, DiscriminatorConfig
 from distill_core.methods.dmd2 import DMD2, MATCHING, DMD2Config, matching_gradient
 from distill_core.methods.registry import new_method
-from distill_core.models.denoiser import Cond, Denoiser
+from distill_core.models.denoiser import Cond, Denoiser, Limits
 from distill_core.models.lora import Lora, LoraSwitch
 from distill_core.training.loop import TrainConfig, train
 from distill_core.training.preflight import gradient_faults
@@ -120,6 +120,9 @@ class DotsBackend:
 
     def forward(self, x, timestep, cond):
         return self.network(x, timestep)
+
+    def limits(self) -> Limits:
+        return Limits()
 
 
 class GaussianStudent(Denoiser):

@@ -16,9 +16,11 @@ from distill_core.training.config import load_config
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.toml"))
 MINI = [path for path in FILES if path.stem.startswith("mini_")]
+TUNED_TEACHER = "mini_dpo_ladd"  # goes on from what mini_dpo makes
 STABLE_DIFFUSION = DiscreteProcess(cumulative_alphas(), "eps")
 PROCESSES = {
     "sd1.5_diffusion2gan": STABLE_DIFFUSION,
+    "sd1.5_editing_ladd": STABLE_DIFFUSION,
     "sd1.5_inpainting_ladd": STABLE_DIFFUSION,
     "sdxl_add": STABLE_DIFFUSION,
     "sdxl_dmd2": STABLE_DIFFUSION,
@@ -33,7 +35,7 @@ def named(paths: list[Path]) -> list:
 
 
 def test_every_method_has_a_mini_and_a_large_model():
-    assert {path.stem for path in FILES} == {*PROCESSES, *(f"mini_{name}" for name in METHODS)}
+    assert {path.stem for path in FILES} == {*PROCESSES, *(f"mini_{name}" for name in METHODS), TUNED_TEACHER}
 
 
 @pytest.mark.parametrize("path", named(FILES))
@@ -64,17 +66,35 @@ def test_the_pairs_of_stable_diffusion_begin_at_its_highest_level():
 def shortened(text: str) -> str:
     """The same file with 32 latents and 2 training steps."""
     text, latents = re.subn(r"(?m)^count = \d+", "count = 32", text)
+    text = re.sub(r"(?m)^validation = \d+", "validation = 4", text)
     text, steps = re.subn(r"(?m)^(\[train\]\nsteps) = \d+", r"\1 = 2", text)
     assert (latents, steps) == (1, 1)
     return text
 
 
-@pytest.mark.parametrize("path", named(MINI))
+@pytest.mark.parametrize("path", named([path for path in MINI if path.stem != TUNED_TEACHER]))
 def test_a_mini_file_trains_a_student(path, tmp_path):
-    config, data, run = tmp_path / path.name, tmp_path / "data", tmp_path / "run"
-    config.write_text(shortened(path.read_text(encoding="utf-8")), encoding="utf-8")
     pictures = ["--images", str(FOLDER.parent / "distill_core/assets/pictures")] if "tune" in path.stem else []
+    description = trained(path, tmp_path, "run", pictures)
+    levels = {"mini_diffusion2gan": 1, "mini_dpo": 0}.get(path.stem, 4)
+    assert description["steps"] == 2 and len(description.get("sigmas", ())) == levels
+
+
+def trained(path: Path, folder: Path, run: str, pictures: list[str]) -> dict:
+    """What the file of the student says that a shortened ready file makes in ``run``."""
+    config, data = folder / path.name, folder / f"data-{path.stem}"
+    config.write_text(shortened(path.read_text(encoding="utf-8")), encoding="utf-8")
     assert main(["cache", str(config), *pictures, "--out", str(data)]) == 0
-    assert main(["train", str(config), "--data", str(data), "--out", str(run)]) == 0
-    _, description = read_lora(run / "student.safetensors")
-    assert description["steps"] == 2 and len(description["sigmas"]) == (1 if "diffusion2gan" in path.stem else 4)
+    assert main(["train", str(config), "--data", str(data), "--out", str(folder / run)]) == 0
+    return read_lora(folder / run / "student.safetensors")[1]
+
+
+def test_the_chain_of_a_tuned_teacher(tmp_path, monkeypatch):
+    """mini_dpo, mini_dpo_ladd, and one file of the student and the tuning, in the folders that the files name."""
+    monkeypatch.chdir(tmp_path)
+    trained(FOLDER / "mini_dpo.toml", tmp_path, "dpo", [])
+    description = trained(FOLDER / f"{TUNED_TEACHER}.toml", tmp_path, "run", [])
+    assert description["teacher"] == "the model with student.safetensors"
+    files = ["--lora", "run/student.safetensors", "--add", "dpo/student.safetensors", "--out", "turbo.safetensors"]
+    assert main(["merge", f"{TUNED_TEACHER}.toml", *files]) == 0
+    assert main(["sample", f"{TUNED_TEACHER}.toml", "--lora", "turbo.safetensors", "--count", "1", "--out", "x"]) == 0

@@ -45,7 +45,7 @@ def test_pairs_are_measured_from_the_teachers_states(dataset):
         for index, level in enumerate(LEVELS):
             answer = run.method.student(batch.states[:, index], torch.full((5,), level), batch.cond)
             errors.append((answer - batch.latents).square().mean())
-    assert Validation(run).loss() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+    assert Validation(run).figures()["validation"] == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
 
 
 def test_without_pairs_latents_are_noised_below_the_highest_level(without_pairs):
@@ -57,8 +57,11 @@ def test_without_pairs_latents_are_noised_below_the_highest_level(without_pairs)
             sigma = torch.tensor([level])
             answer = run.method.student(process.noise_scaling(sigma, noise, batch.latents), sigma, batch.cond)
             errors.append((answer - batch.latents).square().mean())
-    loss = Validation(run).loss()
-    assert loss == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5) and loss == Validation(run).loss()
+    loss = Validation(run).figures()["validation"]
+    assert (
+        loss == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+        and loss == Validation(run).figures()["validation"]
+    )
 
 
 def test_measuring_changes_nothing_and_a_resumed_run_measures_the_same(dataset, tmp_path):
@@ -97,6 +100,6 @@ def test_items_of_a_mix_are_measured_as_their_dataset_allows(dataset, without_pa
     both = open_data(new_mix({dataset.folder: 1.0, without_pairs.folder: 1.0}))
     run = toy_run(both, validation=16)
     sources = {key[-1] for key in run.held_out.buckets}
-    assert sources == {0, 1} and 0 < Validation(run).loss() < 10
+    assert sources == {0, 1} and 0 < Validation(run).figures()["validation"] < 10
     one_step = LADDConfig(student_sigmas=(1.0,), probabilities=(1.0,))
-    assert Validation(toy_run(both, ladd=one_step, validation=16)).loss() > 0
+    assert Validation(toy_run(both, ladd=one_step, validation=16)).figures()["validation"] > 0

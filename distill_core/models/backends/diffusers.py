@@ -354,7 +354,8 @@ class DiffusersBackend:
         if lacking := missing(self.items, cond.extra):
             raise ValueError(
                 f"this network takes {' and '.join(self.items)} of every picture beside its latent, and here is no "
-                f"{lacking}: they belong to the items of a dataset (masks: [masks] source)"
+                f"{lacking}: they belong to the items of a dataset (masks: [masks] source; pictures to edit: "
+                "[pictures] sources)"
             )
         space = FAMILIES[self.family_name].space if self.family_name in FAMILIES else None
         found = []
@@ -397,10 +398,14 @@ class DiffusersBackend:
     def put_below(self, path: str) -> None:
         """Put a LoRA into the weights, which are then what a student is trained above. Raises ValueError for one that
         does not fit."""
-        lora = read_lora_file(path, [name for name, layer in self.network.named_modules() if is_linear(layer)])
+        lora = self.read_lora(path)
         self.base = self.base or fingerprint(self.network)
         put_into_weights(self.network, lora)
         self.below.append(lora)
+
+    def read_lora(self, path: str) -> LoraFile:
+        """A LoRA file by the linear layers of this network. Raises ValueError for one that does not fit."""
+        return read_lora_file(path, [name for name, layer in self.network.named_modules() if is_linear(layer)])
 
     def export(self, lora: Lora | None) -> dict[str, Tensor]:
         """A LoRA's tensors, under the names that diffusers and ComfyUI read.
@@ -420,7 +425,8 @@ class DiffusersBackend:
         targets = [key.removeprefix(prefix).removesuffix(end) for key in state if key.endswith(end)]
         if not targets or any(value.ndim != 2 or not value.numel() for value in state.values()):
             raise ValueError("this LoRA does not fit the model: it has no matrices A and B of a layer, or empty ones")
-        lora = self.new_lora(next(iter(state.values())).shape[0], targets)
+        rank = max(len(state[f"{prefix}{name}{end}"]) for name in targets)
+        lora = self.new_lora(rank, targets)
         lora.load_export(state, self.architecture.lora_prefix)
         return lora
 
