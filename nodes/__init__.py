@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import compare, datasets, doctor, mini, mix, perceptual, pictures, prompts, results, retention, sampling, variety
+from . import (
+    compare,
+    datasets,
+    doctor,
+    mini,
+    mix,
+    perceptual,
+    pictures,
+    prompts,
+    results,
+    retention,
+    sampling,
+    scenes,
+    variety,
+)
 from .errors import in_words
 from .trainers import adapter as adapter_trainer
 from .trainers import add as add_trainer
@@ -18,7 +32,7 @@ WEB_DIRECTORY = "./web"
 TRAINERS = (ladd_trainer, add_trainer, diffusion2gan_trainer, dmd2_trainer, tune_trainer, adapter_trainer)
 FILES = (
     *(sampling, variety, doctor, prompts, datasets, pictures, mix),
-    *(*TRAINERS, trainer_settings, results, compare, retention, perceptual, mini),
+    *(*TRAINERS, trainer_settings, results, compare, retention, perceptual, mini, scenes),
 )
 NODES: list[type[io.ComfyNode]] = [node for file in FILES for node in file.NODES]
 

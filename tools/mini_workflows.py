@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workflow_nodes import link, node, perceptual, picture_of, turbo_sampler
 
+GUIDANCE = 2.0  # of `distill_core.models.scenes`
 SAVED_BY_DISTIL_MINI_LADD = "distil_mini_ladd_00001_.safetensors"
 
 
@@ -49,6 +50,32 @@ def mini() -> dict:
     return mini_parts(distilled=True) | {
         "sampler": turbo_sampler(link("mini"), link("positive"), link("latent"), preset="auto"),
         **picture_of("sample_mini", link("sampler"), link("mini", 1)),
+    }
+
+
+def scenes() -> dict:
+    """The scenes model draws what a few words say, with core's sampler."""
+    words = "striped yellow ring on cobbles"
+    return {
+        "scenes": node("TurboDistillLoadScenesModel"),
+        "shifted": node("ModelSamplingSD3", model=link("scenes"), shift=1.0),
+        "positive": node("TurboDistillScenesConditioning", prompts=words, all_prompts=False),
+        "negative": node("TurboDistillScenesConditioning", prompts="", all_prompts=False),
+        "latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=4),
+        "sampler": node(
+            "KSampler",
+            model=link("shifted"),
+            positive=link("positive"),
+            negative=link("negative"),
+            latent_image=link("latent"),
+            seed=7,
+            steps=25,
+            cfg=GUIDANCE,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        ),
+        **picture_of("sample_scenes", link("sampler"), link("scenes", 1)),
     }
 
 
@@ -160,6 +187,7 @@ MINI_WORKFLOWS = {
     "compare_teacher_student": compare_teacher_student(),
     "lora_in_ksampler": lora_in_ksampler(),
     "sample_mini": mini(),
+    "sample_scenes": scenes(),
     "schedule_doctor": doctor(),
     "seed_variety": seed_variety(),
     "compare_latents": compare_latents(),

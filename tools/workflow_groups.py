@@ -8,11 +8,16 @@ OF_TYPE = {
     "Model": (
         *("CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "VAELoader"),
         *("CLIPVisionLoader", "LoraLoaderModelOnly", "ModelSamplingSD3", "ModelSamplingAuraFlow"),
-        *("TurboDistillLoadMiniModel", "TurboDistillLoadPerceptual", "TurboDistillSeedVariety"),
+        *(
+            "TurboDistillLoadMiniModel",
+            "TurboDistillLoadScenesModel",
+            "TurboDistillLoadPerceptual",
+            "TurboDistillSeedVariety",
+        ),
     ),
     "Prompt": (
-        *("TurboDistillPrompts", "TurboDistillMiniConditioning", "CLIPTextEncode", "FluxGuidance"),
-        "ConditioningZeroOut",
+        *("TurboDistillPrompts", "TurboDistillMiniConditioning", "TurboDistillScenesConditioning"),
+        *("CLIPTextEncode", "FluxGuidance", "ConditioningZeroOut"),
     ),
     "Picture": (
         *("LoadImage", "ImageScale", "VAEEncode", "SetLatentNoiseMask", "SolidMask", "FeatherMask", "MaskComposite"),

@@ -130,6 +130,14 @@ def notes(workflows: dict[str, dict]) -> dict[str, str]:
             "*class_name*, *seed* and *steps* (1, 2 or 4).",
             "Four grey pictures of ankle boots. The text under Turbo Sampler says what *auto* chose, and from where.",
         ),
+        "sample_scenes": note(
+            "A model that reads words",
+            "Samples the scenes model: coloured objects on textured grounds. Everything comes with the pack.",
+            PRESS + " It takes seconds.",
+            "*prompts*: a texture, a colour, a shape and a ground. Its tooltip has all the words.",
+            "Four striped yellow rings on cobbles. At 4 steps the pictures are soft: distil it, as `distil_mini_ladd` "
+            "does the mini model, with *Load Scenes Model* and *all_prompts*.",
+        ),
         "lora_in_ksampler": note(
             "Your LoRA in core's KSampler",
             "The student that `distil_mini_ladd` saved, without a sampler of this pack. Run that workflow first.",

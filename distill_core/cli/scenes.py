@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import trange
 
-from ..data.scenes import caption, draw_edits, draw_rows, draw_words, render
+from ..data.scenes import draw_edits, draw_rows, draw_words, render
+from ..models.scenes import caption
 
 BATCH = 50
 

@@ -14,14 +14,8 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import item_generator
+from ..models.scenes import GROUPS, SIZE
 
-GROUPS: dict[str, tuple[str, ...]] = {
-    "texture": ("plain", "striped", "checkered"),
-    "colour": ("red", "yellow", "green", "blue", "white"),
-    "shape": ("ring", "triangle", "star", "cross"),
-    "ground": ("cobbles", "waves"),
-}
-SIZE = 64  # pixels of a side
 STONES = 24  # at most, of the cobbles
 DRAWS = 24 + 4 * STONES  # uniform numbers of a scene
 
@@ -35,12 +29,6 @@ COLOURS = {  # hue, saturation, value
     "blue": (0.62, 0.8, 0.9),
     "white": (0.1, 0.05, 0.95),
 }
-
-
-def caption(words: Sequence[int]) -> str:
-    """The caption of a scene's four words, indices into `GROUPS`."""
-    texture, colour, shape, ground = (group[i] for group, i in zip(GROUPS.values(), words, strict=True))
-    return f"{texture} {colour} {shape} on {ground}"
 
 
 def draw_rows(seed: int, items: Sequence[int]) -> Tensor:
@@ -93,9 +81,9 @@ def render(words: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     light = (angle.cos(), angle.sin())
 
     backdrop = choose(words[:, 3], [ground(x, y, u, light) for ground in (cobbles, waves)])  # [B, 3, h, w]
-    centre = (0.6 * (u[:, 1] - 0.5), 0.6 * (u[:, 2] - 0.5))
-    radius = 0.5 + 0.18 * u[:, 3]
-    turn = 0.7 * (u[:, 4] - 0.5)  # up to 20 degrees to either side
+    centre = (0.24 * (u[:, 1] - 0.5), 0.24 * (u[:, 2] - 0.5))
+    radius = 0.55 + 0.13 * u[:, 3]
+    turn = 0.35 * (u[:, 4] - 0.5)  # up to 10 degrees to either side
 
     def distance(dx: Tensor | float = 0.0, dy: Tensor | float = 0.0) -> Tensor:
         field = rotated(x - centre[0] - dx, y - centre[1] - dy, turn)

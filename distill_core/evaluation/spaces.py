@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..methods.components import EFFICIENTNET
-from ..models import mini
+from ..models import mini, scenes
 from ..models.vision import image_network
 from .frechet import Gaussian
 
@@ -51,6 +51,24 @@ def mini_space(space: str) -> Space:
         features,
         Gaussian(reference["mean"], reference["cov"]),
         {"": lambda x: net.head(torch.relu(x))},
+    )
+
+
+def scenes_space(space: str) -> Space:
+    """The scenes model's classifier on latents ("latent") or images ("pixel"), 64 features, a head for each word group.
+
+    The reference is real scenes of every combination of words, drawn from other numbers than the training pictures.
+    """
+    net, reference = scenes.load_classifier(space)
+
+    def head(group: str) -> Callable[[Tensor], Tensor]:
+        return lambda x: scenes.by_group(net.head(torch.relu(x)))[group]
+
+    return Space(
+        "" if space == "latent" else "_pixels",
+        lambda latents, images: net.features(latents if space == "latent" else images),
+        Gaussian(reference["mean"].double(), reference["cov"].double()),
+        {group: head(group) for group in scenes.GROUPS},
     )
 
 

@@ -24,7 +24,7 @@ from ..data.dataset import LatentDataset
 from ..data.fashion_mnist import DEBIAN_DATA
 from ..data.mix import Mix, mixed, open_data
 from ..digests import fingerprint
-from ..evaluation.metrics import Evaluator
+from ..evaluation.metrics import Evaluator, Figures
 from ..evaluation.samples import EVALUATION, REFERENCE
 from ..files import git_commit, load_tensors, save_tensors
 from ..training.loop import Run, copy_into, train
@@ -32,9 +32,11 @@ from ..training.run import RunConfig, StudentConfig, new_run
 from .demo import machine
 from .entries import ENTRIES, Entry
 from .grounds import GROUNDS, Ground
+from .pictures import draw_samples
 from .results import (
     CLOTHES,
     Scores,
+    Shown,
     check_budget,
     check_ground,
     check_images,
@@ -45,8 +47,8 @@ from .results import (
 from .tables import report
 
 IMAGES = 10_000  # decoding 10,000 of the clothes takes about 80 processor seconds, sampling them 14 a step
-OWN_IMAGES = 2000  # of them are set beside the teacher's own
-REFERENCE_IMAGES = 2000  # of the teacher from other noises, for density and coverage
+OWN_IMAGES = 2000  # of them, at most, are set beside the teacher's own
+REFERENCE_IMAGES = 2000  # at most, of the teacher from other noises, for density and coverage
 
 
 def start_from_random_weights(run: Run, seed: int) -> None:
@@ -139,30 +141,31 @@ def averages(logs: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: round(sum(v) / len(v), 4) for name, v in values.items()}
 
 
+def score(ground: Ground, latents: Tensor, evaluator: Evaluator, own: Tensor) -> Figures:
+    return evaluator(latents, ground.labels_of(len(latents)), own[:OWN_IMAGES])
+
+
 def evaluate(
-    ground: Ground,
-    model,
-    all_steps: Sequence[int],
-    sampler: dict,
-    evaluator: Evaluator,
-    images: int,
-    own: Tensor | None,
-) -> Scores:
-    """The figures at each number of steps, on the same noises and conditionings whatever the model."""
-    labels = ground.labels_of(images)
-    return {str(steps): evaluator(ground.samples(model, steps, images, **sampler), labels, own) for steps in all_steps}
+    ground: Ground, model, all_steps: Sequence[int], sampler: dict, evaluator: Evaluator, images: int, own: Tensor
+) -> tuple[Scores, Shown]:
+    """The figures at each number of steps, on the same noises and conditionings whatever the model, and the latents of
+    the first item of each conditioning."""
+    scores, shown = {}, {}
+    for steps in all_steps:
+        latents = ground.samples(model, steps, images, **sampler)
+        scores[str(steps)] = score(ground, latents, evaluator, own)
+        shown[str(steps)] = latents[: len(ground.conds)].clone()
+    return scores, shown
 
 
 def teachers_own(ground: Ground, folder: Path, images: int) -> dict[str, Tensor]:
-    """Latents of the guided teacher: "own" from the first noises of the evaluation, "reference" from other ones. Made
-    once a folder. Raises ValueError when they are another ground's."""
+    """Latents of the guided teacher: "own" from the noises of the evaluation, "reference" from other ones. Made once a
+    folder. Raises ValueError when they are another ground's."""
     path = folder / "teachers_own.safetensors"
     if not path.exists():
         teacher, steps = ground.teacher(ground.components().backend), ground.teacher_steps[-1]
-        counts, purposes = (
-            {"own": OWN_IMAGES, "reference": REFERENCE_IMAGES},
-            {"own": EVALUATION, "reference": REFERENCE},
-        )
+        counts = {"own": images, "reference": min(images, REFERENCE_IMAGES)}
+        purposes = {"own": EVALUATION, "reference": REFERENCE}
         latents = {
             name: ground.samples(teacher, steps, count, sampler="euler", purpose=purposes[name])
             for name, count in counts.items()
@@ -171,20 +174,21 @@ def teachers_own(ground: Ground, folder: Path, images: int) -> dict[str, Tensor]
     latents, metadata = load_tensors(path)
     if metadata.get("ground", CLOTHES) != ground.name:
         raise of_another_ground(path, metadata.get("ground", CLOTHES), ground.name)
-    return {"own": latents["own"][:images], "reference": latents["reference"]}
+    return latents
 
 
 def score_teacher(ground: Ground, folder: Path, images: int) -> None:
     """The guided teacher's result, once a folder: neither its weights nor the noises depend on a seed."""
     path, latents = result_path(folder, "teacher"), teachers_own(ground, folder, images)
-    if not path.exists():
-        teacher = ground.teacher(ground.components().backend)
-        evaluator = ground.evaluator(latents["reference"])
-        scores = evaluate(
-            ground, teacher, ground.teacher_steps, {"sampler": "euler"}, evaluator, images, latents["own"]
-        )
-        about = {"ground": ground.name, "images": images, "commit": git_commit(), "machine": machine()}
-        save_result(path, scores, entry="teacher", seed=None, **about)
+    if path.exists():
+        return
+    teacher, evaluator = ground.teacher(ground.components().backend), ground.evaluator(latents["reference"])
+    *few, most = ground.teacher_steps
+    scores, shown = evaluate(ground, teacher, few, {"sampler": "euler"}, evaluator, images, latents["own"])
+    scores[str(most)] = score(ground, latents["own"], evaluator, latents["own"])
+    shown[str(most)] = latents["own"][: len(ground.conds)].clone()
+    about = {"ground": ground.name, "images": images, "commit": git_commit(), "machine": machine()}
+    save_result(path, scores, shown, entry="teacher", seed=None, **about)
 
 
 def data_of(entry: Entry, folder: Path, seed: int) -> Path | Mix:
@@ -203,10 +207,10 @@ def run_entry(out: Path, seed: int, name: str, images: int, ground_name: str = C
     with run.ema_weights():
         sampler = {"sampler": "ancestral", "eta": entry.eta}
         evaluator = ground.evaluator(latents["reference"])
-        scores = evaluate(ground, run.method.student, entry.steps, sampler, evaluator, images, latents["own"])
+        scores, shown = evaluate(ground, run.method.student, entry.steps, sampler, evaluator, images, latents["own"])
     about = {"ground": ground_name, "images": images, "budget": budget, **cost, "settings": asdict(entry)}
     about |= {"commit": git_commit(), "machine": machine()}
-    save_result(result_path(out, name, seed), scores, entry=name, seed=seed, **about)
+    save_result(result_path(out, name, seed), scores, shown, entry=name, seed=seed, **about)
 
 
 def compare(
@@ -307,11 +311,15 @@ def add_compare_command(commands) -> None:
     sub.add_argument("--workers", type=int, default=1, help="runs at once, each on one thread")
     sub.add_argument("--images", type=int, default=IMAGES, help="that each model is scored on (default 10000)")
     sub.add_argument("--photographs", type=Path, default=Path(DEBIAN_DATA), help="folder of Fashion-MNIST's .gz files")
+    sub.add_argument("--picture", type=Path, help="draw samples of the teacher and of --entries there, from one seed")
     sub.set_defaults(command=run_compare, resumes=True)
 
 
 def run_compare(args) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
+    for folder in (args.out, *(() if args.picture is None else (args.picture.parent,))):
+        folder.mkdir(parents=True, exist_ok=True)
     names = args.entries or possible_entries(GROUNDS[args.ground]())
     compare(args.out, args.seeds, names, args.workers, args.photographs, args.images, args.ground, args.budget)
     print(report(args.out))
+    if args.picture:
+        draw_samples(GROUNDS[args.ground](), args.out, args.seeds[0], names, args.picture)

@@ -5,7 +5,7 @@ A new ground is a function that makes a `Ground`, and a line in `GROUNDS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,24 @@ from ..data.cache import CacheConfig
 from ..data.dataset import LatentDataset
 from ..data.fashion_mnist import read_split, upscale
 from ..data.real import save_latents
+from ..data.scenes import draw_rows, render
 from ..diffusion.noise import item_generator
 from ..diffusion.samplers import Model
 from ..diffusion.schedules import grid_sigmas
 from ..evaluation.metrics import Evaluator, MiniEvaluator
 from ..evaluation.samples import evaluation_samples
+from ..evaluation.spaces import scenes_space
 from ..methods.components import Components, VisionConfig
-from ..models import mini
+from ..models import mini, scenes
 from ..models.denoiser import Backend, Cond, Denoiser, Guided
 from ..models.mini import mini_conditioning
-from ..models.pipelines import MiniSource, ModelConfig
+from ..models.pipelines import MiniSource, ModelConfig, ScenesSource
 from ..perceptual import load_metric
 from .demo import DemoConfig, cache_teacher
 from .results import CLOTHES
 
+SCENES = "scenes"
+REAL_SCENES = 1_000_000  # added to a run's seed: none of the pictures that the model or its judges were trained on
 BATCH = 250  # latents sampled at once
 
 Pictures = tuple[list[Tensor], list[Cond]]  # latents [C, H, W], and a row of conditioning for each
@@ -40,8 +44,9 @@ Pictures = tuple[list[Tensor], list[Cond]]  # latents [C, H, W], and a row of co
 class Ground:
     """A model on which methods are compared.
 
-    components: opens the model; its ``decode`` has gradients, for ADD.  conds: what is asked for, a row each; item i of
-    a dataset or an evaluation takes row i mod their number.  empty: the empty conditioning, one row.
+    components: opens the model; its ``decode`` has gradients, for ADD.  captions: what is asked for, in words.
+    conds: the same, a row each; item i of a dataset or an evaluation takes row i mod their number.  empty: the empty
+    conditioning, one row.
     labels: of each word group the right class of each row of ``conds`` [rows]; all rows differ. The group's name is ""
     where there is one.  shape: of a latent [C, H, W].  guidance: of the teacher.  cache: how its dataset is made.
     evaluator: made with latents of the teacher's from other noises, for density and coverage.
@@ -53,6 +58,7 @@ class Ground:
 
     name: str
     components: Callable[[], Components]
+    captions: Sequence[str]
     conds: Cond
     empty: Cond
     labels: dict[str, Tensor]
@@ -104,6 +110,7 @@ def clothes() -> Ground:
     return Ground(
         CLOTHES,
         components,
+        mini.CLASS_NAMES,
         classes,
         empty,
         {"": torch.arange(len(classes))},
@@ -128,4 +135,51 @@ def photographs_of_clothes(data: Path, count: int, seed: int) -> Pictures:
     return list(latents), [classes[c : c + 1] for c in labels[chosen].tolist()]
 
 
-GROUNDS: dict[str, Callable[[], Ground]] = {CLOTHES: clothes}
+def of_scenes() -> Ground:
+    """The shipped scenes model: coloured objects on textured grounds, by prompts of a few words.
+
+    Asked for are the combinations of words that the teacher was trained on. Its real pictures are drawn, so they need
+    no files.
+    """
+    words = scenes.combinations()
+    captions = [scenes.caption(row) for row in words.tolist()]
+    conds = scenes.encode_text(captions)
+
+    def components() -> Components:
+        source = ScenesSource(ModelConfig(path="scenes"))
+        return Components(source.backend, source.decode_with_gradient, source.encoder)
+
+    def pictures(data: Path, count: int, seed: int) -> Pictures:
+        rows = torch.arange(count) % len(words)
+        encoder, latents = scenes.load_autoencoder().encoder, []
+        with torch.no_grad():
+            for part in torch.arange(count).split(64):
+                images, _ = render(words[rows[part]], draw_rows(REAL_SCENES + seed, part.tolist()))
+                latents += list(encoder(images.contiguous(memory_format=torch.channels_last)))
+        return latents, [conds[row : row + 1] for row in rows.tolist()]
+
+    def evaluator(examples: Tensor) -> Evaluator:
+        decoder = scenes.load_autoencoder().decoder
+
+        def decode(latents: Tensor) -> Tensor:
+            return decoder(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
+
+        return Evaluator([scenes_space("latent"), scenes_space("pixel")], decode, examples=examples)
+
+    return Ground(
+        SCENES,
+        components,
+        captions,
+        conds,
+        scenes.encode_text([""]),
+        dict(zip(scenes.GROUPS, words.T, strict=True)),
+        scenes.LATENT_SHAPE,
+        scenes.GUIDANCE,
+        replace(DemoConfig().cache, guidance=scenes.GUIDANCE, sizes=(scenes.LATENT_SHAPE[1:],)),
+        evaluator,
+        VisionConfig("encoder", 64),
+        photographs=pictures,
+    )
+
+
+GROUNDS: dict[str, Callable[[], Ground]] = {CLOTHES: clothes, SCENES: of_scenes}

@@ -1,5 +1,5 @@
 """Results of `compare` on disk: a JSON file with the figures and their intervals, and beside it a safetensors file with
-the figures of every resample, from which the interval of any difference follows."""
+the figures of every resample, from which the interval of any difference follows, and with some latents to look at."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from ..evaluation.intervals import Figure
 from ..evaluation.metrics import Figures
 from ..files import load_tensors, save_json, save_tensors
 
+LATENTS = "latents"
 CLOTHES = "clothes"  # the ground of results that name none: there was no other
 Scores = dict[str, Figures]  # by number of steps
+Shown = dict[str, torch.Tensor]  # the first latents of the evaluation [N, C, H, W], by number of steps
 
 
 def result_path(folder: Path, name: str, seed: int | None = None) -> Path:
@@ -23,10 +25,11 @@ def result_path(folder: Path, name: str, seed: int | None = None) -> Path:
     return folder / f"{name.replace(' ', '_').replace(',', '').replace(':', '')}{ending}.json"
 
 
-def save_result(path: Path, scores: Scores, **more: Any) -> None:
+def save_result(path: Path, scores: Scores, shown: Shown | None = None, **more: Any) -> None:
     """Write both files; ``more`` goes into the JSON."""
-    replicates = {f"{steps}/{name}": f.replicates for steps, of in scores.items() for name, f in of.items()}
-    save_tensors(path.with_suffix(".safetensors"), replicates)
+    tensors = {f"{steps}/{name}": f.replicates for steps, of in scores.items() for name, f in of.items()}
+    tensors |= {f"{steps}/{LATENTS}": latents.half() for steps, latents in (shown or {}).items()}
+    save_tensors(path.with_suffix(".safetensors"), tensors)
     plain = {steps: {name: figure.plain() for name, figure in of.items()} for steps, of in scores.items()}
     save_json(path, {**more, "scores": plain})
 
@@ -47,6 +50,15 @@ def read_result(path: Path) -> dict[str, Any]:
         for steps, of in result["scores"].items()
     }
     return result
+
+
+def read_shown(path: Path) -> Shown:
+    """The latents of a result in float32, most steps first. Raises ValueError without any."""
+    tensors = load_tensors(path.with_suffix(".safetensors"))[0] if path.exists() else {}
+    shown = {name.split("/")[0]: x.float() for name, x in tensors.items() if name.endswith(f"/{LATENTS}")}
+    if not shown:
+        raise ValueError(f"{path} has no samples to show: run its entry again, in another --out")
+    return dict(sorted(shown.items(), key=lambda item: -int(item[0])))
 
 
 def figure_of(figures: Figures, metric: str) -> Figure | None:

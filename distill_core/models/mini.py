@@ -109,14 +109,14 @@ def new_autoencoder(width: int = AUTOENCODER_WIDTH) -> Any:
     return AutoencoderTiny(latent_channels=16, encoder_block_out_channels=widths, decoder_block_out_channels=widths)
 
 
-def load_autoencoder() -> Any:
+def load_autoencoder(folder: Path = ASSETS, width: int = AUTOENCODER_WIDTH) -> Any:
     """The mini autoencoder as diffusers' ``AutoencoderTiny`` with the padding channels cut off.
 
-    The file has TAESD's 64 channels because readers of that layout fix the width; all above
-    ``AUTOENCODER_WIDTH`` are exactly zero, so the narrow network computes the same images several times faster.
+    The file has TAESD's 64 channels because readers of that layout fix the width; all above ``width`` are exactly zero,
+    so the narrow network computes the same images several times faster.
     """
-    net = new_autoencoder()
-    padded = load_file(ASSETS / "autoencoder.safetensors")
+    net = new_autoencoder(width)
+    padded = load_file(folder / "autoencoder.safetensors")
     state = {}
     for name, value in net.state_dict().items():
         stored = padded[taesd_key(name)].float()

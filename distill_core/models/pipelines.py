@@ -20,14 +20,12 @@ from ..digests import fingerprint
 from ..errors import opening
 from ..files import DTYPES, read_json, read_text
 from ..settings import Checked, setting
-from . import mini
+from . import mini, scenes
 from .backends.diffusers import DiffusersBackend, has_embedded_guidance
 from .backends.diffusers_folders import load_backend, only_variant, unloaded
 from .denoiser import Cond
 from .families import FAMILIES, PIPELINES
 from .mini import mini_backend, mini_conditioning
-
-MINI = "mini"  # in the place of a folder: the shipped model
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,10 @@ class ModelConfig(Checked):
     """The network to distil, and what the student is on it."""
 
     path: str = setting(
-        "mini", 'The folder of a diffusers pipeline on disk, or "mini" for the shipped model.', decides=False
+        "mini",
+        'The folder of a diffusers pipeline on disk, or a shipped model: "mini" (pictures of clothes) or "scenes" '
+        "(coloured objects, prompts of a few words).",
+        decides=False,
     )
     loras: tuple[str, ...] = setting(
         (),
@@ -94,19 +95,21 @@ class ModelConfig(Checked):
 
 
 class MiniSource:
-    """The shipped model; its prompts are the class names of `mini.CLASS_NAMES`."""
+    """The shipped model of clothes; its prompts are the class names of `mini.CLASS_NAMES`."""
 
     embedded_guidance = 1.0  # its network is told none
     device = "cpu"
     scale = 8  # pixels of one position of a latent, along a side
+    channels = mini.LATENT_SHAPE[0]
 
     def __init__(self, config: ModelConfig) -> None:
-        self.backend = mini_backend(config.gradient_checkpointing)
+        self.backend, autoencoder = self._load(config.gradient_checkpointing)
         for path in config.loras:
             self.backend.put_below(path)
-        self.channels = mini.LATENT_SHAPE[0]
-        autoencoder = mini.load_autoencoder()
         self.encoder, self.decoder = autoencoder.encoder, autoencoder.decoder
+
+    def _load(self, gradient_checkpointing: bool) -> tuple[DiffusersBackend, Any]:
+        return mini_backend(gradient_checkpointing), mini.load_autoencoder()
 
     def default_prompts(self) -> list[str]:
         return list(mini.CLASS_NAMES)
@@ -140,6 +143,26 @@ class MiniSource:
     def autoencoder_identity(self) -> str:
         """A hash of what encodes images."""
         return fingerprint(self.encoder)
+
+
+class ScenesSource(MiniSource):
+    """The shipped model of scenes; its prompts are any of `scenes.WORDS`."""
+
+    channels = scenes.LATENT_SHAPE[0]
+
+    def _load(self, gradient_checkpointing: bool) -> tuple[DiffusersBackend, Any]:
+        return scenes.scenes_backend(gradient_checkpointing), scenes.load_autoencoder()
+
+    def default_prompts(self) -> list[str]:
+        """Every combination of words that the model was trained on."""
+        return [scenes.caption(words) for words in scenes.combinations().tolist()]
+
+    def encode(self, prompts: Sequence[str], negative: str = "") -> tuple[Cond, Cond]:
+        """Conditionings of the prompts and of the negative one. Raises ValueError for a word that it does not know."""
+        return scenes.encode_text(prompts), scenes.encode_text([negative])
+
+
+SHIPPED = {"mini": MiniSource, "scenes": ScenesSource}  # by what stands in the place of a folder
 
 
 class PipelineSource:
@@ -268,10 +291,12 @@ def open_source(
     weights, on_device: of a pipeline (`PipelineSource`).
     Raises ValueError for a folder that is not there.
     """
-    if config.path == MINI:
-        return MiniSource(config)
+    if config.path in SHIPPED:
+        return SHIPPED[config.path](config)
     if not Path(config.path).is_dir():
-        raise ValueError(f'[model] path: {config.path} is not a folder; give a diffusers pipeline folder or "mini"')
+        raise ValueError(
+            f'[model] path: {config.path} is not a folder; give a diffusers pipeline folder, "mini" or "scenes"'
+        )
     source = PipelineSource(config, weights, on_device)
     source.embedded_guidance = embedded_guidance
     return source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +15,7 @@ from .backends.diffusers import DiffusersBackend
 from .backends.diffusers_folders import load_backend
 from .denoiser import Denoiser
 from .lora_stack import frozen_lora
-from .mini import mini_backend
-from .pipelines import MINI, MiniSource, ModelConfig, PipelineSource
+from .pipelines import SHIPPED, MiniSource, ModelConfig, PipelineSource
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,12 @@ def teacher_view(config: TeacherConfig, model: ModelConfig, source: MiniSource |
 
 def teachers_backend(path: str, model: ModelConfig, weights: bool = True) -> DiffusersBackend:
     """The network of [teacher] path, in the number format of [model].  weights: as for `load_backend`."""
-    if path == MINI:
-        return mini_backend(model.gradient_checkpointing)
+    if path in SHIPPED:
+        return SHIPPED[path](replace(model, path=path, loras=())).backend
     if not Path(path).is_dir():
-        raise ValueError(f'[teacher] path: {path} is not a folder; give a diffusers pipeline folder or "mini"')
+        raise ValueError(
+            f'[teacher] path: {path} is not a folder; give a diffusers pipeline folder, "mini" or "scenes"'
+        )
     return load_backend(path, DTYPES[model.dtype], model.gradient_checkpointing, weights)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from networks import LATENT, build_cond, build_network
+from PIL import Image
 
 from distill_core.cli.main import main
 from distill_core.data.cache import CacheConfig
@@ -57,6 +58,7 @@ def tiny_ground(**changes) -> grounds.Ground:
     ground = grounds.Ground(
         "shapes",
         components,
+        [f"prompt {row}" for row in range(len(conds))],
         conds,
         build_cond(1, seed=1),
         WORDS,
@@ -88,12 +90,19 @@ def shapes(monkeypatch):
     return names
 
 
+def image_size(path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
 def command(out, *more: str) -> list[str]:
     return ["compare", "--out", str(out), "--seeds", "7", "--images", "24", "--ground", "shapes", *more]
 
 
 def test_another_ground_is_compared_like_the_clothes(shapes, tmp_path):
-    assert main(command(tmp_path, "--entries", *shapes)) == 0
+    picture = tmp_path / "pictures" / "samples.png"
+    assert main(command(tmp_path, "--entries", *shapes, "--picture", str(picture))) == 0
+    assert image_size(picture)[1] > image_size(picture)[0]  # rows: the teacher at 1 and 2, two entries at 1, 2 and 4
     written = json.loads(compare.result_path(tmp_path, shapes[0], 7).read_text())
     assert written["ground"] == "shapes" and written["steps"] == 2
     student = results.read_result(compare.result_path(tmp_path, shapes[0], 7))["scores"]["4"]
@@ -109,6 +118,18 @@ def test_another_ground_is_compared_like_the_clothes(shapes, tmp_path):
     row = next(line for line in table.splitlines() if line.startswith("| teacher | 2 |"))
     teacher = results.read_result(tmp_path / "teacher.json")
     assert teacher["ground"] == "shapes" and f"{100 * teacher['scores']['2']['alignment'].value:.1f} [" in row
+
+
+def test_a_picture_shows_what_was_scored(shapes, tmp_path):
+    """The latents that are kept are those of the evaluation; a result without any is refused in words."""
+    ground = tiny_ground()
+    compare.score_teacher(ground, tmp_path, 24)
+    shown = results.read_shown(compare.result_path(tmp_path, "teacher"))
+    own = compare.teachers_own(ground, tmp_path, 24)["own"][: len(ground.conds)]
+    assert list(shown) == ["2", "1"]
+    torch.testing.assert_close(shown["2"], own, rtol=2e-3, atol=2e-3)  # kept in 16 bit
+    with pytest.raises(ValueError, match="has no samples to show: run its entry again"):
+        results.read_shown(compare.result_path(tmp_path, shapes[0], 7))
 
 
 def test_pairs_of_the_teacher_and_photographs_for_the_discriminator(shapes, tmp_path, monkeypatch):

@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from server import COMFYUI, HERE, PYTHON
+from shipped import host_and_ours
 
-from distill_core.lora_files import save_lora
 from distill_core.models import mini
-from distill_core.models.denoiser import Denoiser
 from distill_core.models.mini import mini_backend, mini_conditioning
 
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
-    """(inputs, the host's outputs, our outputs, what the host printed)."""
-    folder = tmp_path_factory.mktemp("probe")
-    backend, (classes, _) = mini_backend(), mini_conditioning()
-    path = backend.new_lora(rank=4)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for up in path.up:
-            up.copy_(0.05 * torch.randn(up.shape, generator=generator))
-    x = torch.randn(3, *mini.LATENT_SHAPE, generator=generator)
-    sigma, cond = torch.tensor([1.0, 0.75, 0.3]), classes[[0, 4, 9]]
-    autoencoder = mini.load_autoencoder()
-    with torch.no_grad():
-        image = (autoencoder.decoder(x) + 1) / 2
-        ours = {
-            "denoised": Denoiser(backend)(x, sigma, cond),
-            "with_lora": Denoiser(backend, path)(x, sigma, cond),
-            "decoded": image.clamp(0, 1).permute(0, 2, 3, 1),
-            "encoded": autoencoder.encoder(image.clamp(0, 1) * 2 - 1),
-        }
-    save_lora(folder / "student.safetensors", path.export(), {"sigmas": [1.0]})
-    inputs = {"x": x, "sigma": sigma, "context": cond.context, "pooled": cond.pooled, "image": ours["decoded"]}
-    save_file({k: v.contiguous() for k, v in inputs.items()}, folder / "in.safetensors")
-    files = [mini.ASSETS / "transformer.safetensors", mini.ASSETS / "autoencoder.safetensors"]
-    command = [PYTHON, HERE / "probe_mini.py", *files, *(folder / n for n in ("student.safetensors", "in.safetensors"))]
-    environment = os.environ | {"COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, folder / "out.safetensors"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "out.safetensors"), ours, done.stdout + done.stderr
+    """(the host's outputs, our outputs, what the host printed)."""
+    cond = mini_conditioning()[0][[0, 4, 9]]
+    return host_and_ours(tmp_path_factory.mktemp("probe"), "mini", mini_backend(), cond, mini.load_autoencoder())
 
 
 TOLERANCES = {"denoised": 1e-5, "with_lora": 1e-4, "decoded": 1e-4, "encoded": 1e-3}

@@ -46,6 +46,7 @@ PICTURES = dict.fromkeys(TRAINERS, 9) | {
     "schedule_doctor": 8,
     "compare_latents": 12,
     "sample_mini": 4,
+    "sample_scenes": 4,
     "lora_in_ksampler": 4,
     "compare_teacher_student": 1,
 }

@@ -1,0 +1,198 @@
+"""The second shipped mini model, of scenes: "striped yellow ring on cobbles", in colour and with fine detail.
+
+An SD3 transformer, a TAESD-layout autoencoder and a small text encoder of its own, as safetensors in ``assets/scenes``;
+``experiments/train_scenes.py`` makes them again from pictures that a program draws (`data.scenes`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..diffusion.process import FlowProcess
+from . import mini
+from .backends.diffusers import DiffusersBackend
+from .denoiser import Cond
+
+ASSETS = Path(__file__).parents[1] / "assets" / "scenes"
+GROUPS: dict[str, tuple[str, ...]] = {
+    "texture": ("plain", "striped", "checkered"),
+    "colour": ("red", "yellow", "green", "blue", "white"),
+    "shape": ("ring", "triangle", "star", "cross"),
+    "ground": ("cobbles", "waves"),
+}
+WORDS = tuple(word for group in GROUPS.values() for word in group)
+SILENT = ("a", "on", "the")  # read over
+SIZE = 64  # pixels of a side
+LATENT_SHAPE = (16, 8, 8)
+AUTOENCODER_WIDTH = 32  # the trained width; the file is zero-padded to the 64 channels that TAESD readers expect
+GUIDANCE = 2.0
+TOKENS, TEXT_WIDTH = 6, 64
+
+TRANSFORMER_CONFIG = dict(
+    sample_size=8,
+    patch_size=1,
+    in_channels=16,
+    out_channels=16,
+    num_layers=3,
+    attention_head_dim=64,
+    num_attention_heads=3,
+    joint_attention_dim=TEXT_WIDTH,
+    caption_projection_dim=192,
+    pooled_projection_dim=TEXT_WIDTH,
+    pos_embed_max_size=16,
+    dual_attention_layers=(0, 1, 2),
+    qk_norm="rms_norm",
+)
+
+
+def caption(words: Sequence[int]) -> str:
+    """The caption of a scene's four words, indices into `GROUPS`."""
+    texture, colour, shape, ground = (group[i] for group, i in zip(GROUPS.values(), words, strict=True))
+    return f"{texture} {colour} {shape} on {ground}"
+
+
+def combinations(held_out: bool = False) -> Tensor:
+    """Combinations of words [K, 4]: the tenth that the teacher never saw, or the others."""
+    table = torch.cartesian_prod(*(torch.arange(len(group)) for group in GROUPS.values()))
+    unseen = (torch.arange(len(table)) * 7) % 10 == 0
+    return table[unseen if held_out else ~unseen]
+
+
+def tokenize(texts: Sequence[str]) -> Tensor:
+    """Token numbers [B, TOKENS]: 0 fills up, word i of `WORDS` is i + 1.
+
+    Words may be left out, also all of them. Raises ValueError for a word it does not know, and for too many.
+    """
+    rows = torch.zeros(len(texts), TOKENS, dtype=torch.long)
+    for row, text in zip(rows, texts, strict=True):
+        words = [word for word in text.lower().replace(",", " ").split() if word not in SILENT]
+        unknown = [word for word in words if word not in WORDS]
+        if unknown:
+            raise ValueError(f"the scenes model knows the words {', '.join(WORDS)}; not {unknown[0]!r:.40}")
+        if len(words) > TOKENS:
+            raise ValueError(
+                f"a prompt of the scenes model has at most {TOKENS} words; this one has {len(words)}: {text!r:.80}"
+            )
+        for place, word in enumerate(words):
+            row[place] = WORDS.index(word) + 1
+    return rows
+
+
+def labels(texts: Sequence[str]) -> dict[str, Tensor]:
+    """The class [N] that each prompt asks for, by word group; groups that some prompt has no word of are left out."""
+    asked = [{WORDS[token - 1] for token in row if token} for row in tokenize(texts).tolist()]
+    found = {}
+    for group, words in GROUPS.items():
+        classes = [[index for index, word in enumerate(words) if word in row] for row in asked]
+        if all(len(of_one) == 1 for of_one in classes):
+            found[group] = torch.tensor(classes)[:, 0]
+    return found
+
+
+class TextEncoder(nn.Module):
+    """Words to conditionings: an embedding, one layer of self-attention, and their mean as the pooled vector.
+
+    Token numbers [B, TOKENS] -> context [B, TOKENS, TEXT_WIDTH], pooled [B, TEXT_WIDTH].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(len(WORDS) + 1, TEXT_WIDTH)
+        self.places = nn.Parameter(0.1 * torch.randn(TOKENS, TEXT_WIDTH))
+        self.layer = nn.TransformerEncoderLayer(TEXT_WIDTH, 4, 128, dropout=0.0, batch_first=True, norm_first=True)
+        self.pool = nn.Linear(TEXT_WIDTH, TEXT_WIDTH)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        context = self.layer(self.words(tokens) + self.places)
+        return context, self.pool(context.mean(1))
+
+
+class Classifier(nn.Module):
+    """A convolutional classifier of the four words; its 64 penultimate activations are the features of the metrics.
+
+    Input [B, C, H, W]; ``forward`` gives the logits of all words [B, len(WORDS)], group after group, ``features``
+    [B, 64] before the last ReLU.
+    """
+
+    def __init__(self, channels: int, width: int, downsamplings: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+        for _ in range(downsamplings):
+            layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU()]
+            width *= 2
+        self.trunk = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(4 * width, 64)
+        )
+        self.head = nn.Linear(64, len(WORDS))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.trunk(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.features(x)))
+
+
+def new_classifier(space: str) -> Classifier:
+    """The evaluator of a feature space: ``"latent"`` (16 channels, 8 x 8) or ``"pixel"`` (64 px)."""
+    return Classifier(LATENT_SHAPE[0], 64, 1) if space == "latent" else Classifier(3, 16, 3)
+
+
+def by_group(logits: Tensor) -> dict[str, Tensor]:
+    """The logits [B, len(WORDS)] of each group of words."""
+    return dict(zip(GROUPS, logits.split([len(g) for g in GROUPS.values()], dim=1), strict=True))
+
+
+def load_classifier(space: str) -> tuple[Classifier, dict[str, Tensor]]:
+    """The shipped evaluator and its reference statistics (``mean`` [64], ``cov`` [64, 64] of real held-out scenes)."""
+    state = {name: value.float() for name, value in load_file(ASSETS / f"{space}_classifier.safetensors").items()}
+    reference = {name: state.pop(f"reference.{name}") for name in ("mean", "cov")}
+    net = new_classifier(space)
+    net.load_state_dict(state)
+    return net.eval().requires_grad_(False), reference
+
+
+def load_transformer() -> Any:
+    """The teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode."""
+    from diffusers import SD3Transformer2DModel
+
+    net = SD3Transformer2DModel(**TRANSFORMER_CONFIG)
+    net.load_state_dict({k: v.float() for k, v in load_file(ASSETS / "transformer.safetensors").items()})
+    return net.eval().requires_grad_(False)
+
+
+@cache
+def load_text_encoder() -> TextEncoder:
+    """The frozen text encoder in float32."""
+    net = TextEncoder()
+    net.load_state_dict({k: v.float() for k, v in load_file(ASSETS / "text_encoder.safetensors").items()})
+    return net.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_text(texts: Sequence[str]) -> Cond:
+    """Conditionings of prompts, one row each; an empty text is the empty conditioning. Raises as `tokenize`."""
+    return Cond(*load_text_encoder()(tokenize(texts)))
+
+
+def load_autoencoder() -> Any:
+    """The autoencoder as diffusers' ``AutoencoderTiny`` with the padding channels cut off."""
+    return mini.load_autoencoder(ASSETS, AUTOENCODER_WIDTH)
+
+
+def training_log() -> dict:
+    """How the shipped files were made: seed, iterations, losses and evaluator figures."""
+    return json.loads((ASSETS / "training.json").read_text())
+
+
+def scenes_backend(gradient_checkpointing: bool = False) -> DiffusersBackend:
+    """The shipped transformer as a backend (flow, no shift)."""
+    return DiffusersBackend(load_transformer(), FlowProcess(1000.0, shift_alpha=1.0), gradient_checkpointing)
