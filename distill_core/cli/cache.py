@@ -27,7 +27,7 @@ from ..digests import file_digest, fingerprint
 from ..models.denoiser import Cond, Denoiser
 from ..models.guidance import edits, guided
 from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
-from ..models.scorers import CLASSIFIER, Scorer, open_scorer, scored
+from ..models.scorers import CLASSIFIER, open_scorer, scored
 from ..models.teachers import open_teacher
 from ..settings import settings_of
 from ..training.config import Config, load_config
@@ -100,7 +100,9 @@ def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource |
     if not config.preference.samples:
         show(cache_latents(teacher, conds, channels, cache, args.out, made_from), "cache: teacher latents")
         return
-    scorer, made_from["scorer"] = _scorer(config.preference.scorer, source)
+    name = config.preference.scorer
+    scorer = open_scorer(name, config.model.path)
+    made_from["scorer"] = name if name == CLASSIFIER else file_digest(name)
 
     def score(latents: Tensor, items: Sequence[int]) -> Tensor:
         return scored(scorer, source.decode(latents), [prompts[i % len(prompts)] for i in items])
@@ -116,16 +118,6 @@ def check_strengths(config: CacheConfig, teacher: Denoiser) -> None:
             "[cache] text_strength and image_strength are of a model that edits a picture, and this one takes none: "
             "set [cache] guidance"
         )
-
-
-def _scorer(name: str, source: MiniSource | PipelineSource) -> tuple[Scorer, str]:
-    """What ranks samples of a model, and how the dataset names it."""
-    if name == CLASSIFIER and not isinstance(source, MiniSource):
-        raise ValueError(
-            f'[preference] scorer = "{CLASSIFIER}" knows the classes of the mini model alone: give the path of a '
-            "Python file with a function score(images, prompts)"
-        )
-    return open_scorer(name), name if name == CLASSIFIER else file_digest(name)
 
 
 def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:

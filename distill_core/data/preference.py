@@ -40,7 +40,7 @@ class PreferenceConfig(Checked):
     )
     scorer: str = setting(
         "classifier",
-        'What ranks the samples: "classifier", the mini model\'s own, or a Python file with a function '
+        'What ranks the samples: "classifier", a shipped model\'s own, or a Python file with a function '
         "score(images, prompts) that gives a number for each image [3, H, W] in [-1, 1], higher for the better.",
     )
     margin: float = setting(

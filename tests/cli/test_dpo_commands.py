@@ -262,7 +262,7 @@ def test_pairs_of_pictures_train_any_family(tmp_path, capsys):
     text = (tmp_path / "c.toml").read_text()
     (tmp_path / "d.toml").write_text(text.replace(f"scorer = '{tmp_path / 'scorer.py'}'", ""))
     assert run("cache", tmp_path, "d", "--out", tmp_path / "no") == 2
-    assert "knows the classes of the mini model alone" in capsys.readouterr().err
+    assert "is for the shipped models alone" in capsys.readouterr().err
     (tmp_path / "e.toml").write_text(text + of_pictures + '[masks]\nsource = "random"\n')
     assert run("cache", tmp_path, "e", *folders, "--out", tmp_path / "no") == 2
     assert "pairs have no masks" in capsys.readouterr().err

@@ -17,10 +17,11 @@ from distill_core.data.manifest import OtherDataset
 from distill_core.data.pictures import PictureConfig, read_into, survey
 from distill_core.data.preference import TRIES, PreferenceConfig, best_and_worst, cache_pairs, with_rejected
 from distill_core.data.real import cache_pictures
+from distill_core.data.scenes import draw_rows, draw_words, render
 from distill_core.data.shards import Shard, fill
-from distill_core.models import mini
+from distill_core.models import mini, scenes
 from distill_core.models.denoiser import Denoiser, Guided
-from distill_core.models.scorers import class_score, open_scorer, scored
+from distill_core.models.scorers import class_score, open_scorer, scored, words_score
 
 FOUR = PreferenceConfig(4)
 
@@ -140,6 +141,18 @@ def test_the_mini_models_scorer_knows_its_classes():
     images = -torch.stack([read_into(picture, (64, 64), "white") for picture in pictures])
     own, other = (class_score(images, words) for words in ([p.caption for p in pictures], ["trouser"] * len(pictures)))
     assert own.dtype == torch.float64 and (own <= 0).all() and ((own > other).float().mean() > 0.7)
+
+
+def test_the_scenes_models_scorer_knows_its_words():
+    """Drawn scenes score higher with each of their own words than with another one, of as many as a prompt names."""
+    words = draw_words(5, range(6))
+    images, _ = render(words, draw_rows(5, range(6)))
+    own = [scenes.caption(row) for row in words.tolist()]
+    other = own[1:] + own[:1]
+    assert (words_score(images, own) > words_score(images, other)).all()
+    few = [text.split()[0] for text in own]
+    assert (words_score(images, few) >= words_score(images, own)).all()  # words that are left out do not count
+    assert not words_score(images[:1], [""]).any()
 
 
 def test_a_scorer_of_ones_own_is_a_function_in_a_file(tmp_path):
