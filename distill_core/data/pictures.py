@@ -279,7 +279,7 @@ def read_rejected_into(picture: Picture, bucket: tuple[int, int], background: st
     return read_file_into(picture.rejected, bucket, background)
 
 
-def read_file_into(path: Path, bucket: tuple[int, int], background: str) -> Tensor:
+def read_file_into(path: Path, bucket: tuple[int, int], background: str | None) -> Tensor:
     with large_pictures():
         image = ImageOps.fit(open_picture(path, background), bucket, Image.Resampling.LANCZOS)
     return torch.from_numpy(numpy.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
