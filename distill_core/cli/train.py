@@ -21,7 +21,7 @@ from ..data.mix import new_mix, open_data
 from ..evaluation import live_plots
 from ..evaluation.retention_watch import retention_listeners
 from ..evaluation.run_page import RunPage, note
-from ..evaluation.student_pictures import StudentPictures, of_dataset
+from ..evaluation.student_pictures import StudentPictures, first_items
 from ..methods.components import Components
 from ..methods.config import MethodConfig
 from ..models.backends.diffusers import DiffusersBackend
@@ -184,7 +184,7 @@ def run_page(
 ) -> RunPage:
     """The run's page, with pictures of what the dataset's first prompts become."""
     images = lambda latents: (torch.cat([decode(x) for x in latents]).movedim(1, -1) + 1) / 2  # noqa: E731
-    pictures = StudentPictures(run, config.student, of_dataset(run), images)
+    pictures = StudentPictures.of_items(run, config.student, first_items(run), images)
     train = config.train
     return RunPage(
         folder, config.request(), pictures, every=train.sample_every, write_every=train.checkpoint_every, say=say
