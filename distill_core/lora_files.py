@@ -20,7 +20,8 @@ def save_lora(path: str | Path, state: dict[str, Tensor], description: dict) -> 
     """A LoRA in diffusers' key layout with ``turbo_distill.*`` metadata.
 
     description: method, sigmas (student levels), sampler, sampler_options, cfg, prediction, family, base
-    (digest), steps, config; from ComfyUI also base_layout and below (`presets.origin`).
+    (digest), steps, config; strengths of a student that is told them, by name [lowest, default, highest]; from ComfyUI
+    also base_layout and below (`presets.origin`).
     Every value becomes a string; what is not one is written as JSON.
     """
     description = {"format": LORA_FORMAT, **description}
@@ -59,6 +60,7 @@ STORED = {
     "sampler_options": dict,
     "cfg": float,
     "embedded_guidance": float,
+    "strengths": dict,
     "steps": int,
     "config": dict,
     "below": list,
@@ -84,6 +86,12 @@ def parse_description(texts: Mapping[str, str]) -> dict:
         map(_is_number, [description.get("cfg", 1.0), description.get("embedded_guidance", 1.0), *options.values()])
     ):
         raise ValueError(f"cfg or the sampler's options are no finite numbers: {str(options):.60}")
+    strengths = description.get("strengths")
+    if strengths is not None and set(strengths) != {"text_strength", "image_strength"}:
+        raise ValueError(f"its strengths are of {str(list(strengths)):.60}, not of text and picture")
+    for name, values in (strengths or {}).items():
+        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
+            raise ValueError(f"its {name} is {str(values):.60}, not the lowest, the default and the highest number")
     return description
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,10 @@ class DatasetNode(io.ComfyNode):
     """A node that makes a dataset from lists; `define_schema` calls `schema`."""
 
     @classmethod
-    def schema(cls, name: str, display_name: str, description: str, *, aliases: list[str], inputs: list) -> io.Schema:
+    def schema(
+        cls, name: str, display_name: str, description: str, *, aliases: list[str], inputs: list, more: Sequence = ()
+    ) -> io.Schema:
+        """more: inputs that were added since, last for the sake of saved workflows."""
         return io.Schema(
             node_id=f"TurboDistill{name}",
             display_name=display_name,
@@ -52,7 +56,7 @@ class DatasetNode(io.ComfyNode):
             is_output_node=True,
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
-            inputs=[*inputs, dtype_input()],
+            inputs=[*inputs, dtype_input(), *more],
             outputs=[Dataset.Output(display_name="dataset", tooltip="For a trainer.")],
         )
 

@@ -1,4 +1,5 @@
-"""Picture Folder: own pictures as a dataset, with the report of their sizes on the node."""
+"""Picture Folder: own pictures, with masks for inpainting models, as a dataset; the report of their sizes is on the
+node."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from ..distill_core.data.pictures import PictureConfig
 from .common import first_of_each, setting_input
 from .datasets import DatasetNode, name_input
 from .fingerprints import Left
-from .host.pictures import make_picture_dataset, picture_folders, state_of
+from .host.pictures import BESIDE, make_picture_dataset, picture_folders, state_of
 from .host.text import show_text
+from .masks import mask_config, mask_inputs
 
 PICTURES = Left(state_of)
 OWN = ("size", "step", "ratio", "background", "caption", "dtype")  # widgets that are settings of the core
@@ -22,8 +24,12 @@ class PictureFolder(DatasetNode):
             "PictureFolder",
             "Picture Folder",
             "Makes a dataset of your own pictures: captions from text files beside them, sizes in buckets, EXIF and "
-            "transparency minded. Shows what was cropped, scaled up or left out.",
-            aliases=["own images", "load images from folder", "image dataset", "captions", "buckets", "train lora"],
+            "transparency minded, and masks for inpainting models. Shows what was cropped, scaled up or left out.",
+            aliases=[
+                *("own images", "load images from folder", "image dataset", "captions", "buckets", "train lora"),
+                *("inpainting", "masks", "fill", "outpainting"),
+            ],
+            more=mask_inputs(),
             inputs=[
                 io.Model.Input("model", tooltip="The model to be trained; it defines how latents are scaled."),
                 io.Vae.Input("vae", tooltip="The model's own VAE, which encodes the pictures."),
@@ -53,21 +59,24 @@ class PictureFolder(DatasetNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder, **inputs) -> str:
-        """Changes with the dataset on disk, and with the pictures and captions."""
-        return f"{super().fingerprint_inputs(**inputs)} {PICTURES.fingerprint(folder[0])}"
+    def fingerprint_inputs(cls, folder, mask_folder=(BESIDE,), **inputs) -> str:
+        """Changes with the dataset on disk, and with the pictures, captions and masks."""
+        dataset, own = super().fingerprint_inputs(**inputs), [folder[0], mask_folder[0]]
+        return " ".join(map(str, [dataset, *(PICTURES.fingerprint(name) for name in own if name != BESIDE)]))
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         given = first_of_each(inputs)
         own = {name: given.pop(name) for name in OWN if name in given}
+        masks = mask_config(**{name: given.pop(name) for name in list(given) if name.startswith("mask")})
         said: list[str] = []
 
         def say(text: str) -> None:
             said.append(text)
             show_text(cls, text)
 
-        folder = make_picture_dataset(config=PictureConfig(**{"dtype": "bfloat16", **own}), say=say, **given)
+        config = PictureConfig(**{"dtype": "bfloat16", **own})
+        folder = make_picture_dataset(config=config, masks=masks, say=say, **given)
         return cls.made(given["dataset_name"], folder, "\n".join(said))
 
 

@@ -73,6 +73,20 @@ def test_a_lora_with_half_a_layer_is_refused_by_name(tmp_path, gone):
         read_lora(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("strengths", "words"),
+    [
+        ({"text_strength": [3, 7.5, 10]}, "its strengths are of .*text_strength.*, not of text and picture"),
+        ({"text_strength": [3, 7.5, 10], "image_strength": [1, 2]}, r"its image_strength is \[1, 2\], not the lowest"),
+        ({"text_strength": [3, "a", 10], "image_strength": [1, 1.5, 2]}, "its text_strength is .*, not the lowest"),
+    ],
+)
+def test_strengths_that_make_no_sense_are_refused_by_name(tmp_path, strengths, words):
+    save_lora(tmp_path / "a.safetensors", {}, {"sigmas": [1.0], "strengths": strengths})
+    with pytest.raises(ValueError, match=f"a.safetensors is damaged: {words}"):
+        read_lora(tmp_path / "a.safetensors")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     save_tensors(path, {"a": torch.ones(2)})

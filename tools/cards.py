@@ -76,6 +76,9 @@ def cards(workflows: dict[str, dict]) -> dict[str, Card]:
         "distil_sd1.5_diffusion2gan": distilled(
             "Distil SD 1.5", w["distil_sd1.5_diffusion2gan"], "Diffusion2GAN, 512 px"
         ),
+        "distil_sd15_inpainting": distilled(
+            "Distil an inpainting model", w["distil_sd15_inpainting"], "SD 1.5, LADD, 512 px"
+        ),
         "sample_mini": Card("First pictures", "sample", "mini model, runs anywhere", (("4 steps", "sample_mini"),)),
         "sample_scenes": Card("Scenes from words", "sample", "runs anywhere", (("25 steps", "sample_scenes"),)),
         "lora_in_ksampler": Card("Your LoRA in KSampler", "sample", "mini model", (("4 steps", "lora_in_ksampler"),)),

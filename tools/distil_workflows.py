@@ -238,6 +238,64 @@ def sd15_diffusion2gan() -> dict:
     )
 
 
+def sd15_inpainting() -> dict:
+    """SD 1.5's inpainting model in one step, on own pictures with random masks; both fill a square of a picture."""
+    name, side, hole = "distil_sd15_inpainting", 512, 192
+    loaders, model, clip, vae = checkpoint("sd-v1-5-inpainting.safetensors")
+    data = dict(folder=EXAMPLES, dataset_name=name, size=side, masks="random", masks_each=4)
+    trainer = dict(target_steps=1, steps=5000, batch_size=4, accumulation=4, pairs_weight=0.0)
+    real = dict(distillation_weight=2.5, teacher_cfg=5.0)
+    told = dict(latent_image=link("inpainting", 2), seed=link("seed"), denoise=1.0, denoise_mode="snap", preset="auto")
+    told |= dict(positive=link("inpainting"), steps=0)
+    guided = dict(negative=link("inpainting", 1), sigmas=link("levels"), sampler="euler", cfg=real["teacher_cfg"])
+    workflow = {
+        **loaders,
+        "compared": node("CLIPTextEncode", text=COMPARED, clip=clip),
+        "negative": node("CLIPTextEncode", text="", clip=clip),
+        "dataset": node("TurboDistillPictureFolder", model=model, vae=vae, clip=clip, **data),
+        "train": node(
+            "TurboDistillLADDTrainer", model=model, dataset=link("dataset"), run_name=name, vae=vae, **trainer, **real
+        ),
+        "lora": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
+        "report": node("SaveImage", images=link("train", 3), filename_prefix=f"{name}_report"),
+        "image": node("LoadImage", image="example.png"),
+        "small": node(
+            "ImageScale", image=link("image"), upscale_method="lanczos", width=side, height=side, crop="center"
+        ),
+        "keep": node("SolidMask", value=0.0, width=side, height=side),
+        "square": node("SolidMask", value=1.0, width=hole, height=hole),
+        "mask": node("MaskComposite", destination=link("keep"), source=link("square"), x=160, y=160, operation="add"),
+        "inpainting": node(
+            "InpaintModelConditioning",
+            positive=link("compared"),
+            negative=link("negative"),
+            vae=vae,
+            pixels=link("small"),
+            mask=link("mask"),
+            noise_mask=True,
+        ),
+        "seed": node("PrimitiveInt", value=7),
+        "levels": node("BasicScheduler", model=model, scheduler="simple", steps=25, denoise=1.0),
+        "teacher": node("TurboDistillSampler", model=model, **told, **guided),
+        "student": node("TurboDistillSampler", model=link("train"), **told, sampler="of the preset", cfg=0.0),
+    }
+    for who in ("teacher", "student"):
+        workflow |= {
+            f"decode {who}": node("VAEDecode", samples=link(who), vae=vae),
+            f"paste {who}": node(
+                "ImageCompositeMasked",
+                destination=link("small"),
+                source=link(f"decode {who}"),
+                mask=link("mask"),
+                x=0,
+                y=0,
+                resize_source=False,
+            ),
+            f"save {who}": node("SaveImage", images=link(f"paste {who}"), filename_prefix=f"{name}_{who}"),
+        }
+    return workflow
+
+
 def flux_dev() -> dict:
     """FLUX.1 dev has its guidance as an input, so the teacher runs at cfg 1."""
     loaders, model, clip, vae = parts("flux1-dev.safetensors", FLUX_CLIP, "ae.safetensors")
@@ -270,6 +328,7 @@ DISTIL_WORKFLOWS = {
     "own_pictures": own_pictures(),
     "distil_sdxl_add": sdxl_add(),
     "distil_sd1.5_diffusion2gan": sd15_diffusion2gan(),
+    "distil_sd15_inpainting": sd15_inpainting(),
     "distil_sdxl_fine_tune": distil(
         "distil_sdxl_fine_tune",
         checkpoint("my_sdxl_fine_tune.safetensors"),

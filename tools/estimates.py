@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 SPEED = {12: 20.0, 16: 40.0, 24: 70.0}  # GB of a card's memory: TFLOP a second (as an RTX 3060, 4070 Ti Super, 4090)
 PASSES = 6.0  # forwards that one item of a training step costs, with checkpointing: 4.55 without (README)
+GUIDED = 2.0  # more, of a guided teacher in the distillation term
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Needs:
     lora: float
 
 
-def hours(needs: Needs, teacher: dict, training: dict) -> dict[int, tuple[float, float]]:
-    """Card -> hours of Teacher Latents and of the trainer. teacher, training: the inputs of the two nodes."""
-    calls = teacher["count"] * teacher["steps"] * (2 if teacher["cfg"] > 1 else 1)
-    passes = training["steps"] * training["batch_size"] * PASSES
+def hours(needs: Needs, teacher: dict | None, training: dict) -> dict[int, tuple[float, float]]:
+    """Card -> hours of Teacher Latents and of the trainer. teacher, training: the inputs of the two nodes; None where
+    nothing is sampled."""
+    calls = 0 if teacher is None else teacher["count"] * teacher["steps"] * (2 if teacher["cfg"] > 1 else 1)
+    forwards = PASSES + (GUIDED if training.get("distillation_weight") else 0)
+    passes = training["steps"] * training["batch_size"] * training.get("accumulation", 1) * forwards
     return {
         card: (calls * needs.forward / speed / 3600, passes * needs.forward / speed / 3600)
         for card, speed in SPEED.items()
@@ -40,17 +43,15 @@ def hours(needs: Needs, teacher: dict, training: dict) -> dict[int, tuple[float,
     }
 
 
-def in_words(needs: Needs, teacher: dict, training: dict) -> str:
+def in_words(needs: Needs, teacher: dict | None, training: dict) -> str:
     """Hours, memory and disk for cards of 12, 16 and 24 GB, as a list in Markdown."""
     took = hours(needs, teacher, training)
     lines = ["### What it needs (estimated, not measured)", ""]
     for card in SPEED:
         if card in took:
             sampling, trained = took[card]
-            lines.append(
-                f"- **{card} GB card**: {needs.cards[card]}. About {_round(sampling)} for the latents, then "
-                f"{_round(trained)} of training."
-            )
+            first = "" if teacher is None else f"{_round(sampling)} for the latents, then "
+            lines.append(f"- **{card} GB card**: {needs.cards[card]}. About {first}{_round(trained)} of training.")
         else:
             lines.append(f"- **{card} GB card**: does not fit.")
     lines += [
@@ -99,5 +100,6 @@ NEEDS = {
         60.0, 30.0, {24: "set weight_dtype of Load Diffusion Model to fp8_e4m3fn"}, 0.8, 0.8, 0.2
     ),
     "tune_sdxl_turbo": Needs(1.5, 8.6, {12: "as it is", 16: "as it is", 24: "as it is"}, 0.1, 0.9, 0.3),
+    "distil_sd15_inpainting": Needs(0.8, 4.2, {12: "as it is", 16: "as it is", 24: "as it is"}, 0.1, 0.5, 0.1),
     "distil_sd1.5_diffusion2gan": Needs(0.8, 4.7, {12: "as it is", 16: "as it is", 24: "as it is"}, 8.0, 0.5, 0.1),
 }

@@ -21,6 +21,10 @@ LINKS = {  # file name: (folder under models/, address)
         "checkpoints",
         f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
     ),
+    "sd-v1-5-inpainting.safetensors": (
+        "checkpoints",
+        f"{HUB}/webui/stable-diffusion-inpainting/resolve/main/sd-v1-5-inpainting.safetensors",
+    ),
     "sd3.5_medium.safetensors": (
         "checkpoints",
         f"{HUB}/stabilityai/stable-diffusion-3.5-medium/resolve/main/sd3.5_medium.safetensors",

@@ -21,7 +21,7 @@ OF_TYPE = {
     ),
     "Picture": (
         *("LoadImage", "ImageScale", "VAEEncode", "SetLatentNoiseMask", "SolidMask", "FeatherMask", "MaskComposite"),
-        "MaskPreview",
+        *("MaskPreview", "InpaintModelConditioning"),
     ),
     "Training data": (
         *("TurboDistillTeacherLatents", "TurboDistillLatentsDataset", "TurboDistillPictureFolder"),
@@ -38,6 +38,7 @@ OF_TYPE = {
     ),
     "Result": (
         "VAEDecode",
+        "ImageCompositeMasked",
         "SaveImage",
         "PreviewImage",
         "PreviewAny",
@@ -69,6 +70,8 @@ TITLES = {  # of the nodes with these keys in the workflows' sources; other node
     "student": "student",
     "decode teacher": "decode teacher",
     "decode student": "decode student",
+    "paste teacher": "teacher's, into the picture",
+    "paste student": "student's, into the picture",
     "save teacher": "teacher's pictures",
     "save student": "student's pictures",
     "report": "report of the run",

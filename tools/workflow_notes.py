@@ -28,6 +28,14 @@ USE_TUNED = (
     "The LoRA lies in `output/loras`. It belongs on the same turbo: Load LoRA, then sample as before, with the same "
     "steps. If the turbo is a LoRA itself, *merge_upstream* of Save Turbo LoRA writes both into one file."
 )
+PASTED = (
+    "*Teacher's pictures* and *student's pictures* fill the same hole from the same noise. Outside of the mask they "
+    "are the picture itself, because ImageCompositeMasked puts the fill into it."
+)
+USE_FILL = (
+    "The LoRA lies in `output/loras`. To use it: Load LoRA on the same inpainting model, then "
+    "*InpaintModelConditioning* and *Turbo Sampler* as here, with preset *auto*."
+)
 TUNED_COUNT = 256  # the node's default of keep_count
 OWN_STEPS = {"tune_z_image_turbo": 8}  # of turbos whose workflow leaves turbo_steps at 0
 
@@ -87,6 +95,23 @@ def tune_large(name: str, title: str, what: str, workflow: dict, *more: str) -> 
         in_words(NEEDS[name], sampled, train),
         *more,
         USE_TUNED,
+    )
+
+
+def fill_large(name: str, title: str, what: str, workflow: dict, *more: str) -> str:
+    """An inpainting model of full size on own pictures."""
+    return note(
+        title,
+        what + " **Not yet run by us on a card**: a start, not a result.",
+        DOWNLOAD + "In *Picture Folder* choose a folder of yours (inside ComfyUI's `input`, a `.txt` with the caption "
+        "beside each picture; press **R** to see a new folder). Then press **Run**. To see that all works, set *steps* "
+        "to 50 first.",
+        "*masks*: *random*, or *files* and *alpha* for masks of your own. *masks_each* is how many random masks a "
+        "picture gets. Thousands of pictures are better than a hundred. " + RESUME,
+        "Curves and samples on the trainer: pictures with a hole, and what the student fills in. " + PASTED,
+        in_words(NEEDS[name], None, workflow["train"]["inputs"]),
+        *more,
+        USE_FILL,
     )
 
 
@@ -268,6 +293,12 @@ def notes(workflows: dict[str, dict]) -> dict[str, str]:
             large["distil_sd1.5_diffusion2gan"],
             "The paper takes E-LatentLPIPS as the distance. If you have its weights for SD 1.5, put them into "
             "`models/perceptual` and connect *Load E-LatentLPIPS* to *perceptual*. Without, it is a Huber distance.",
+        ),
+        "distil_sd15_inpainting": fill_large(
+            "distil_sd15_inpainting",
+            "Distil SD 1.5 inpainting into one step",
+            "LADD on your own pictures with masks, as LADD's authors did it with SD3 (section 6.2 of the paper).",
+            large["distil_sd15_inpainting"],
         ),
         "sdxl_turbo": turbo(
             "SDXL-Turbo in 1 step",

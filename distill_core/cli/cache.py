@@ -17,7 +17,7 @@ from ..data.cache import CacheConfig, cache_latents
 from ..data.dataset import ItemConds, LatentDataset
 from ..data.fits import check_fits, check_sizes
 from ..data.manifest import OtherDataset
-from ..data.masks import FILES, NONE, MaskConfig, with_mask_files
+from ..data.masks import ALPHA, FILES, NONE, MaskConfig, with_own_masks
 from ..data.pictures import PictureConfig, survey
 from ..data.preference import PreferenceConfig, cache_pairs, with_rejected
 from ..data.real import cache_pictures
@@ -122,8 +122,8 @@ def check_strengths(config: CacheConfig, teacher: Denoiser) -> None:
 
 def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
     pictures, left_out = survey(args.images, config.pictures)
-    if config.masks.source == FILES:
-        pictures, without = with_mask_files(pictures)
+    if config.masks.source in (FILES, ALPHA):
+        pictures, without = with_own_masks(pictures, config.masks, config.pictures)
         left_out |= without
     if config.pictures.sources:
         pictures, without = with_sources(pictures, config.pictures.sources)
@@ -150,6 +150,7 @@ def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource 
         made_from,
         source.scale,
         masks=config.masks,
+        takes=source.backend.limits().items,
     )
     show(made, "cache: pictures")
 

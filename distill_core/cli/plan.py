@@ -112,7 +112,9 @@ def ingredients(config: Config, dataset: LatentDataset | None) -> tuple[RunConfi
     """What a plan is made of: the run, its components without data, the sizes of its batches, its distance."""
     source = open_source(config.model, config.cache.embedded_guidance, weights=False)
     method, model = config.method_config, config.model
-    student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler, lora=config.lora)
+    student = StudentConfig(
+        model.lora_rank, model.lora_targets, model.sampler, lora=config.lora, strengths=config.strengths
+    )
     identities = {"base": "", "dataset": ""}
     guidance = config.teacher.guidance or None
     run = RunConfig(

@@ -22,6 +22,7 @@ from ..models.denoiser import Cond, Denoiser, Guided
 from ..models.guidance import edits, guided
 from ..models.items import IMAGE_STRENGTH, TEXT_STRENGTH
 from ..models.pipelines import open_source, read_prompts
+from ..models.strengths import IN_FILES, NAMES, StrengthsConfig, split_strengths
 from ..models.teachers import teacher_view
 from ..presets.origin import origin_notes
 from ..presets.recipe import student_levels
@@ -56,10 +57,18 @@ def open_student(source: Any, state: dict[str, Tensor], description: dict) -> De
     description["warnings"] = origin_notes(described, here["base"], here["base_layout"], here.get("below", ()))
     for warning in description["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
+    state, embedding = split_strengths(state)
     if description.get("weights") == "differences":
         source.backend.add_differences(state)
-        return Denoiser(source.backend)
-    return Denoiser(source.backend, source.backend.open_lora(state))
+        student = Denoiser(source.backend)
+    else:
+        student = Denoiser(source.backend, source.backend.open_lora(state))
+    if told := description.get("strengths"):
+        (_, text, _), (_, image, _) = (told[name] for name in NAMES)
+        width = len(embedding.get(f"{IN_FILES}hidden.bias", ())) or StrengthsConfig.width
+        student.strengths = source.backend.new_strengths(StrengthsConfig(True, text, image, width))
+        student.strengths.load_export(embedding)
+    return student
 
 
 def load_student(config: Config, lora: Path) -> tuple[Any, Denoiser, dict]:
@@ -92,7 +101,7 @@ def run_sample(args: argparse.Namespace) -> None:
         shape, count = (source.channels, *config.cache.sizes[0]), args.count
         records = [{"prompt": prompts[i % len(prompts)]} for i in range(count)]
     if args.lora:
-        refuse_strengths(args)
+        conds = conds.with_items(student_strengths(args, description, len(conds)))
         model = Guided(model, uncond, description.get("cfg", 1.0))
     else:
         conds = conds.with_items(teacher_strengths(args, config, model, conds))
@@ -133,13 +142,27 @@ def teacher_strengths(args: argparse.Namespace, config: Config, teacher: Denoise
     }
 
 
-def refuse_strengths(args: argparse.Namespace) -> None:
-    """Raises ValueError for strengths of a student that cannot be told any."""
-    if asked_strengths(args):
-        raise ValueError(
-            f"{args.lora} is a student that is told no strengths, it has those of its training data: leave "
-            "--text-strength and --image-strength out"
-        )
+def student_strengths(args: argparse.Namespace, description: dict, count: int) -> dict[str, Tensor]:
+    """The strengths [B] that a student is told: those asked for, else the defaults of its file.
+
+    Raises ValueError for strengths beyond those that it was trained at, or of a student that cannot be told any.
+    """
+    asked, told = asked_strengths(args), description.get("strengths")
+    if not told:
+        if asked:
+            raise ValueError(
+                f"{args.lora} is a student that is told no strengths, it has those of its training data: leave "
+                "--text-strength and --image-strength out, or train one with [strengths] told = true"
+            )
+        return {}
+    for name, value in asked.items():
+        low, _, high = told[name]
+        if not low <= value <= high:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, where {args.lora} was trained, not "
+                f"{value:g}"
+            )
+    return {name: torch.full((count,), asked.get(name, told[name][1])) for name in NAMES}
 
 
 def first_items(dataset: LatentDataset, count: int) -> Batch:

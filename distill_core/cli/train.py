@@ -21,7 +21,7 @@ from ..data.mix import new_mix, open_data
 from ..evaluation import live_plots
 from ..evaluation.retention_watch import retention_listeners
 from ..evaluation.run_page import RunPage, note
-from ..evaluation.student_pictures import StudentPictures, of_dataset
+from ..evaluation.student_pictures import StudentPictures, first_items
 from ..methods.components import Components
 from ..methods.config import MethodConfig
 from ..models.backends.diffusers import DiffusersBackend
@@ -29,9 +29,11 @@ from ..models.offload import NONE
 from ..models.pipelines import MiniSource, PipelineSource, open_source
 from ..models.precision import halves_to_bfloat16
 from ..models.sharding import Sharding
+from ..models.strengths import StrengthsConfig
 from ..models.teachers import Teacher, open_teacher
 from ..perceptual import ELatentLPIPS, load_metric
 from ..presets.recipe import Recipe
+from ..settings import settings_of
 from ..training.changes import OtherSettings
 from ..training.config import SECTIONS, Config, load_config
 from ..training.loop import Event, Run
@@ -51,6 +53,8 @@ def run_train(args: argparse.Namespace) -> None:
     accelerator = several_processes()
     if config.train.shard:
         check_sharded(config.train, config.model.lora_rank > 0, accelerator.num_processes if accelerator else 1)
+        if config.strengths.told:
+            raise ValueError("[strengths] told: its weights cannot be shared out; set told = false, or shard = false")
     for question in config.train.questions():
         print(f"note: {question}")
     dataset = open_dataset(args, config)
@@ -184,7 +188,7 @@ def run_page(
 ) -> RunPage:
     """The run's page, with pictures of what the dataset's first prompts become."""
     images = lambda latents: (torch.cat([decode(x) for x in latents]).movedim(1, -1) + 1) / 2  # noqa: E731
-    pictures = StudentPictures(run, config.student, of_dataset(run), images)
+    pictures = StudentPictures.of_items(run, config.student, first_items(run), images)
     train = config.train
     return RunPage(
         folder, config.request(), pictures, every=train.sample_every, write_every=train.checkpoint_every, say=say
@@ -198,6 +202,7 @@ KEYS = {
     "student.sampler": "[model] sampler",
     "student.lora.alpha": "[lora] alpha",
     "student.lora.dropout": "[lora] dropout",
+    **{f"student.strengths.{s.name}": f"[strengths] {s.name}" for s in settings_of(StrengthsConfig)},
     "start_from": "[lora] start_from",
     "adapter": "[lora] adapter",
     "below": "[model] loras",
@@ -256,7 +261,9 @@ def describe(
         identities["teacher"] = teacher.digest
     if components.backend.below:
         identities["below"] = [lora.below() for lora in components.backend.below]
-    student = StudentConfig(model.lora_rank, model.lora_targets, model.sampler, lora=config.lora)
+    student = StudentConfig(
+        model.lora_rank, model.lora_targets, model.sampler, lora=config.lora, strengths=config.strengths
+    )
     if usage is not None:
         student = replace(student, sampler=usage.sampler, sampler_options=usage.sampler_options, cfg=usage.cfg)
     return RunConfig(

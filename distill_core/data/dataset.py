@@ -110,6 +110,14 @@ class LatentDataset:
         """Names of the per-item tensors that networks are told (`items.ITEM_TENSORS`)."""
         return conditions_in({name for file in self.files for name in file.keys()})
 
+    def span(self, name: str) -> tuple[float, float] | None:
+        """The lowest and the highest of a number that items have (`items.ITEM_TENSORS`); None where some have none."""
+        key = EXTRA + name
+        if any(key not in file.keys() for file in self.files):
+            return None
+        values = torch.cat([file.get_tensor(key).float() for file in self.files])
+        return values.min().item(), values.max().item()
+
     @property
     def largest(self) -> list[Item]:
         """The items of the largest bucket, in order."""

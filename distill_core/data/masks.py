@@ -1,108 +1,37 @@
-"""Masks for inpainting: which part of a picture is to be filled, drawn at random or read from a file beside it.
+"""Masks for inpainting: which part of a picture is to be filled, drawn at random or the person's own.
 
-Strokes, rectangles and outpainting have the sizes of LaMa's generators at 256 pixels (Suvorov et al. 2021, arXiv
-2109.07161), scaled with the picture. LADD's authors do not say theirs (arXiv 2403.12015, section 6.2): the discs, the
-shares of the kinds and the limits of the area are our choice. A mask depends on the seed, its item's number and the
-picture's size alone.
+Own ones are files beside the pictures or in a folder of their own, or the transparent parts of the pictures.
 """
 
 from __future__ import annotations
 
-import math
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ..diffusion.noise import item_generator
 from ..digests import file_digest
+from ..models.items import PIXELS
 from ..settings import SEED_MAX, Checked, setting
-from .pictures import Picture, mask_file, open_picture, reason
+from .pictures import (
+    SUFFIXES,
+    Picture,
+    PictureConfig,
+    bucket_of,
+    bucket_sizes,
+    load_picture,
+    mask_file,
+    open_picture,
+    reason,
+)
+from .random_masks import KINDS, SHARES, random_masks
 
-SIDE = 256  # pixels of the shorter side for which the sizes below are given
-AREA = (0.01, 0.95)  # least and most of a picture that a random mask hides, but for one that hides all
-NONE, RANDOM, FILES = "none", "random", "files"
-
-
-class Dice:
-    """The random numbers of one mask."""
-
-    def __init__(self, seed: int, item: int) -> None:
-        self.generator = item_generator(seed, item, zlib.crc32(b"mask"))
-
-    def between(self, low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=self.generator).item()
-
-    def whole(self, low: int, high: int) -> int:
-        """A whole number, ``high`` among them."""
-        return int(torch.randint(low, high + 1, (), generator=self.generator))
-
-
-def _strokes(dice: Dice, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
-    """1 to 10 lines of 1 to 5 straight parts, each 10 to 70 long, 5 to 25 wide."""
-    scale = min(width, height) / SIDE
-    for _ in range(dice.whole(1, 10)):
-        x, y = dice.between(0, width), dice.between(0, height)
-        thick = max(1.0, scale * dice.between(5, 25))
-        for _ in range(dice.whole(1, 5)):
-            angle, length = dice.between(0, 2 * math.pi), scale * dice.between(10, 70)
-            start = x, y
-            x = min(max(x + length * math.cos(angle), 0), width)
-            y = min(max(y + length * math.sin(angle), 0), height)
-            draw.line([start, (x, y)], fill=1, width=round(thick))
-            for end in (start, (x, y)):
-                _disc(draw, *end, thick / 2)
-
-
-def _discs(dice: Dice, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
-    """1 to 4 discs with radii of 5 to 25 % of the shorter side."""
-    for _ in range(dice.whole(1, 4)):
-        x, y = dice.between(0, width), dice.between(0, height)
-        _disc(draw, x, y, min(width, height) * dice.between(0.05, 0.25))
-
-
-def _rectangles(dice: Dice, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
-    """1 to 3 rectangles with sides of 30 to 100, at least 10 from the border."""
-    scale = min(width, height) / SIDE
-    margin = 10 * scale
-    for _ in range(dice.whole(1, 3)):
-        w, h = scale * dice.between(30, 100), scale * dice.between(30, 100)
-        x, y = dice.between(margin, width - margin - w), dice.between(margin, height - margin - h)
-        draw.rectangle([x, y, x + w, y + h], fill=1)
-
-
-def _outpainting(dice: Dice, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
-    """From each border 4 to 25 % with a chance of one half, from one of them at least."""
-    chosen = [side for side in range(4) if dice.between(0, 1) < 0.5] or [dice.whole(0, 3)]
-    for side in chosen:
-        w, h = (max(1, round(share * dice.between(0.04, 0.25))) for share in (width, height))
-        boxes = ((0, 0, w, height), (width - w, 0, width, height), (0, 0, width, h), (0, height - h, width, height))
-        left, top, right, bottom = boxes[side]
-        draw.rectangle([left, top, right - 1, bottom - 1], fill=1)
-
-
-def _full(dice: Dice, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
-    """The whole picture, so that the text alone is enough."""
-    draw.rectangle([0, 0, width, height], fill=1)
-
-
-def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float) -> None:
-    draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=1)
-
-
-FULL = "full"
-KINDS: dict[str, Callable[[Dice, ImageDraw.ImageDraw, int, int], None]] = {
-    "strokes": _strokes,
-    "discs": _discs,
-    "rectangles": _rectangles,
-    "outpainting": _outpainting,
-    FULL: _full,
-}
+NONE, RANDOM, FILES, ALPHA = "none", "random", "files", "alpha"
+WHITE = 127  # of 255, above which a pixel of a mask is to be filled
 
 
 @dataclass(frozen=True)
@@ -111,12 +40,16 @@ class MaskConfig(Checked):
 
     source: str = setting(
         NONE,
-        'Where the masks of an inpainting model\'s pictures come from: "random", or "files", NAME.mask.png beside each '
-        'picture, white where it is to be filled. "none": pictures without masks, for other models.',
-        choices=(NONE, RANDOM, FILES),
+        'Where the masks of an inpainting model\'s pictures come from: "random"; "files", NAME.mask.png beside each '
+        'picture, white where it is to be filled; "alpha", the transparent parts of the pictures. "none": pictures '
+        "without masks, for other models.",
+        choices=(NONE, RANDOM, FILES, ALPHA),
+    )
+    folder: str = setting(
+        "", "With files: a folder with masks of the pictures' names, instead of beside them. Any suffix of a picture."
     )
     shares: dict[str, float] = setting(
-        {"strokes": 0.225, "discs": 0.225, "rectangles": 0.225, "outpainting": 0.225, FULL: 0.1},
+        SHARES,
         "How often a random mask is of each kind; they need not sum to 1. full hides the whole picture.",
         low=0,
         high=1e6,
@@ -129,7 +62,9 @@ class MaskConfig(Checked):
         if set(self.shares) - set(KINDS) or not any(self.shares.values()):
             raise ValueError(f"shares must give some of {', '.join(KINDS)} a share above 0, got {self.shares}")
         if self.source != RANDOM and self.each > 1:
-            raise ValueError(f'each = {self.each} needs source = "random": a picture has one mask in a file, or none')
+            raise ValueError(f'each = {self.each} needs source = "random": a picture has one mask of its own, or none')
+        if self.folder and self.source != FILES:
+            raise ValueError(f'folder = "{self.folder}" is for source = "files": set it, or leave the folder out')
 
     def description(self) -> dict:
         """What decides the masks."""
@@ -137,73 +72,112 @@ class MaskConfig(Checked):
         return {"source": self.source, **drawn}
 
 
-def random_masks(seed: int, items: Sequence[int], size: tuple[int, int], shares: Mapping[str, float]) -> Tensor:
-    """Masks [B, 1, H, W] of pictures of ``size`` (width, height), 1 where they are to be filled and else 0.
+def with_own_masks(
+    pictures: Sequence[Picture], config: MaskConfig, sizes: PictureConfig
+) -> tuple[list[Picture], dict[str, str]]:
+    """The pictures with the person's own mask, its digest and its file, and the names of the others with the reason.
 
-    shares: how often each of `KINDS` comes. A mask of less than 1 % or more than 95 % of the picture is drawn again.
-    """
-    return torch.stack([_random_mask(Dice(seed, item), *size, shares) for item in items]).unsqueeze(1)
-
-
-def _random_mask(dice: Dice, width: int, height: int, shares: Mapping[str, float]) -> Tensor:
-    names, point = [name for name in KINDS if shares.get(name)], dice.between(0, sum(shares.values()))
-    edges = numpy.cumsum([shares[name] for name in names])
-    kind = names[min(int(numpy.searchsorted(edges, point, side="right")), len(names) - 1)]
-    while True:
-        canvas = Image.new("L", (width, height))
-        KINDS[kind](dice, ImageDraw.Draw(canvas), width, height)
-        mask = torch.from_numpy(numpy.asarray(canvas).copy()).float()
-        if kind == FULL or AREA[0] <= mask.mean().item() <= AREA[1]:
-            return mask
-
-
-def with_mask_files(pictures: Sequence[Picture]) -> tuple[list[Picture], dict[str, str]]:
-    """The pictures that have a mask beside them, with its digest, and the names of the others with the reason.
-
-    Raises ValueError when none has one.
+    Files in ``config.folder`` are no pictures themselves. Raises ValueError when no picture has a mask.
     """
     found: list[Picture] = []
     left_out: dict[str, str] = {}
+    buckets, folder = bucket_sizes(sizes), _folder(config, pictures)
     for picture in pictures:
-        path = mask_file(picture.path)
-        if why := _fault(path, picture):
+        if folder is not None and folder in picture.path.resolve().parents:
+            continue
+        path = _path(config, folder, picture)
+        if why := _fault(path, picture, config, bucket_of(picture.size, buckets)):
             left_out[picture.name] = why
         else:
-            found.append(picture._replace(mask=file_digest(path)))
+            found.append(picture._replace(mask=file_digest(path), mask_path=path))
     if not found:
-        name, why = next(iter(left_out.items()))
-        raise ValueError(f'no picture has a mask for [masks] source = "files": {name} {why}')
+        name, why = next(iter(left_out.items()), ("the folder", "holds masks alone"))
+        raise ValueError(f"no picture has a mask ({config.source}): {name} {why}")
     return found, left_out
 
 
-def _fault(path: Path, picture: Picture) -> str:
+def _folder(config: MaskConfig, pictures: Sequence[Picture]) -> Path | None:
+    if not config.folder:
+        return None
+    folder = Path(config.folder).resolve()
+    if not folder.is_dir():
+        raise ValueError(f"the folder of masks {config.folder} is not there")
+    if pictures and folder == _root(pictures[0]).resolve():
+        raise ValueError(f"the folder of masks {config.folder} is that of the pictures: put the masks into another one")
+    return folder
+
+
+def _root(picture: Picture) -> Path:
+    """The folder that a picture's name is relative to."""
+    return picture.path.parents[picture.name.count("/")]
+
+
+def _path(config: MaskConfig, folder: Path | None, picture: Picture) -> Path:
+    """Where the mask of a picture is, or would be: in a folder of masks it may have another suffix."""
+    if config.source == ALPHA:
+        return picture.path
+    if folder is None:
+        return mask_file(picture.path)
+    same = folder / picture.path.relative_to(_root(picture))
+    beside = [same, *(same.with_suffix(suffix) for suffix in SUFFIXES)]
+    return next((path for path in beside if path.is_file()), same)
+
+
+def _fault(path: Path, picture: Picture, config: MaskConfig, bucket: tuple[int, int]) -> str:
     if not path.is_file():
         return f"has no mask {path.name}"
     try:
-        mask = open_picture(path, "black").convert("L")
+        mask = _open_mask(path, config.source)
     except Exception as error:  # whatever a decoder makes of a damaged file
         return f"has a mask that cannot be read ({reason(error, path)})"
     if mask.size != picture.size:
         return f"is {picture.size[0]} x {picture.size[1]} and its mask {mask.size[0]} x {mask.size[1]}"
-    return "" if (numpy.asarray(mask) > 127).any() else "has a mask with nothing to fill (white)"
+    hides = numpy.asarray(mask) > WHITE
+    if not hides.any():
+        return f"has {'nothing transparent' if config.source == ALPHA else 'a mask with nothing to fill (white)'}"
+    if not _fitted(mask, bucket).any():
+        return f"has a mask of which nothing is left at {bucket[0]} x {bucket[1]}"
+    if config.source == ALPHA and _is_bare(numpy.asarray(open_picture(path, None))[hides]):
+        return "has a single colour under its transparent part, so there is nothing to learn from there; use mask files"
+    return ""
 
 
-def read_mask(picture: Picture, size: tuple[int, int]) -> Tensor:
-    """The mask [1, H, W] beside a picture, scaled and cropped as the picture is to ``size`` (width, height)."""
-    mask = ImageOps.fit(open_picture(mask_file(picture.path), "black").convert("L"), size, Image.Resampling.BILINEAR)
-    return (torch.from_numpy(numpy.asarray(mask).copy()) > 127).float().unsqueeze(0)
+def _is_bare(colours: numpy.ndarray) -> bool:
+    return bool((colours == colours[0]).all())
+
+
+def _open_mask(path: Path, source: str) -> Image.Image:
+    """White (255) where the picture is to be filled."""
+    if source == ALPHA:
+        return ImageOps.invert(load_picture(path).convert("RGBA").getchannel("A"))
+    return open_picture(path, "black").convert("L")
+
+
+def _fitted(mask: Image.Image, size: tuple[int, int]) -> numpy.ndarray:
+    return numpy.asarray(ImageOps.fit(mask, size, Image.Resampling.BILINEAR)) > WHITE
+
+
+def read_mask(picture: Picture, source: str, size: tuple[int, int]) -> Tensor:
+    """The own mask [1, H, W] of a picture, scaled and cropped as the picture is to ``size`` (width, height)."""
+    assert picture.mask_path is not None, "of with_own_masks"
+    return torch.from_numpy(_fitted(_open_mask(picture.mask_path, source), size)).float().unsqueeze(0)
 
 
 def masks_of(config: MaskConfig, pictures: Sequence[Picture], items: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Masks [B, 1, H, W] of items: item i is of picture i mod their number, at ``size`` (width, height)."""
-    if config.source == FILES:
-        return torch.stack([read_mask(pictures[i % len(pictures)], size) for i in items])
+    if config.source in (FILES, ALPHA):
+        return torch.stack([read_mask(pictures[i % len(pictures)], config.source, size) for i in items])
     return random_masks(config.seed, items, size, config.shares)
 
 
 def for_latents(masks: Tensor, scale: int) -> Tensor:
     """Masks [B, 1, H, W] of pictures for their latents, [B, 1, H / scale, W / scale]: 1 where any pixel is 1."""
     return nn.functional.max_pool2d(masks, scale)
+
+
+def for_pixels(masks: Tensor) -> Tensor:
+    """Masks [B, 1, H, W] of pictures as FLUX.1 Fill takes them, [B, 64, H / 8, W / 8]: each pixel is a channel."""
+    return nn.functional.pixel_unshuffle(masks, PIXELS)
 
 
 def hidden(images: Tensor, masks: Tensor) -> Tensor:

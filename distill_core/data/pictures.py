@@ -83,8 +83,9 @@ class Picture(NamedTuple):
     """A picture that can be read.
 
     name: relative to the folder, with /.  size: (width, height) as it is meant to be seen.  digest: of the file.
-    mask: digest of the mask beside it, empty where none is used.  source: the picture before it was edited, and its
-    digest, where it is an edit.  rejected: the picture that was found the worse one, and its digest, in a pair.
+    mask, mask_path: digest and file of its own mask, empty and None where none is used.  source: the picture before it
+    was edited, and its digest, where it is an edit.  rejected: the picture that was found the worse one, and its
+    digest, in a pair.
     """
 
     path: Path
@@ -93,6 +94,7 @@ class Picture(NamedTuple):
     size: tuple[int, int]
     digest: str
     mask: str = ""
+    mask_path: Path | None = None
     source: Path | None = None
     source_digest: str = ""
     rejected: Path | None = None
@@ -201,15 +203,21 @@ def caption_file(path: Path) -> Path:
     return upper if upper.is_file() and not lower.exists() else lower
 
 
-def open_picture(path: Path, background: str) -> Image.Image:
+def load_picture(path: Path) -> Image.Image:
+    """A picture as it is in its file, turned as its EXIF says; of an animation the first one."""
+    with Image.open(path) as opened:
+        opened.load()
+        return ImageOps.exif_transpose(opened)
+
+
+def open_picture(path: Path, background: str | None) -> Image.Image:
     """A picture in RGB as it is meant to be seen: turned as its EXIF says, transparent parts over the background.
 
+    background: None shows the colours that lie under what is transparent.
     16 bits are scaled to 8; of an animation it is the first picture. Raises what the decoder raises for a damaged file,
     ValueError for pixels that are no 8 or 16 bit numbers.
     """
-    with Image.open(path) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
+    image = load_picture(path)
     if image.mode == "F":
         raise ValueError("has floating-point pixels: save it as PNG or JPEG")
     if image.mode.startswith("I"):  # 16 bit grey; Pillow would clip it to white
@@ -218,9 +226,11 @@ def open_picture(path: Path, background: str) -> Image.Image:
             raise ValueError("has 32-bit pixels: save it as PNG or JPEG")
         image = Image.fromarray((values / 257).round().astype(numpy.uint8))
     if image.mode in TRANSPARENT or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, (*BACKGROUNDS[background], 255))
-        canvas.alpha_composite(image.convert("RGBA"))
-        image = canvas
+        image = image.convert("RGBA")
+        if background is not None:
+            canvas = Image.new("RGBA", image.size, (*BACKGROUNDS[background], 255))
+            canvas.alpha_composite(image)
+            image = canvas
     return image.convert("RGB")
 
 
@@ -252,7 +262,7 @@ def cropped_share(size: tuple[int, int], bucket: tuple[int, int]) -> float:
     return 1 - bucket[0] * bucket[1] / (size[0] * size[1] * scale_of(size, bucket) ** 2)
 
 
-def read_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
+def read_into(picture: Picture, bucket: tuple[int, int], background: str | None) -> Tensor:
     """[3, H, W] in [-1, 1]: the picture scaled to cover the bucket (width, height), its middle."""
     return read_file_into(picture.path, bucket, background)
 
@@ -269,7 +279,7 @@ def read_rejected_into(picture: Picture, bucket: tuple[int, int], background: st
     return read_file_into(picture.rejected, bucket, background)
 
 
-def read_file_into(path: Path, bucket: tuple[int, int], background: str) -> Tensor:
+def read_file_into(path: Path, bucket: tuple[int, int], background: str | None) -> Tensor:
     with large_pictures():
         image = ImageOps.fit(open_picture(path, background), bucket, Image.Resampling.LANCZOS)
     return torch.from_numpy(numpy.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..files import alone_in
 from ..models.denoiser import Cond, cat_conds
-from ..models.items import EXTRA, MASK, MASKED_IMAGE, REJECTED, SOURCE_IMAGE
+from ..models.items import EXTRA, MASK, MASKED_IMAGE, PIXEL_MASK, REJECTED, SOURCE_IMAGE
 from .buckets import differences, report, save
 from .manifest import OtherDataset, begin
-from .masks import NONE, MaskConfig, for_latents, hidden, masks_of
+from .masks import ALPHA, NONE, MaskConfig, for_latents, for_pixels, hidden, masks_of
 from .pictures import Picture, PictureConfig, by_bucket, read_into, read_rejected_into, read_source_into
 from .shards import Progress, Shard, fill
 
@@ -75,6 +75,7 @@ def cache_pictures(
     scale: int = 8,
     lengths: Sequence[int] | None = None,
     masks: MaskConfig = MaskConfig(),
+    takes: Sequence[str] = (MASK, MASKED_IMAGE),
 ) -> Iterator[Progress]:
     """Encode picture files as a dataset, with the report of their sizes beside it; goes on where it was stopped.
 
@@ -82,17 +83,19 @@ def cache_pictures(
     description: anything JSON that must agree when it goes on, the autoencoder above all.  scale: pixels of one
     position of a latent.  lengths: tokens of each caption where they differ.  masks: of an inpainting model's pictures;
     an item then has its mask and the latent of the picture that it hides a part of. Where the pictures have sources, an
-    item has the latent of its own, and likewise where they have rejected ones.
+    item has the latent of its own, and likewise where they have rejected ones.  takes: per-item tensors of the model;
+    one of `PIXEL_MASK` gets the mask in pixels.
     Raises OtherDataset, which names the pictures that are other ones now.
     """
     folder, said = Path(folder), report(pictures, left_out, config)
     content = hashlib.sha256(json.dumps(said["files"], sort_keys=True).encode()).hexdigest()
     settings = {name: getattr(config, name) for name in OF_LATENTS}
     manifest = {"guidance": 1.0, "state_sigmas": [], "content": content, "pictures": settings, "dtype": config.dtype}
-    masked, sourced = masks.source != NONE, pictures[0].source is not None
-    pairs = pictures[0].rejected is not None
+    masked, mask = masks.source != NONE, PIXEL_MASK if PIXEL_MASK in takes else MASK
+    sourced, pairs = pictures[0].source is not None, pictures[0].rejected is not None
     if masked:
-        manifest["masks"] = masks.description()
+        manifest["masks"] = masks.description() | ({"of": mask} if mask != MASK else {})
+    background = None if masks.source == ALPHA else config.background  # what is hidden is learnt from
     groups: dict[tuple, list[int]] = defaultdict(list)
     for bucket, numbers in by_bucket(pictures, config).items():
         for number in numbers:
@@ -106,7 +109,7 @@ def cache_pictures(
 
     def make(items: Sequence[int], shard: int) -> dict[str, Tensor]:
         bucket, numbers = parts[shard][0], [i % len(pictures) for i in items]
-        images = torch.stack([read_into(pictures[number], bucket, config.background) for number in numbers])
+        images = torch.stack([read_into(pictures[number], bucket, background) for number in numbers])
         # In batches of other sizes an encoder rounds otherwise, and the copies of a picture are to have one latent.
         at_once = 1 if masks.each > 1 else len(images)
         latents = torch.cat([encode(part).float().cpu() for part in images.split(at_once)])
@@ -117,7 +120,7 @@ def cache_pictures(
         if masked:
             drawn = masks_of(masks, pictures, items, bucket)
             made[EXTRA + MASKED_IMAGE] = encode(hidden(images, drawn)).float().cpu()
-            made[EXTRA + MASK] = for_latents(drawn, scale)
+            made[EXTRA + mask] = for_latents(drawn, scale) if mask == MASK else for_pixels(drawn)
         if pairs:
             rejected = [read_rejected_into(pictures[number], bucket, config.background) for number in numbers]
             made[REJECTED] = encode(torch.stack(rejected)).float().cpu()
@@ -131,7 +134,7 @@ def cache_pictures(
             raise OtherDataset(folder, error.changes, error.stored, {"content": told} if told else {}) from None
         save(folder, said)
         plan = [Shard(group, (height // scale, width // scale)) for (width, height), group in parts]
-        needs = ["latents", "context", *([EXTRA + MASK, EXTRA + MASKED_IMAGE] if masked else [])]
+        needs = ["latents", "context", *([EXTRA + mask, EXTRA + MASKED_IMAGE] if masked else [])]
         needs += [EXTRA + SOURCE_IMAGE] if sourced else []
         needs += [REJECTED] if pairs else []
         metadata = {"state_sigmas": "[]"}

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.dataset import Batch
+from ..devices import like
 from ..diffusion.noise import ItemNoise
 from ..models.denoiser import Denoiser
 from ..models.precision import on_device
+from ..models.strengths import FREQUENCIES, sinusoids
 
 
 def time_embedding(flow_time: Tensor, dim: int = 64) -> Tensor:
@@ -90,9 +92,11 @@ class MapHead(nn.Module):
 class LatentDiscriminator(nn.Module):
     """LADD's discriminator: one independent head per tapped teacher block (LADD section 3).
 
-    channels: channel count of each tapped map.  pooled_dim: size of the pooled text embedding, 0 for none.
-    ``forward(maps, flow_time, pooled)``: maps [B, C_k, H, W], the noise level of the re-noised latent as flow time [B]
-    and pooled [B, P] -> logits [B, N] of all heads and positions, so that a mean over logits is a mean over both.
+    channels: channel count of each tapped map.  pooled_dim: size of the pooled text embedding, 0 for none.  strengths:
+    whether the heads see the guidance strengths of the items: else a student that is told them learns to ignore them.
+    ``forward(maps, flow_time, pooled, strengths)``: maps [B, C_k, H, W], the noise level of the re-noised latent as
+    flow time [B], pooled [B, P] and strengths [B, 2] -> logits [B, N] of all heads and positions, so that a mean over
+    logits is a mean over both.
     Everything is computed in the precision of the heads (float32 in training), whatever that of the maps is.
     """
 
@@ -104,10 +108,12 @@ class LatentDiscriminator(nn.Module):
         blocks: int = 2,
         kernel: int = 3,
         cond_dim: int = 128,
+        strengths: bool = False,
     ) -> None:
         super().__init__()
         self.time = nn.Linear(64, cond_dim)
         self.pooled = nn.Linear(pooled_dim, cond_dim, bias=False) if pooled_dim else None
+        self.strengths = nn.Linear(4 * FREQUENCIES, cond_dim, bias=False) if strengths else None
         self.heads = nn.ModuleList(MapHead(c, cond_dim, width, blocks, kernel) for c in channels)
 
     @classmethod
@@ -130,18 +136,24 @@ class LatentDiscriminator(nn.Module):
         for head, features in zip(self.heads, maps, strict=True):
             cast(MapHead, head).norm.calibrate(features)
 
-    def forward(self, maps: Sequence[Tensor], flow_time: Tensor, pooled: Tensor | None) -> Tensor:
+    def forward(
+        self, maps: Sequence[Tensor], flow_time: Tensor, pooled: Tensor | None, strengths: Tensor | None = None
+    ) -> Tensor:
         if len(maps) != len(self.heads):
             raise ValueError(f"{len(self.heads)} heads were given {len(maps)} feature maps")
         with torch.autocast(flow_time.device.type, enabled=False):  # logits that differ little must still differ
-            return self._logits(maps, flow_time, pooled)
+            return self._logits(maps, flow_time, pooled, strengths)
 
-    def _logits(self, maps: Sequence[Tensor], flow_time: Tensor, pooled: Tensor | None) -> Tensor:
+    def _logits(
+        self, maps: Sequence[Tensor], flow_time: Tensor, pooled: Tensor | None, strengths: Tensor | None
+    ) -> Tensor:
         dtype = self.time.weight.dtype
         cond = self.time(time_embedding(flow_time).to(dtype))
         if self.pooled is not None:
             assert pooled is not None  # as in the batch that these heads were made for
             cond = cond + self.pooled(pooled.to(dtype))
+        if self.strengths is not None and strengths is not None:
+            cond = cond + self.strengths(sinusoids(like(strengths, self.strengths.weight)))
         cond = nn.functional.silu(cond)
         logits = [head(m.to(dtype), cond).flatten(1) for head, m in zip(self.heads, maps, strict=True)]
         return torch.cat(logits, dim=1)

@@ -141,8 +141,9 @@ class Ingredients:
 
     def latent_heads(self) -> tuple[list[str], LatentDiscriminator]:
         """The teacher's blocks that LADD's heads read, and the heads."""
-        taps = list(self.taps) or self.teacher.backend.default_taps()
-        return taps, LatentDiscriminator.for_teacher(self.teacher, taps, self.example, **self.head_size())
+        taps, told = list(self.taps) or self.teacher.backend.default_taps(), self.student.strengths is not None
+        size = self.head_size()
+        return taps, LatentDiscriminator.for_teacher(self.teacher, taps, self.example, strengths=told, **size)
 
 
 def tiny_decoder(folder: str | Path, device: torch.device | str = "cpu") -> Components:

@@ -139,6 +139,7 @@ class MethodConfig(Checked):
     default_levels: ClassVar[int] = 4
     sections: ClassVar[tuple[str, ...]] = ("discriminator",)  # shared sections of the TOML file that it reads
     checks_paths: ClassVar[bool] = False  # whether stored pairs are tried by running one path again (`check_pairs`)
+    heads_see_strengths: ClassVar[bool] = False  # whether its discriminator is told the strengths of the items
     needs: ClassVar[dict[str, str]] = {}  # per-item tensors that it learns from, and how items are made with them
     own_teacher: ClassVar[bool] = False  # whether the model itself must be the teacher
 

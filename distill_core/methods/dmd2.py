@@ -23,6 +23,7 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import draw_evenly
 from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Cond, Denoiser
+from ..models.strengths import strengths_of
 from ..settings import setting
 from . import losses
 from .base import Distance, StudentMethod, StudentStep, Term
@@ -78,6 +79,7 @@ class DMD2Config(MethodConfig):
     name: ClassVar[str] = "dmd2"
     title: ClassVar[str] = "DMD2"
     paper: ClassVar[str] = "Yin et al. 2024, arXiv 2405.14867"
+    heads_see_strengths: ClassVar[bool] = True
     known_terms = (MATCHING, "adversarial", "pairs", "consistency", "denoising")
 
     def __post_init__(self) -> None:
@@ -100,7 +102,10 @@ class DMD2Config(MethodConfig):
                 "shard: a second network for the fake score cannot be trained with the student: set fake_score_rank in "
                 "[dmd2], 64 for example, or shard = false"
             )
-        return ingredients.components.trainable_teacher(rank, lora.targets if lora else ())
+        view = ingredients.components.trainable_teacher(rank, lora.targets if lora else ())
+        if (strengths := ingredients.student.strengths) is not None:
+            view.strengths = view.backend.new_strengths(strengths.config)
+        return view
 
 
 class DMD2(StudentMethod):
@@ -177,7 +182,8 @@ class DMD2(StudentMethod):
         return loss, {"discriminator": loss.detach(), **discriminator_health(pick(fake, rows), pick(real, rows))}
 
     def _logits(self, maps: list[Tensor], step: DMD2Step) -> Tensor:
-        return self.discriminator(maps, self.teacher.process.flow_time(step.renoise_sigma), step.batch.cond.pooled)
+        cond, time = step.batch.cond, self.teacher.process.flow_time(step.renoise_sigma)
+        return self.discriminator(maps, time, cond.pooled, strengths_of(cond))
 
 
 def matching_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import logit_normal
 from ..discriminators.latent import LatentDiscriminator
 from ..models.denoiser import Cond, Denoiser
+from ..models.strengths import strengths_of
 from ..settings import setting
 from . import losses
 from .base import Distance, Term
@@ -93,6 +94,7 @@ class LADDConfig(DistillationConfig):
     name: ClassVar[str] = "ladd"
     title: ClassVar[str] = "LADD"
     paper: ClassVar[str] = "Sauer et al. 2024, arXiv 2403.12015"
+    heads_see_strengths: ClassVar[bool] = True
 
     def build(self, ingredients: Ingredients) -> LADD:
         taps, discriminator = ingredients.latent_heads() if self.weight("adversarial") else ([], None)
@@ -175,7 +177,8 @@ class LADD(Distilling):
         return loss, logs
 
     def _logits(self, maps: list[Tensor], step: LADDStep) -> Tensor:
-        return self.discriminator(maps, step.renoise_time, step.batch.cond.pooled)
+        cond = step.batch.cond
+        return self.discriminator(maps, step.renoise_time, cond.pooled, strengths_of(cond))
 
 
 class LADDStep(DistillationStep):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.dataset import Batch
+from ..models.strengths import StrengthsConfig
 from .add import ADDConfig
 from .base import StudentMethod
 from .components import Components, Ingredients
@@ -34,13 +35,22 @@ def new_method(
     rank: int,
     *,
     targets: Sequence[str] = (),
+    strengths: StrengthsConfig = StrengthsConfig(),
     **ingredients: Any,
 ) -> StudentMethod:
     """The method that ``config`` is of, with fresh weights from torch's global generator.
 
     example: a batch whose shapes the discriminator must fit.  rank: of the student's LoRA on the layers ``targets``
-    (empty: the backend's own), 0 for full fine-tuning.  ingredients: the other fields of `Ingredients`.
+    (empty: the backend's own), 0 for full fine-tuning.  strengths: whether the student is told them.
+    ingredients: the other fields of `Ingredients`.
     Raises ValueError for components that are missing.
     """
     student = components.trainable_view(rank, targets)
+    if strengths.told:
+        if config.weight("adversarial") and not config.heads_see_strengths:
+            raise ValueError(
+                f"[strengths] told: the discriminator of {config.title} does not see the strengths, and the student "
+                "would learn to ignore them: take LADD or DMD2, or give adversarial no weight"
+            )
+        student.strengths = student.backend.new_strengths(strengths)
     return config.build(Ingredients(components, student, components.teacher_view, example, **ingredients))

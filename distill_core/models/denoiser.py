@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from .items import EXTRA, conditions
 from .lora import Lora, LoraSwitch
 from .lora_start import Parts
 from .offload import Offload
+from .strengths import StrengthEmbedding, StrengthsConfig
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ class Backend(Protocol):
 
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora: ...
 
+    def new_strengths(self, config: StrengthsConfig) -> StrengthEmbedding: ...  # of a student that edits
+
     def lora_parts(self, state: dict[str, Tensor]) -> tuple[Parts, list[str]]: ...  # of a file, by layer; what is left
 
     def offload(self, device: torch.device | str, tier: str, folder: Path | None = None, copies=False) -> Offload: ...
@@ -212,9 +216,11 @@ class Denoiser:
     Called with x [B, C, H, W], sigma [B] and a Cond of B rows it returns the denoised latent, computed in float32
     around a network of any precision. A fully fine-tuned student is ``Denoiser`` on a copy of the backbone.
     base: of such a student, the backend that its network is a copy of.  name: what files and messages call a teacher
-    that is another than the model, empty for the model itself.
+    that is another than the model, empty for the model itself.  strengths: of a student that is told them.
     Raises ValueError when the batch sizes differ.
     """
+
+    strengths: StrengthEmbedding | None = None
 
     def __init__(self, backend: Backend, lora: Lora | None = None, base: Backend | None = None, name: str = "") -> None:
         self.backend, self.lora, self.base, self.name = backend, lora, base or backend, name
@@ -229,8 +235,15 @@ class Denoiser:
         return getattr(self.backend, "sharding", None) is not None
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters a student trains, by name: its LoRA or, without one, the whole network."""
-        return dict((self.lora or self.backend.network).named_parameters())
+        """The parameters a student trains, by name: its LoRA or, without one, the whole network; its strengths."""
+        told = self.strengths.named_parameters("strengths") if self.strengths else ()
+        return {**dict((self.lora or self.backend.network).named_parameters()), **dict(told)}
+
+    @contextmanager
+    def _on(self, cond: Cond, inputs: tuple[object, Tensor] | None = None) -> Iterator[None]:
+        """What makes this view, around a forward with ``cond``."""
+        with self.backend.switch.on(self.lora, inputs), self.strengths.told(cond) if self.strengths else nullcontext():
+            yield
 
     def _network_input(self, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         if not len(x) == len(sigma) == len(cond):
@@ -239,7 +252,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         model_input, timestep = self._network_input(x, sigma, cond)
-        with self.backend.switch.on(self.lora):
+        with self._on(cond):
             output = self.backend.forward(model_input, timestep, cond)
         return self.process.calculate_denoised(sigma, output.to(x.dtype), x)
 
@@ -251,13 +264,13 @@ class Denoiser:
         inputs: carried by the switch to whoever hooked the blocks (`discriminators.NetworkDiscriminator`).
         """
         model_input, timestep = self._network_input(x, sigma, cond)
-        with self.backend.switch.on(self.lora, inputs):
+        with self._on(cond, inputs):
             return self.backend.maps(model_input, timestep, cond, taps)
 
     def with_features(self, x: Tensor, sigma: Tensor, cond: Cond, taps: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         """The denoised latent and the `features`, both of one forward."""
         model_input, timestep = self._network_input(x, sigma, cond)
-        with self.backend.switch.on(self.lora):
+        with self._on(cond):
             *maps, output = self.backend.maps(model_input, timestep, cond, taps, whole=True)
         return self.process.calculate_denoised(sigma, output.to(x.dtype), x), maps
 

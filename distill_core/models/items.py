@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 EXTRA = "extra."  # before the names of a conditioning's further tensors, in files
@@ -40,10 +41,12 @@ class ItemTensor:
 
 
 MASK, MASKED_IMAGE, SOURCE_IMAGE, REJECTED = "inpaint_mask", "masked_image", "source_image", "rejected"
-TEXT_STRENGTH, IMAGE_STRENGTH = "text_strength", "image_strength"
+PIXEL_MASK, TEXT_STRENGTH, IMAGE_STRENGTH = "pixel_mask", "text_strength", "image_strength"
+PIXELS = 8  # a side of a latent's position, in the pixels of a mask for FLUX.1 Fill
 
 ITEM_TENSORS = {
     MASK: ItemTensor("a mask, 1 where the picture is to be filled", 1, low=0, high=1),
+    PIXEL_MASK: ItemTensor("the same of each pixel, 8 x 8 to a position of the latent", PIXELS**2, low=0, high=1),
     MASKED_IMAGE: ItemTensor("the latent of the picture without what the mask hides", SAME),
     SOURCE_IMAGE: ItemTensor("the latent of the picture that is to be edited", SAME),
     "reference_image": ItemTensor(
@@ -102,3 +105,16 @@ def missing(names: Sequence[str], there: Mapping[str, Tensor]) -> str:
     """Which of the tensors ``names`` are not there, in words; else empty."""
     lacking = [name for name in names if name not in there]
     return " and ".join(f"{name} ({ITEM_TENSORS[name].what})" for name in lacking)
+
+
+def hole(extra: Mapping[str, Tensor]) -> Tensor | None:
+    """Where items are to be filled, [B, 1, H, W] at the latents' size: 1 where any pixel is. None for items without a
+    mask."""
+    mask = extra.get(MASK, extra.get(PIXEL_MASK))
+    return None if mask is None else mask.amax(1, keepdim=True)
+
+
+def filled(result: Tensor, pictures: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+    """Latents [B, C, H, W] of what a model made of items, and of the items' pictures where there is nothing to fill."""
+    mask = hole(extra)
+    return result if mask is None else torch.where(mask.to(result.device) > 0, result, pictures.to(result))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .lora import Lora
+from .strengths import split_strengths
 
 PREFIXES = ("", "transformer_", "unet_", "lora_unet_", "lora_transformer_", "diffusion_model_", "base_model_model_")
 MATRIX = re.compile(r"(.+?)[._](lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(\.default)?\.weight")
@@ -35,11 +36,12 @@ Parts = dict[str, list[Part]]  # layer -> what the file has for it
 def parts_by_name(state: Mapping[str, Tensor], layers: Iterable[str]) -> tuple[Parts, list[str]]:
     """The matrices of a file in diffusers', peft's or kohya's names, by layer, and the names that fit no layer.
 
-    Text encoders' are left out. Raises ValueError for a file whose tensors are not pairs of matrices.
+    Text encoders' are left out, and so is the embedding of strengths, which is 0 at the default ones. Raises ValueError
+    for a file whose tensors are not pairs of matrices.
     """
     known = {layer.replace(".", "_"): layer for layer in layers}
     found: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
+    for key, value in split_strengths(state)[0].items():
         match = MATRIX.fullmatch(key)
         if match:
             name, kind = match[1], "down" if match[2] in DOWN else "up"

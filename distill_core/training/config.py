@@ -23,6 +23,7 @@ from ..methods.config import MethodConfig
 from ..methods.registry import METHODS
 from ..models.lora import LoraConfig
 from ..models.pipelines import ModelConfig, is_guidance_distilled
+from ..models.strengths import StrengthsConfig
 from ..models.teachers import TeacherConfig
 from ..settings import Checked, Setting, setting, settings_of
 from .loop_config import TrainConfig
@@ -51,6 +52,9 @@ class Config(Checked):
     )
     model: ModelConfig = setting(ModelConfig, "The network to distil, and the student on it.")
     lora: LoraConfig = setting(LoraConfig, "The student's LoRA beside its rank and its layers.")
+    strengths: StrengthsConfig = setting(
+        StrengthsConfig, "Guidance strengths that the student of a model that edits pictures is told."
+    )
     teacher: TeacherConfig = setting(TeacherConfig, "Who the student learns from.")
     prompts: PromptConfig = setting(PromptConfig, "What the pictures are to show.")
     cache: CacheConfig = setting(CacheConfig, "How the teacher's latents are made (command `cache`).")

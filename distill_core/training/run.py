@@ -41,7 +41,7 @@ from .monitor import Condition, Health, Monitor
 from .other_teacher import check_other_teacher, maker
 from .progress import Snapshots
 from .run_folder import LogFile, RunFolder
-from .student import StudentConfig, pick_targets, start_from
+from .student import StudentConfig, check_strengths, pick_targets, start_from, strengths_told
 from .trackers import Trackers
 from .validation import Validation
 
@@ -112,6 +112,7 @@ def new_run(
     backend, method, device = components.backend, config.method, components.device
     guidance = dataset.manifest()["guidance"]
     check_fits(dataset, backend.limits(), method.needs)
+    check_strengths(config.student.strengths, dataset)
     if components.teacher is not None:
         check_other_teacher(components.teacher, method, backend, dataset.batch(0, 1, config.train.seed).to(device))
     elif method.weight("pairs"):
@@ -164,6 +165,7 @@ def assemble(
             example,
             student.rank,
             targets=targets,
+            strengths=student.strengths,
             uncond=uncond,
             guidance=guidance if config.guidance is None else config.guidance,
             distance=distance,
@@ -174,7 +176,7 @@ def assemble(
     if (lora := built.student.lora) is not None:
         lora.configure(student.lora)
         if student.lora.start_from:
-            start_from(backend, lora, Path(student.lora.start_from))
+            start_from(backend, lora, Path(student.lora.start_from), built.student.strengths)
         if student.lora.adapter:
             if [name for name, weight in method.terms.items() if weight] != ["denoising"]:
                 raise ValueError(
@@ -305,6 +307,7 @@ def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str
     """The averaged student's tensors (a LoRA, or the differences of all weights), and the description that
     `lora_files.save_lora` writes beside them."""
     denoiser, method, members = run.method.student, config.method, run.dataset.members
+    told: dict[str, Any] = {}
     mix = {"mix": [member.digest() for member in members]} if len(members) > 1 else {}  # which `evaluate` knows again
     usage = {
         "sigmas": list(run.method.levels),
@@ -314,12 +317,16 @@ def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str
     }
     with run.ema_weights():
         state = denoiser.backend.export(denoiser.lora)
+        if denoiser.strengths is not None:
+            state |= denoiser.strengths.export()
+            told = {"strengths": strengths_told(denoiser.strengths.config, run.dataset)}
     return state, {
         "method": method.title_with_terms(),
         "weights": "lora" if denoiser.lora else "differences",
         **(usage if method.few_steps else {}),
         **({"adapter": Path(config.student.lora.adapter).name} if config.student.lora.adapter else {}),
         **told_guidance(run),
+        **told,
         **denoiser.base.description(),
         **({"teacher": run.method.teacher.name} if run.method.teacher.name else {}),
         "steps": run.step,

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ..data.dataset import LatentDataset
 from ..diffusion.samplers import SAMPLERS
 from ..files import check_finite, load_tensors
+from ..lora_files import read_lora
 from ..models.denoiser import Backend
 from ..models.lora import Lora, LoraConfig
 from ..models.lora_start import DOWN, MATRIX, start_lora
+from ..models.strengths import NAMES, StrengthEmbedding, StrengthsConfig, split_strengths
 from ..settings import Checked, setting
+
+ROUNDING = 0.005  # of a strength, in a dataset's files
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class StudentConfig(Checked):
     )
     sampler_options: dict[str, float] = setting({}, "Options of that sampler, for example eta.")
     lora: LoraConfig = setting(LoraConfig, "Its LoRA beside rank and layers.", added=True)
+    strengths: StrengthsConfig = setting(StrengthsConfig, "Whether it is told the strengths to edit at.", added=True)
     cfg: float = setting(
         1.0, "Guidance scale that it is sampled with, written into its file.", added=True, low=0, high=100
     )
@@ -67,8 +73,9 @@ def pick_targets(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]
     return tuple(name for name in names if name in chosen)
 
 
-def start_from(backend: Backend, lora: Lora, path: Path) -> None:
-    """Give a fresh LoRA what a file holds. Raises ValueError for one that does not fit."""
+def start_from(backend: Backend, lora: Lora, path: Path, strengths: StrengthEmbedding | None = None) -> None:
+    """Give a fresh LoRA what a file holds, and the embedding of strengths, where the student has one and so has the
+    file. Raises ValueError for one that does not fit."""
     state, _ = load_tensors(path)
     check_finite(state, f"start_from: {path.name}", "choose another LoRA")
     try:
@@ -76,6 +83,53 @@ def start_from(backend: Backend, lora: Lora, path: Path) -> None:
     except ValueError as error:
         raise ValueError(f"start_from: {path.name}: {error}") from error
     start_lora(lora, parts, strange, path.name)
+    embedding = split_strengths(state)[1]
+    if strengths is None or not embedding:
+        return
+    said = read_lora(path)[1].get("strengths", {})
+    default = tuple(values[1] for values in (said[name] for name in NAMES if name in said))
+    if default != strengths.default:
+        raise ValueError(
+            f"start_from: {path.name} was trained around other strengths, {default}: set [strengths] text and image to "
+            "these"
+        )
+    try:
+        strengths.load_export(embedding)
+    except ValueError as error:
+        raise ValueError(f"start_from: {path.name}: {error}; set [strengths] width as there") from error
+
+
+def check_strengths(config: StrengthsConfig, dataset: LatentDataset) -> None:
+    """Refuse a student that is told strengths of which the dataset can teach it nothing. Raises ValueError."""
+    if not config.told:
+        return
+    spans = {name: dataset.span(name) for name in NAMES}
+    cure = "make the items with ranges in [cache] text_strength and image_strength, or set told = false"
+    for name, default in zip(NAMES, (config.text, config.image), strict=True):
+        span = spans[name]
+        if span is None:
+            raise ValueError(f"[strengths] told: the items in {dataset.folder} have no {name}; {cure}")
+        if not span[0] * (1 - ROUNDING) <= default <= span[1] * (1 + ROUNDING):
+            raise ValueError(
+                f"[strengths] {name.removesuffix('_strength')} is {default:g}, and the items in {dataset.folder} were "
+                f"made at {spelled(span)}: set it inside of that"
+            )
+    if all(span is not None and span[0] == span[1] for span in spans.values()):
+        raise ValueError(f"[strengths] told: all items in {dataset.folder} have the same strengths; {cure}")
+
+
+def spelled(span: tuple[float, float]) -> str:
+    """ "3 to 10", "1.5"."""
+    return f"{span[0]:g}" if span[0] == span[1] else f"{span[0]:g} to {span[1]:g}"
+
+
+def strengths_told(config: StrengthsConfig, dataset: LatentDataset) -> dict[str, list[float]]:
+    """What a student's file says of the strengths that it is told: the lowest, the default and the highest of each."""
+    told = {}
+    for name, default in zip(NAMES, (config.text, config.image), strict=True):
+        low, high = dataset.span(name) or (default, default)
+        told[name] = [min(low, default), default, max(high, default)]
+    return told
 
 
 def rank_of_file(path: str | Path) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...distill_core.models.denoiser import Cond, cat_conds
 from ...distill_core.models.items import conditions
 from .architectures import Architecture
+from .items import host_values
 
 # Settings in a CONDITIONING that mean the whole image at every step, and so can be left out.
 NEUTRAL = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "set_area_to_bounds": False}
@@ -79,22 +80,20 @@ def _rows(value: Tensor, rows: int) -> Tensor:
     return value.expand(rows, *value.shape[1:]).contiguous() if len(value) == 1 else value
 
 
-def host_conds(model, cond: Cond, noise: Tensor, scale: int) -> dict:
-    """One row of a Cond, processed by the host's own ``extra_conds`` for latents like ``noise`` [1, C, (1,) H, W].
+def conditioning_of(model, cond: Cond) -> list:
+    """One row of a Cond as a CONDITIONING of the host: the inverse of `cond_of`, with per-item tensors as the host's
+    nodes write them (`items.host_values`).
 
-    model: the host's model_base object.  scale: pixels per latent position. Raises ValueError when the model needs
-    something that the conditioning lacks.
+    model: the host's model_base object. Raises ValueError for per-item tensors that it has no input for.
     """
-    if own := conditions(cond.extra):
-        raise ValueError(
-            f"the items of this dataset have {' and '.join(own)}, which models of the graph are not told yet: train on "
-            "it from the command line"
-        )
     tokens = cond.context.shape[1] if cond.mask is None else int(cond.mask.sum().item())
-    values = {"cross_attn": cond.context[:, :tokens], "pooled_output": cond.pooled}
+    own = conditions(cond.extra)
+    values: dict = {"pooled_output": cond.pooled, **host_values(model, own)}
     if cond.guidance is not None:
         values["guidance"] = cond.guidance.item()
     for name, value in cond.extra.items():
+        if name in own:
+            continue
         base, is_list, _ = name.partition(LIST)
         if is_list:
             values.setdefault(base, []).append(value.clone())  # the host writes into some of them
@@ -102,14 +101,24 @@ def host_conds(model, cond: Cond, noise: Tensor, scale: int) -> dict:
             values[base] = value[:, :tokens].long()  # a mask of floats would count as a bias
         else:
             values[base] = value.item() if value.ndim == 1 else value.clone()
+    return [[cond.context[:, :tokens], {name: value for name, value in values.items() if value is not None}]]
+
+
+def host_conds(model, cond: Cond, noise: Tensor, scale: int) -> dict:
+    """One row of a Cond, processed by the host's own ``extra_conds`` for latents like ``noise`` [1, C, (1,) H, W].
+
+    model: the host's model_base object.  scale: pixels per latent position. Raises ValueError when the model needs
+    something that the conditioning lacks, or as `conditioning_of`.
+    """
+    ((context, values),) = conditioning_of(model, cond)
     size = {"width": noise.shape[-1] * scale, "height": noise.shape[-2] * scale}
     common = {
         "device": noise.device,
         "noise": noise,
         "latent_image": torch.zeros_like(noise),
         "prompt_type": "positive",
+        "cross_attn": context,
     }
-    values = {name: value for name, value in values.items() if value is not None}
     try:
         conds = model.extra_conds(**{**size, **common, **values})
     except KeyError as error:

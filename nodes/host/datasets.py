@@ -30,6 +30,7 @@ from .conditioning import check_places, cond_of
 from .folders import dataset_folder
 from .glimpse import glimpse
 from .identity import identity
+from .items import check_dataset_items, check_told
 from .model import family_name, training_process_of
 from .teacher import HostTeacher, one_entry
 
@@ -105,6 +106,7 @@ def make_teacher_latents(
     grid = with_levels(grid, levels)
     latent_sizes = parse_sizes(sizes, model.get_model_object("latent_format").spacial_downscale_ratio)
     conds, uncond, description = training_conditionings(model, positives, negative)
+    check_told(model.model, conds)
     kinds = len(latent_sizes) * len(groups_by_length(conds))  # a shard holds one, and all are to have a turn soon
     config = CacheConfig(
         count=count,
@@ -236,6 +238,7 @@ def make_image_dataset(
             "the images with this model's own VAE"
         )
     conds, uncond, description = training_conditionings(model, positives, negative)
+    check_told(model.model, conds)
     scaled = [model.model.process_latent_in(image.unsqueeze(0).float())[0].cpu() for image in images]
     single = [image[:, 0] if image.ndim == 4 and image.shape[1] == 1 else image for image in scaled]
     try:
@@ -270,7 +273,8 @@ def digest_of(conds: Sequence[Cond]) -> str:
 def open_dataset(source: Path | Mix, model, pairs: bool) -> LatentDataset:
     """The dataset, or several mixed, checked against the MODEL that is to be trained on it.
 
-    Raises ValueError for one of another family or channel count and, with ``pairs``, for one of another teacher.
+    Raises ValueError for one of another family or channel count, for one without what the model takes of every picture
+    and, with ``pairs``, for one of another teacher.
     """
     dataset, family = open_data(source), family_name(model)
     wanted = model.get_model_object("latent_format").latent_channels
@@ -281,6 +285,7 @@ def open_dataset(source: Path | Mix, model, pairs: bool) -> LatentDataset:
                 f"the dataset {member.folder.name} was made for {made_for or 'another family'} ({channels} latent "
                 f"channels), but the model is {family} ({wanted} channels): make the dataset with this model"
             )
+    check_dataset_items(model.model, dataset)
     if pairs:
         check_teacher(dataset, identity(model))
     return dataset

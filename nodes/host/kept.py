@@ -20,6 +20,7 @@ from ...distill_core.data.mix import Mix, open_data
 from ...distill_core.presets.recipe import Recipe
 from .datasets import digest_of, sample_all, training_conditionings
 from .folders import dataset_folder
+from .items import check_told
 from .pictures import encoded
 from .prompts import SHIPPED, lines_of
 from .sampling import recipe_sampler
@@ -64,7 +65,8 @@ class TurboSamples:
     prompts: a CONDITIONING each; the samples take them in turn, and the latent sizes [H, W], too.
     empty: the conditioning of an empty text, None for zeros.  batch_size: of the sampling.
     states: whether the states on the way are stored, which the terms on kept items need.
-    Raises ValueError for a turbo that is sampled with guidance where there is no empty prompt.
+    Raises ValueError for a turbo that is sampled with guidance where there is no empty prompt, and for one that is to
+    fill or edit pictures where the prompts say of none.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class TurboSamples:
             )
         self.model, self.prompts, self.recipe, self.empty = model, prompts, recipe, empty
         self.conds, self.uncond, made_by = training_conditionings(model, prompts, empty)
+        check_told(model.model, self.conds)
         levels = recipe.sigmas[:-1].tolist()
         self.config = replace(
             kept_config(levels, count, tuple(sizes[0]), guidance=recipe.cfg, seed=seed),

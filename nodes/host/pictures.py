@@ -14,17 +14,29 @@ from torch import Tensor
 
 from ...distill_core.data import buckets
 from ...distill_core.data.manifest import OtherDataset
-from ...distill_core.data.pictures import Picture, PictureConfig, caption_file, find, survey
+from ...distill_core.data.masks import ALPHA, FILES, NONE, RANDOM, MaskConfig, with_own_masks
+from ...distill_core.data.pictures import Picture, PictureConfig, caption_file, find, mask_file, survey
+from ...distill_core.data.random_masks import KINDS
 from ...distill_core.data.real import cache_pictures
 from ...distill_core.digests import weights_digest
 from ...distill_core.models.denoiser import cat_conds
 from ...distill_core.models.mini import ASSETS
 from .datasets import CURE, WIDGETS, training_conditionings
 from .folders import dataset_folder
+from .items import check_makes
 from .parts import autoencoder_of
 
 EXAMPLES = "example pictures (shipped)"
 EXAMPLE_FOLDER = ASSETS.parent / "pictures"  # of the mini model's classes, inverted, in three shapes
+BESIDE = "beside the pictures"
+MASK_WIDGETS = {
+    "masks": "masks",
+    "masks.source": "masks",
+    "masks.each": "masks_each",
+    "masks.seed": "mask_seed",
+    "masks.of": "model (another kind of inpainting)",
+    **{f"masks.shares.{kind}": f"{kind} of mask_shares" for kind in KINDS},
+}
 
 
 def picture_folders() -> list[str]:
@@ -32,26 +44,34 @@ def picture_folders() -> list[str]:
     return [EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
 
 
+def mask_folders() -> list[str]:
+    """Where masks may be: beside the pictures, or in a folder in the host's input folder."""
+    return [BESIDE, *sorted(folder_paths.get_input_subfolders())]
+
+
 def folder_of(name: str) -> Path:
     """The folder of an offered name. Raises ValueError for one that is not in the input folder."""
-    if name == EXAMPLES:
-        return EXAMPLE_FOLDER
+    return EXAMPLE_FOLDER if name == EXAMPLES else own_folder(name)
+
+
+def own_folder(name: str, what: str = "pictures") -> Path:
+    """A folder in the host's input folder. Raises ValueError for another one."""
     root = Path(folder_paths.get_input_directory())
     path = Path(os.path.normpath(root / name))
     if root not in path.parents or not path.is_dir():
-        raise ValueError(f"there is no folder {name!r} in {root}: put your pictures into a folder there")
+        raise ValueError(f"there is no folder {name!r} in {root}: put your {what} into a folder there")
     return path
 
 
 def state_of(name: str) -> tuple:
-    """What changes when a picture or a caption does: names, dates and sizes."""
+    """What changes when a picture, a caption or a mask does: names, dates and sizes."""
     try:
         found = find(folder_of(name)).items()
     except ValueError:
         return ()
     seen = []
     for file, path in found:
-        for each in (path, caption_file(path)):
+        for each in (path, caption_file(path), mask_file(path)):
             stat = each.stat() if each.exists() else None
             seen.append((file, stat and (stat.st_mtime_ns, stat.st_size)))
     return tuple(seen)
@@ -63,6 +83,7 @@ def make_picture_dataset(
     folder: str,
     dataset_name: str,
     config: PictureConfig,
+    masks: MaskConfig,
     say: Callable[[str], None],
     *,
     clip=None,
@@ -72,7 +93,8 @@ def make_picture_dataset(
     """Encode the pictures of a folder and their captions; returns the dataset's folder.
 
     positive: one CONDITIONING for all, instead of a clip that encodes the captions.  negative: the empty one; without
-    it the clip's of an empty text, or zeros.  say: shows the report of the sizes. Raises ValueError for pictures,
+    it the clip's of an empty text, or zeros.  masks: of an inpainting model's pictures.  say: shows the report of the
+    sizes. Raises ValueError for pictures,
     settings or parts that cannot become a dataset.
     """
     layout, out = model.get_model_object("latent_format"), dataset_folder(dataset_name)
@@ -81,13 +103,17 @@ def make_picture_dataset(
         raise ValueError("connect clip, which encodes the captions, or positive, one conditioning for all: one of them")
     if config.step % (2 * scale):
         raise ValueError(f"step {config.step} must be a multiple of {2 * scale} for this model")
+    takes = check_makes(model.model, masks.source != NONE)
     pictures, left_out = survey(folder_of(folder), config)
-    say(buckets.spell(buckets.report(pictures, left_out, config)))
+    if masks.source in (FILES, ALPHA):
+        pictures, without = with_own_masks(pictures, masks, config)
+        left_out |= without
+    say("\n".join([buckets.spell(buckets.report(pictures, left_out, config)), *spell_masks(masks, len(pictures))]))
     if clip is not None and negative is None:
         negative = encoded(clip, "")
     conds, uncond, description = training_conditionings(model, captions_of(pictures, clip, positive), negative)
     made_from = {"family": description["family"], "autoencoder": weights_digest(autoencoder_of(vae).state_dict())}
-    bar = comfy.utils.ProgressBar(len(pictures))
+    bar = comfy.utils.ProgressBar(len(pictures) * masks.each)
     made = cache_pictures(
         pictures,
         left_out,
@@ -99,15 +125,26 @@ def make_picture_dataset(
         made_from | ({} if positive is None else {"caption": "positive"}),
         scale,
         [cond.context.shape[1] for cond in conds],
+        masks,
+        takes,
     )
     try:
         for done, total, _ in made:
             bar.update_absolute(done, total)
             comfy.model_management.throw_exception_if_processing_interrupted()
     except OtherDataset as error:
-        words = WIDGETS | {f"pictures.{name}": name for name in ("size", "step", "ratio", "background")}
+        words = WIDGETS | MASK_WIDGETS | {f"pictures.{name}": name for name in ("size", "step", "ratio", "background")}
         raise ValueError(error.said(words | {"autoencoder": "vae"}, CURE)) from None
     return out
+
+
+def spell_masks(masks: MaskConfig, pictures: int) -> list[str]:
+    """What is said of the masks; nothing where there are none."""
+    if masks.source == NONE:
+        return []
+    if masks.source == RANDOM:
+        return [f"random masks: {masks.each} for each picture, so {masks.each * pictures} items"]
+    return ["masks: the transparent parts of the pictures" if masks.source == ALPHA else "masks: your own"]
 
 
 def captions_of(pictures: list[Picture], clip, positive: list | None) -> list[list]:

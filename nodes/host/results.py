@@ -28,7 +28,8 @@ from .conditioning import cond_of
 from .folders import lora_file, run_folder
 from .identity import LAYOUT, loras_below, weights_identity
 from .merge import merged_patches
-from .side_by_side import decode, empty_latent, sample_prompts, student_recipe, teacher_recipe
+from .shown import Shown, items_file, of_items, of_prompts
+from .side_by_side import student_recipe, teacher_recipe
 
 MOST_COLUMNS = 10
 WIDTH = 860  # of the curves, in pixels
@@ -112,7 +113,7 @@ def as_image(picture: Image.Image) -> Tensor:
 def lasting_report(run_name: str, model, vae, positive: Sequence, negative, kept: Sequence = ()) -> Image.Image:
     """`report`, kept in the run's folder as long as its log, its student and what is looked at are the same."""
     folder, digest = RunFolder(run_folder(run_name)), hashlib.sha256()
-    for file in (folder.log, lora_file(run_name), folder.path / "started.json"):
+    for file in (folder.log, lora_file(run_name), folder.path / "started.json", items_file(folder.path)):
         digest.update(file.read_bytes() if file.is_file() else b"none")
     for conditioning in [*positive, *([negative] if negative else []), *kept[:MOST_COLUMNS]]:
         for name, value in cond_of(conditioning).tensors().items():
@@ -147,33 +148,39 @@ def report(
     title = f"{run_name}: its log is missing, so there are no curves"
     if condition is not None:
         title = f"{run_name}: step {logs[-1]['step']}; {condition.word}: {condition.advice}"
-    shape = folder.path / "started.json"
-    if model is None or vae is None or not positive or not lora.is_file() or not shape.is_file():
+    ready = lora.is_file() and (folder.path / "started.json").is_file() and None not in (model, vae)
+    own = items_file(folder.path).is_file()
+    if not ready or not (positive or own):
         return live_plots.curves(logs, WIDTH, title=title)
-    prompts, started = list(positive)[:MOST_COLUMNS], folder.started()
-    if started.get("tunes"):
-        shown = {"before and after, the same noise in every column": prompts, "prompts to keep": list(kept)}
-        grids = [
-            live_plots.grid(tuned(model, vae, lora, some[:MOST_COLUMNS], negative, started, seed), text)
-            for text, some in shown.items()
-            if some
-        ]
+    started = folder.started()
+    if own:
+        columns = {"the same noise in every column": of_items(model, folder.path, MOST_COLUMNS)}
     else:
-        rows = before_after(model, vae, lora, prompts=prompts, negative=negative, started=started, seed=seed)
-        grids = [live_plots.grid(rows, "the same noise in every column")]
+        listed = {"the same noise in every column": list(positive)}
+        if started.get("tunes"):
+            listed = {"before and after, the same noise in every column": list(positive), "prompts to keep": list(kept)}
+        columns = {
+            text: of_prompts(model, some[:MOST_COLUMNS], negative, started["latent_shape"])
+            for text, some in listed.items()
+            if some
+        }
+    rows = tuned if started.get("tunes") else before_after
+    grids = [live_plots.grid(rows(model, vae, lora, shown, started, seed), text) for text, shown in columns.items()]
     width = max(WIDTH, *(grid.width for grid in grids))
     return live_plots.stack([live_plots.curves(logs, width, title=title), *grids])
 
 
-def tuned(model, vae, lora: Path, prompts: Sequence, negative, started: dict, seed: int) -> list[tuple[str, Tensor]]:
+def tuned(model, vae, lora: Path, shown: Shown, started: dict, seed: int) -> list[tuple[str, Tensor]]:
     """Rows (label, images [N, H, W, 3]): a turbo and what it was tuned to, both at the turbo's own steps."""
     student = with_turbo_lora(model, lora)
     recipe = student_recipe(student, len(read_turbo_lora(lora).description["sigmas"]))
-    shared = dict(latent=empty_latent(model, len(prompts), started["latent_shape"]), recipe=recipe, seed=seed)
     steps = counted(len(recipe.sigmas) - 1)
     return [
-        (f"{name}, {steps}", decode(vae, sample_prompts(turbo, prompts, negative, **shared)))
-        for name, turbo in (("before", model), ("after", student))
+        *shown.given_rows(vae),
+        *(
+            (f"{name}, {steps}", shown.row(turbo, vae, recipe, seed))
+            for name, turbo in (("before", model), ("after", student))
+        ),
     ]
 
 
@@ -186,25 +193,19 @@ def report_warnings(run_name: str, model) -> list[str]:
     return origin_notes(described, weights_identity(model), LAYOUT, loras_below(model))
 
 
-def before_after(
-    model, vae, lora: Path, *, prompts: Sequence, negative, started: dict, seed: int
-) -> list[tuple[str, Tensor]]:
-    """Rows (label, images [N, H, W, 3]): the teacher at 1, at the trained number and at its usual number of steps, and
-    the student at 1 and at the trained number.
+def before_after(model, vae, lora: Path, shown: Shown, started: dict, seed: int) -> list[tuple[str, Tensor]]:
+    """Rows (label, images [N, H, W, 3]): what they are given; the teacher at 1, at the trained number and at its usual
+    number of steps, and the student at 1 and at the trained number.
 
-    started: what the run noted of itself (`RunFolder.started`): the dataset's guidance, the teacher's steps there, and
-    the shape of a latent.
+    started: what the run noted of itself (`RunFolder.started`): the teacher's guidance and its steps.
     """
     student, trained = with_turbo_lora(model, lora), len(read_turbo_lora(lora).description["sigmas"])
-    usual, cfg = started.get("teacher_steps", USUAL_STEPS), started["guidance"] if negative is not None else 1.0
-    latent = empty_latent(model, len(prompts), started["latent_shape"])
-    shared = dict(latent=latent, seed=seed)
-    rows = []
+    usual, cfg = started.get("teacher_steps", USUAL_STEPS), started["guidance"] if shown.guidable else 1.0
+    rows = shown.given_rows(vae)
     for steps in sorted({1, trained, usual}):
-        sampled = sample_prompts(model, prompts, negative, recipe=teacher_recipe(model, steps, cfg), **shared)
         guided = "guided" if cfg != 1 else "cfg 1"
-        rows.append((f"teacher, {counted(steps)}\n{guided}", decode(vae, sampled)))
+        pictures = shown.row(model, vae, teacher_recipe(model, steps, cfg), seed)
+        rows.append((f"teacher, {counted(steps)}\n{guided}", pictures))
     for steps in sorted({1, trained}):
-        sampled = sample_prompts(student, prompts, None, recipe=student_recipe(student, steps), **shared)
-        rows.append((f"student, {counted(steps)}", decode(vae, sampled)))
+        rows.append((f"student, {counted(steps)}", shown.row(student, vae, student_recipe(student, steps), seed)))
     return rows

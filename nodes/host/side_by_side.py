@@ -45,12 +45,15 @@ def sample_prompts(
     seed: int,
     at_once: int = 0,
     done: Callable[[int], object] = lambda rows: None,
+    negatives: Sequence = (),
+    mask: Tensor | None = None,
 ) -> Tensor:
     """A latent for each prompt, row i from (seed, i), as if they were one batch.
 
-    latent: [N, ...], empty.  No previews are shown. Prompts of other lengths are sampled apart; a piece that memory
-    does not hold is tried again in halves.  at_once: at most so many in a piece, 0 for what memory holds.  done: hears
-    how many were in the piece that has just been sampled. Raises torch.OutOfMemoryError where not even one fits.
+    latent: [N, ...], empty, or pictures where ``mask`` [N, 1, H, W] says what is to be filled.  negatives: of each
+    prompt, instead of one for all.  No previews are shown. Prompts of other lengths are sampled apart; a piece that
+    memory does not hold is tried again in halves.  at_once: at most so many in a piece, 0 for what memory holds.  done:
+    hears how many were in the piece that has just been sampled. Raises torch.OutOfMemoryError where not even one fits.
     """
     parts: list[Tensor] = []
     for rows in runs_of_one_length(prompts):
@@ -59,7 +62,12 @@ def sample_prompts(
             piece, rest = rows[:most], rows[most:]
             part = {"samples": latent[piece.start : piece.stop], "batch_index": list(piece)}
             positive = join_conditionings([prompts[i] for i in piece])
-            guide = negative if recipe.cfg != 1 else None
+            if mask is not None:
+                part["noise_mask"] = mask[piece.start : piece.stop]
+            if recipe.cfg == 1:
+                guide = None
+            else:
+                guide = join_conditionings([negatives[i] for i in piece]) if negatives else negative
             try:
                 sampled, _ = sample_latent(
                     model, positive, guide, latent=part, recipe=recipe, seed=seed, previews=False

@@ -14,6 +14,9 @@ from ...distill_core.data.cache import group_in_turn, groups_by_length
 from ...distill_core.diffusion.noise import ItemNoise
 from ...distill_core.diffusion.schedules import same_level
 from ...distill_core.models.denoiser import Cond, cat_conds
+from .items import IMAGE_VALUE, MASK_VALUE
+
+OF_A_ROW = ("pooled_output", IMAGE_VALUE, MASK_VALUE)  # values of a CONDITIONING that each row has its own of
 
 
 def one_entry(conditioning: list, what: str = "positive") -> list:
@@ -30,13 +33,13 @@ def one_entry(conditioning: list, what: str = "positive") -> list:
 def join_conditionings(conditionings: Sequence[list]) -> list:
     """CONDITIONINGs of the same shape as one, with one row per row of a batch.
 
-    Raises ValueError when they differ in anything but tokens and pooled output.
+    Raises ValueError when they differ in anything but tokens, pooled output and what is told of a picture.
     """
     entries = [one_entry(conditioning) for conditioning in conditionings]
     values = dict(entries[0][1])
     for key in values.keys() | {key for _, other in entries for key in other}:
         theirs = [other.get(key) for _, other in entries]
-        if key == "pooled_output" and theirs[0] is not None:
+        if key in OF_A_ROW and all(value is not None for value in theirs):
             values[key] = torch.cat(theirs)
         elif not all(comfy.conds.is_equal(value, theirs[0]) for value in theirs):
             raise ValueError(f"the conditionings differ in {key!r}: give all of them the same")

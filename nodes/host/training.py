@@ -23,7 +23,7 @@ from ...distill_core.data.mix import Mix, mixed
 from ...distill_core.evaluation import live_plots
 from ...distill_core.evaluation.retention_watch import retention_listeners
 from ...distill_core.evaluation.run_page import RunPage, note
-from ...distill_core.evaluation.student_pictures import StudentPictures
+from ...distill_core.evaluation.student_pictures import StudentPictures, first_items
 from ...distill_core.methods.config import MethodConfig
 from ...distill_core.models.offload import NONE
 from ...distill_core.training.aside import put_aside
@@ -45,6 +45,7 @@ from .kept import TurboSamples
 from .parts import Parts, check_dataset_pairs
 from .plan import check_memory, memory_verdict
 from .results import TurboLora, read_turbo_lora, with_turbo_lora
+from .shown import keep_items
 from .side_by_side import decode
 from .widgets import in_widgets, widget_of
 
@@ -128,7 +129,7 @@ def train_in_graph(request: Request) -> tuple[object, TurboLora, dict]:
                     preflight(run)
                 if request.start_again and (aside := put_aside(folder, lora_path)):
                     request.say(f"started again: the run before, and its LoRA, are now called {aside}")
-                note_start(folder, dataset, request.tunes)
+                note_start(folder, run, request)
                 name, terms = request.run_name, tuple(config.method.terms)
                 line = StatusLine(request.train.log_every, terms, lambda text: logging.info("%s: %s", name, text))
                 with run_page(request, run, config, folder) as page:
@@ -197,13 +198,16 @@ def open_run(
     return run
 
 
-def note_start(folder: RunFolder, dataset: LatentDataset, tunes: bool) -> None:
+def note_start(folder: RunFolder, run: Run, request: Request) -> None:
     """Note what reports need to know of the dataset, and whether the run tunes a turbo."""
-    manifest = dataset.manifest()
+    dataset, manifest = run.dataset, run.dataset.manifest()
     usual = manifest.get("config", {}).get("steps")
     facts = {"teacher_steps": usual} if usual else {}
-    facts |= {"tunes": True} if tunes else {}
-    folder.start(guidance=manifest["guidance"], latent_shape=list(dataset.shapes[0]), **facts)
+    facts |= {"tunes": True} if request.tunes else {}
+    guidance = manifest["guidance"] if request.guidance is None else request.guidance
+    folder.start(guidance=guidance, latent_shape=list(dataset.shapes[0]), **facts)
+    if dataset.conditions:
+        keep_items(folder.path, first_items(run), dataset.uncond())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -230,11 +234,16 @@ def advice(request: Request) -> str:
 
 
 def run_page(request: Request, run: Run, config: RunConfig, folder: RunFolder) -> RunPage:
-    """The run's page, with pictures of the preview's prompts where there is a VAE."""
+    """The run's page, with pictures of the preview's prompts where there is a VAE, or of items that are to be filled or
+    edited."""
     train, pictures = request.train, None
-    if request.vae is not None and request.preview_positive and train.sample_every:
+    if request.vae is not None and train.sample_every:
+        decoded = lambda latents: images_of(request.vae, run, latents)  # noqa: E731
         conds = [cond_of(conditioning) for conditioning in request.preview_positive]
-        pictures = StudentPictures(run, request.student, conds, lambda latents: images_of(request.vae, run, latents))
+        if run.dataset.conditions:
+            pictures = StudentPictures.of_items(run, request.student, first_items(run), decoded)
+        elif conds:
+            pictures = StudentPictures(run, request.student, conds, decoded)
     page = RunPage(
         folder,
         config.request(),

@@ -37,6 +37,7 @@ D2GAN = Diffusion2GANConfig(critic="lora")
 ROWS = {  # name: model, method, batch, format of the base, rank
     "sd15": ("sd15", LADDConfig(), 2, BF16, 64),
     "sd15 fp16": ("sd15", LADDConfig(), 2, FP16, 64),
+    "sd15 fill": ("sd15", LADDConfig(terms={"adversarial": 1.0, "distillation": 2.5}), 4, FP16, 64),
     "sd15 d2gan": ("sd15", D2GAN, 2, BF16, 64),
     "sd15 d2gan 8": ("sd15", D2GAN, 8, BF16, 64),
     "sdxl": ("sdxl", LADDConfig(), 2, BF16, 64),

@@ -11,9 +11,12 @@ from PIL import Image
 from tiny_pipelines import instruct_pix2pix, sd3_editing, sdxl_editing
 
 from distill_core.cli.main import main
+from distill_core.cli.sample import open_student
 from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.samplers import sample
 from distill_core.diffusion.schedules import grid_sigmas
+from distill_core.files import load_tensors
+from distill_core.lora_files import read_lora, save_lora
 from distill_core.models.denoiser import Denoiser
 from distill_core.models.guidance import GuidedTwice
 from distill_core.models.pipelines import ModelConfig, open_source
@@ -132,6 +135,137 @@ def test_samples_are_at_the_strengths_that_are_asked_for(folder, edits, tmp_path
 def test_edits_train_a_student(folder, edits):
     command = ["train", f"{folder}/c.toml", "--data", str(edits), "--out", f"{folder}/run", "--no-preflight"]
     assert main(command) == 0 and (folder / "run" / "student.safetensors").exists()
+
+
+def told(folder, tmp_path, name: str = "told", more: str = "", steps: int = 2, text: float = 7.5):
+    """A configuration whose student is told the strengths."""
+    path = tmp_path / f"{name}.toml"
+    wanted = (folder / "c.toml").read_text().replace("steps = 2\n", f"steps = {steps}\nstudent_lr = 0.01\n")
+    path.write_text(f"{more}\n{wanted}\n[strengths]\ntold = true\nwidth = 8\ntext = {text}\n")
+    return path
+
+
+def train(config, data, out) -> int:
+    return main(["train", str(config), "--data", str(data), "--out", str(out), "--no-preflight"])
+
+
+def test_a_student_that_is_told_resumes_bit_for_bit(folder, edits, tmp_path):
+    assert train(told(folder, tmp_path, steps=4), edits, tmp_path / "once") == 0
+    for steps in (2, 4):
+        assert train(told(folder, tmp_path, steps=steps), edits, tmp_path / "twice") == 0
+    once, twice = (read_lora(tmp_path / name / "student.safetensors") for name in ("once", "twice"))
+    assert once[0].keys() == twice[0].keys() and all(torch.equal(once[0][k], twice[0][k]) for k in once[0])
+    assert once[0]["lora_strengths.out.weight"].any()
+    checkpoint = load_tensors(tmp_path / "once" / "checkpoint.safetensors")[0]
+    assert {"ema.strengths.out.weight", "generator.strengths.out.weight"} <= checkpoint.keys()
+    assert "discriminator.strengths.weight" in checkpoint
+    span = LatentDataset(edits).span("text_strength")
+    assert once[1]["strengths"]["text_strength"] == [span[0], 7.5, span[1]]
+    assert train(told(folder, tmp_path, steps=4, text=7.0), edits, tmp_path / "once") == 2
+
+
+def test_a_told_student_is_turned_by_the_command_and_loads_elsewhere(folder, edits, tmp_path, capsys):
+    from diffusers import DiffusionPipeline
+    from safetensors.torch import save_file
+
+    assert train(told(folder, tmp_path), edits, tmp_path / "run") == 0
+    state, description = read_lora(tmp_path / "run" / "student.safetensors")
+    g = torch.Generator().manual_seed(0)
+    size = {k: 1.0 if k.startswith("lora_strengths") else 0.1 for k in state}  # two steps change next to nothing
+    strong = {k: v + size[k] * torch.randn(v.shape, generator=g) for k, v in state.items()}
+    save_lora(tmp_path / "strong.safetensors", strong, description)
+    plain = {k: v for k, v in strong.items() if not k.startswith("lora_strengths.")}
+    save_lora(tmp_path / "plain.safetensors", plain, {k: v for k, v in description.items() if k != "strengths"})
+
+    def drawn(lora: str, *more) -> numpy.ndarray:
+        command = [
+            "sample",
+            folder / "c.toml",
+            "--data",
+            edits,
+            "--lora",
+            tmp_path / f"{lora}.safetensors",
+            "--count",
+            2,
+        ]
+        assert main([*map(str, [*command, "--out", tmp_path / "drawn", *more])]) == 0
+        return numpy.stack(
+            [numpy.asarray(Image.open(tmp_path / "drawn" / f"0000{i}.png")).astype(float) for i in (0, 1)]
+        )
+
+    default, low = drawn("strong"), description["strengths"]["text_strength"][0] + 1e-4
+    assert (default == drawn("plain")).all()  # who does not know of it has the student at the default strengths
+    assert (default == drawn("strong", "--text-strength", 7.5, "--image-strength", 1.5)).all()
+    assert abs(default - drawn("strong", "--text-strength", low)).max() > 1
+    for lora, asked, words in (
+        ("strong", ["--text-strength", "99"], "--text-strength must be from"),
+        ("strong", ["--image-strength", "0.5"], "--image-strength must be from"),
+        ("plain", ["--text-strength", "5"], "is a student that is told no strengths"),
+    ):
+        command = ["sample", f"{folder}/c.toml", "--data", str(edits), "--lora", f"{tmp_path}/{lora}.safetensors"]
+        assert main([*command, "--out", str(tmp_path / "x"), *asked]) == 2 and words in capsys.readouterr().err
+    index = json.loads((folder / "model" / "model_index.json").read_text())
+    absent = [name for name, part in index.items() if isinstance(part, list) and part[0] is None]
+    loaded = []
+    for tensors in (strong, plain):
+        save_file(tensors, tmp_path / "elsewhere.safetensors")
+        pipeline = DiffusionPipeline.from_pretrained(folder / "model", **dict.fromkeys(absent))
+        pipeline.load_lora_weights(tmp_path / "elsewhere.safetensors")
+        network = getattr(pipeline, "unet", None) or pipeline.transformer
+        loaded.append({k: v for k, v in network.state_dict().items() if "lora" in k})
+    assert loaded[0] and all(torch.equal(loaded[0][k], loaded[1][k]) for k in loaded[1])
+
+
+def test_a_student_goes_on_from_one_that_was_told(folder, edits, tmp_path, capsys):
+    assert train(told(folder, tmp_path), edits, tmp_path / "first") == 0
+    first = tmp_path / "first" / "student.safetensors"
+    start = f"[lora]\nstart_from = '{first}'"
+
+    def after(**changes) -> tuple[int, str]:
+        path = told(folder, tmp_path, **changes)
+        path.write_text(f"{path.read_text()}{start}\n".replace("student_lr = 0.01", "student_lr = 1e-9"))
+        return train(path, edits, tmp_path / "second"), capsys.readouterr().err
+
+    assert after()[0] == 0
+    old, new = (read_lora(tmp_path / name / "student.safetensors")[0] for name in ("first", "second"))
+    for name in old:
+        torch.testing.assert_close(new[name], old[name], rtol=1e-4, atol=1e-6)
+    code, said = after(text=7.0)
+    assert code == 2 and "was trained around other strengths, (7.5, 1.5): set [strengths] text and image" in said
+
+
+@pytest.mark.parametrize("more", ["method = 'dmd2'", ""], ids=["dmd2", "all_weights"])
+def test_other_methods_and_students_are_told_too(folder, edits, tmp_path, more):
+    path = told(folder, tmp_path, more=more)
+    if not more:
+        path.write_text(path.read_text().replace("lora_rank = 2", "lora_rank = 0"))
+    assert train(path, edits, tmp_path / "run") == 0
+    state, description = read_lora(tmp_path / "run" / "student.safetensors")
+    assert state["lora_strengths.out.weight"].any() and description["strengths"]
+    student = open_student(open_source(ModelConfig(path=f"{folder}/model")), state, description)
+    assert student.strengths is not None and student.strengths.default == (7.5, 1.5)
+
+
+def test_strengths_that_cannot_be_taught_are_refused(folder, pairs, edits, tmp_path, capsys):
+    def said(config, data) -> str:
+        assert train(config, data, tmp_path / "run") == 2
+        return capsys.readouterr().err
+
+    assert "have no text_strength; make the items" in said(told(folder, tmp_path), pairs)
+    assert "[strengths] text is 50, and the items" in said(told(folder, tmp_path, text=50), edits)
+    add = told(folder, tmp_path, more="method = 'add'")
+    assert "the discriminator of ADD does not see the strengths" in said(add, edits)
+    other = told(folder, tmp_path, name="fixed")
+    text = other.read_text().replace("[3.0, 10.0]", "[7.5]").replace("[1.0, 2.2]", "[1.5]")
+    other.write_text(text)
+    assert main(["cache", str(other), "--data", str(pairs), "--out", str(tmp_path / "fixed")]) == 0
+    capsys.readouterr()
+    assert "have the same strengths" in said(other, tmp_path / "fixed")
+
+
+def test_memory_is_planned_with_the_strengths(folder, edits, tmp_path, capsys):
+    assert main(["plan", str(told(folder, tmp_path)), "--data", str(edits), "--cpu"]) == 0
+    assert "a step needs" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_is_refused_in_words(folder, pairs, edits, tmp_path, capsys):

@@ -10,15 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from distill_core.cli.main import main
 from distill_core.data.dataset import LatentDataset
 from distill_core.data.held_out import hold_out
-from distill_core.data.masks import AREA, FULL, KINDS, MaskConfig, for_latents, hidden, random_masks, with_mask_files
+from distill_core.data.masks import MaskConfig, for_latents, for_pixels, hidden, with_own_masks
 from distill_core.data.pictures import PictureConfig, find, survey
+from distill_core.data.random_masks import AREA, FULL, KINDS, random_masks
 from distill_core.models import mini
 
+SMALL, FILES = PictureConfig(size=64, step=16), MaskConfig(source="files")
 EACH = {name: 1.0 for name in KINDS}
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 12)).map(lambda size: (16 * size[0], 16 * size[1]))
 
@@ -85,10 +87,19 @@ def test_latents_have_a_mask_where_any_pixel_is_hidden():
     assert torch.equal(hidden(images, mask), 1 - mask.expand_as(images))
 
 
+def test_a_mask_in_pixels_is_the_order_of_fluxs_channels():
+    """Channel 8 i + j of a position is the pixel in row i and column j of it."""
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., 3, 20] = 1
+    packed = for_pixels(mask)
+    assert packed.shape == (1, 64, 2, 3) and packed.nonzero().tolist() == [[0, 3 * 8 + 4, 0, 2]]
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"source": "drawn"}, "none, random, files"),
+        ({"source": "drawn"}, "none, random, files, alpha"),
+        ({"source": "alpha", "folder": "masks"}, 'is for source = "files"'),
         ({"shares": {"circles": 1.0}}, "strokes, discs, rectangles, outpainting, full"),
         ({"shares": {"full": 0.0}}, "a share above 0"),
         ({"source": "files", "each": 2}, 'each = 2 needs source = "random"'),
@@ -140,15 +151,73 @@ def test_pictures_without_a_mask_that_fits_are_left_out_by_name(folder):
     mask(images / "e.mask.png", size=(64, 40))
     mask(images / "f.mask.png", white=100)
     (images / "g.mask.png").write_bytes(b"\x89PNG")
-    pictures, _ = survey(images, PictureConfig(size=64, step=16))
-    found, left_out = with_mask_files(pictures)
+    pictures, _ = survey(images, SMALL)
+    found, left_out = with_own_masks(pictures, FILES, SMALL)
     assert [p.name for p in found] == ["a.png", "b.jpg", "c.png"] and all(p.mask for p in found)
     assert left_out["d.png"] == "has no mask d.mask.png"
     assert left_out["e.png"] == "is 64 x 48 and its mask 64 x 40"
     assert left_out["f.png"] == "has a mask with nothing to fill (white)"
     assert left_out["g.png"].startswith("has a mask that cannot be read")
     with pytest.raises(ValueError, match="no picture has a mask .*: d.png has no mask d.mask.png"):
-        with_mask_files([p for p in pictures if p.name == "d.png"])
+        with_own_masks([p for p in pictures if p.name == "d.png"], FILES, SMALL)
+
+
+def test_a_mask_that_the_crop_cuts_off_is_named(tmp_path):
+    picture(tmp_path / "a.png", size=(400, 64))
+    mask(tmp_path / "a.mask.png", box=(0, 0, 8, 64), size=(400, 64))
+    pictures, _ = survey(tmp_path, SMALL)
+    with pytest.raises(ValueError, match="a.png has a mask of which nothing is left at"):
+        with_own_masks(pictures, FILES, SMALL)
+
+
+def test_a_folder_of_masks_may_lie_among_the_pictures(folder):
+    """Names as those of the pictures, in folders as theirs, of any suffix; its files are no pictures."""
+    images, masks = folder / "images", folder / "images" / "holes"
+    (images / "in").mkdir()
+    picture(images / "in" / "a.png")
+    (masks / "in").mkdir(parents=True)
+    mask(masks / "in" / "a.png")
+    mask(masks / "b.png", size=(64, 48))
+    config = MaskConfig(source="files", folder=str(masks))
+    pictures, _ = survey(images, SMALL)
+    found, left_out = with_own_masks(pictures, config, SMALL)
+    assert {p.name: p.mask_path for p in found} == {"b.jpg": masks / "b.png", "in/a.png": masks / "in" / "a.png"}
+    assert left_out == {"a.png": "has no mask a.png", "c.png": "has no mask c.png"}
+    for wrong, message in ((images, "is that of the pictures"), (folder / "none", "is not there")):
+        with pytest.raises(ValueError, match=message):
+            with_own_masks(pictures, MaskConfig(source="files", folder=str(wrong)), SMALL)
+
+
+def clear(path, fill=None, box=(0, 0, 16, 48)):
+    """A picture of noise, a part of which is transparent, with one colour under it where ``fill`` is one."""
+    values = numpy.random.default_rng(0).integers(0, 255, (48, 64, 4), dtype=numpy.uint8)
+    values[..., 3] = 255
+    left, top, right, bottom = box
+    values[top:bottom, left:right, 3] = 0
+    if fill is not None:
+        values[top:bottom, left:right, :3] = fill
+    Image.fromarray(values).save(path)
+    return values
+
+
+def test_transparent_parts_are_masks_and_the_colours_under_them_are_learnt(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    values = clear(images / "a.png")
+    clear(images / "b.png", fill=0)
+    picture(images / "c.png")
+    assert cache(tmp_path, "alpha") == 0
+    dataset, batch = read(tmp_path)
+    said = json.loads((tmp_path / "data" / "pictures.json").read_text())
+    assert list(said["files"]) == ["a.png"] and said["left_out"]["c.png"] == "has nothing transparent"
+    assert "a single colour under its transparent part" in said["left_out"]["b.png"]
+    height, width = batch.latents.shape[2:]
+    masks = batch.cond.extra["inpaint_mask"]
+    assert masks[..., : width // 4].all() and not masks[..., width // 4 + 1 :].any()
+    whole = ImageOps.fit(Image.fromarray(values[..., :3]), (8 * width, 8 * height), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(numpy.asarray(whole).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        assert (batch.latents - mini.load_autoencoder().encoder(pixels)).abs().max() < 1e-3
 
 
 # The command

@@ -15,7 +15,7 @@ from host_denoised import host_denoised  # noqa: F401  of the probes
 from pack.distill_core.data.dataset import Batch
 from pack.distill_core.discriminators.latent import LatentDiscriminator
 from pack.distill_core.methods.ladd import LADD, LADDConfig
-from pack.distill_core.models.denoiser import Denoiser
+from pack.distill_core.models.denoiser import Cond, Denoiser
 from pack.distill_core.training.loop import Run, TrainConfig
 from pack.nodes.host.backend import training_backend
 
@@ -69,9 +69,10 @@ class OneBatch:
         return self.content
 
 
-def a_run(backend, positive: list, x: torch.Tensor, **settings) -> Run:
+def a_run(backend, positive: list, x: torch.Tensor, cond: Cond | None = None, **settings) -> Run:
+    """cond: in the place of the CONDITIONING."""
     teacher, student = Denoiser(backend), Denoiser(backend, backend.new_lora(4))
-    dataset = OneBatch(Batch(x, backend.cond(positive * len(x))))
+    dataset = OneBatch(Batch(x, cond or backend.cond(positive * len(x))))
     heads = LatentDiscriminator.for_teacher(teacher, backend.default_taps(), dataset.content, width=8, blocks=1)
     method = LADD(student, teacher, heads, taps=backend.default_taps(), config=LADDConfig(warmup_steps=0))
     return Run(method, dataset, TrainConfig(batch_size=len(x), steps=4, **settings))

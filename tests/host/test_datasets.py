@@ -289,8 +289,8 @@ def test_trainers_take_mixed_datasets(host):
     assert "other settings (dataset is another one now)" in fails(host, graph)
 
 
-def test_items_that_have_masks_are_refused_by_a_trainer(host):
-    """Such datasets are made and trained headless; here the host's network would be told nothing of the masks."""
+def test_items_that_have_masks_are_refused_by_a_model_without_an_input_for_them(host):
+    """The host's network would be told nothing of the masks."""
     teacher = dict(count=16, steps=2, batch_size=16)
     host.run(only(mini_dataset("masked", **teacher)), 120)
     (shard,) = folder_of(host, "masked").glob("shard-*")
@@ -298,4 +298,4 @@ def test_items_that_have_masks_are_refused_by_a_trainer(host):
     save_tensors(shard, {**tensors, "extra.inpaint_mask": torch.ones(16, 1, 8, 8)}, metadata)
     host.forget()
     said = fails(host, mini_training("masked", "masked", teacher))
-    assert "have inpaint_mask, which models of the graph are not told yet: train on it from the command line" in said
+    assert "have inpaint_mask (a mask, 1 where the picture is to be filled), and this model has no input for it" in said

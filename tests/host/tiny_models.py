@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 OPS = {"operations": comfy.ops.disable_weight_init, "dtype": torch.float32, "device": "cpu"}
 CONTEXT = {"sd3": 64, "flux-schnell": 64, "flux": 64, "flux2": 64, "wan": 4096, "sd15": 768}  # width of text tokens
 CONTEXT |= {"lumina": 64, "qwen-image": 64, "sdxl": 64}
+CONTEXT |= {"sd15 inpainting": 768, "sd15 editing": 768, "flux fill": 64, "flux control": 64}
 FLUX = dict(
     image_model="flux",
     in_channels=16,
@@ -79,10 +80,10 @@ def wan() -> torch.nn.Module:
     )
 
 
-def sd15() -> torch.nn.Module:
+def sd15(channels: int = 4) -> torch.nn.Module:
     return comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel(
         image_size=32,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         model_channels=320,
         num_res_blocks=[1],
@@ -106,6 +107,15 @@ BUILDERS = {
     "flux2": lambda: comfy.ldm.flux.model.Flux(**FLUX2, **OPS),
     "wan": wan,
     "sd15": sd15,
+}
+
+
+# Networks that take more of every picture than its latent, by what they are for.
+WITH_ITEMS = {
+    "sd15 inpainting": lambda: sd15(9),
+    "sd15 editing": lambda: sd15(8),
+    "flux fill": lambda: comfy.ldm.flux.model.Flux(**{**FLUX, "guidance_embed": True, "in_channels": 96}, **OPS),
+    "flux control": lambda: comfy.ldm.flux.model.Flux(**{**FLUX, "guidance_embed": True, "in_channels": 32}, **OPS),
 }
 
 
@@ -218,7 +228,7 @@ def random_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def write(family: str, folder: Path) -> str:
     """Write folder/FAMILY.safetensors, the same for the same family, and return its path."""
-    state = random_state(BUILDERS[family]())
+    state = random_state((BUILDERS | WITH_ITEMS)[family]())
     path = folder / f"{family}.safetensors"
     save_file(state, path)
     return str(path)
@@ -234,7 +244,7 @@ def conditioning(family: str, seed: int = 1) -> list:
 def empty_latent(family: str, batch: int = 1) -> torch.Tensor:
     """Zeros in the layout of the family, 8 x 8 tokens or so; one frame for Wan."""
     shapes = {
-        "sd15": (4, 8, 8),
+        **dict.fromkeys(("sd15", "sd15 inpainting", "sd15 editing"), (4, 8, 8)),
         "sdxl": (4, 8, 8),
         "flux2": (128, 4, 4),
         "wan": (16, 1, 8, 8),

@@ -30,6 +30,7 @@ from ..lora_start import Parts, parts_by_name
 from ..offload import Offload
 from ..precision import check_in_full, on_device
 from ..sharding import Sharding
+from ..strengths import StrengthEmbedding, StrengthsConfig
 
 Network = Any  # one of diffusers' classes: nn.Module declares none of their attributes
 
@@ -150,7 +151,8 @@ class Architecture:
     limits: what a network with this config can take.  units: what is offloaded piece by piece, the taps unless given.
     items: the per-item tensors that a network of more input channels takes after the latent, in their order: one of
     these, whichever has as many channels.  unscaled: those of them that it takes as the autoencoder gave them.
-    values: of a latent's channel that are one channel of the network's input.
+    values: of a latent's channel that are one channel of the network's input.  modulation: the module whose output
+    [B, D] modulates the blocks.
     """
 
     name: str
@@ -165,6 +167,7 @@ class Architecture:
     items: tuple[tuple[str, ...], ...] = ()
     unscaled: tuple[str, ...] = ()
     values: int = 1
+    modulation: str = "time_text_embed"
 
     def items_of(self, config: Any) -> tuple[str, ...]:
         """Per-item tensors that a network with this config takes after the latent. Raises ValueError for an unknown
@@ -218,6 +221,7 @@ ARCHITECTURES = {  # by diffusers' class of the network
         units=_unet_units,
         items=(INPAINTING, EDITING),
         unscaled=EDITING,  # InstructPix2Pix
+        modulation="time_embedding",
     ),
 }
 
@@ -437,6 +441,11 @@ class DiffusersBackend:
     def add_differences(self, state: dict[str, Tensor]) -> None:
         """Make this network what a full fine-tuning made of it. Raises ValueError for differences of another model."""
         add_differences(self.network, state, self.architecture.lora_prefix)
+
+    def new_strengths(self, config: StrengthsConfig) -> StrengthEmbedding:
+        """A fresh embedding of strengths (output 0) in what modulates the blocks."""
+        module = self.network.get_submodule(self.architecture.modulation)
+        return StrengthEmbedding(module, [m for m in module.modules() if is_linear(m)][-1].out_features, config)
 
     def new_lora(self, rank: int, targets: Sequence[str] | None = None) -> Lora:
         """A fresh LoRA (output 0) on this backbone."""

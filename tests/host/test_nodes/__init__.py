@@ -90,7 +90,23 @@ class RandomClip:
         return (RandomText(width, tokens, pooled),)
 
 
+class GivenNoise:
+    """A LATENT as the noise of core's samplers."""
+
+    RETURN_TYPES = ("NOISE",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"latent": ("LATENT",)}}
+
+    def make(self, latent: dict) -> tuple:
+        return (SimpleNamespace(seed=0, generate_noise=lambda start: latent["samples"].clone()),)
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestGivenNoise": GivenNoise,
     "TestTinyClip": TinyClip,
     "TestRandomConditioning": RandomConditioning,
     "TestRandomClip": RandomClip,

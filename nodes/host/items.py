@@ -1,0 +1,123 @@
+"""Per-item tensors of a dataset (`models.items`) as what the host's own nodes tell its models of a picture.
+
+Which of them a model takes is read from the host's class and its network's channels, as the host itself does. Its nodes
+are InpaintModelConditioning and InstructPixToPixConditioning: a latent in the autoencoder's units, a mask in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import comfy.model_base
+from torch import Tensor, nn
+
+from ...distill_core.data.dataset import LatentDataset
+from ...distill_core.models.denoiser import Cond
+from ...distill_core.models.items import (
+    EXTRA,
+    ITEM_TENSORS,
+    MASK,
+    MASKED_IMAGE,
+    PIXEL_MASK,
+    PIXELS,
+    SOURCE_IMAGE,
+    conditions,
+    missing,
+)
+
+IMAGE_VALUE, MASK_VALUE = "concat_latent_image", "concat_mask"  # in a CONDITIONING, as the host's nodes write them
+
+
+def items_of(model) -> tuple[str, ...]:
+    """Names of the per-item tensors that a model of the host (model_base) takes beside a latent; none of most."""
+    if isinstance(model, comfy.model_base.Flux):
+        return _flux_items(model)
+    if isinstance(model, comfy.model_base.IP2P):
+        return (SOURCE_IMAGE,)
+    return (MASK, MASKED_IMAGE) if tuple(model.concat_keys) == ("mask", "masked_image") else ()
+
+
+def _flux_items(model) -> tuple[str, ...]:
+    network = model.diffusion_model
+    if not hasattr(network, "img_in"):  # of pixels
+        return ()
+    latent = model.model_config.unet_config["out_channels"]
+    given = network.img_in.weight.shape[1] // network.patch_size**2
+    if given <= latent:
+        return ()
+    return (SOURCE_IMAGE,) if given <= 2 * latent else (MASKED_IMAGE, PIXEL_MASK)
+
+
+def host_values(model, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The per-item tensors [1, ...] of a conditioning as values of a CONDITIONING. Raises as `check_takes`."""
+    own, values = conditions(extra), {}
+    check_takes(model, own)
+    for name, value in own.items():
+        if name in (MASKED_IMAGE, SOURCE_IMAGE):
+            values[IMAGE_VALUE] = model.process_latent_out(value)
+        elif name == MASK:
+            values[MASK_VALUE] = value
+        else:
+            values[MASK_VALUE] = nn.functional.pixel_shuffle(value, PIXELS)
+    return values
+
+
+def check_takes(model, names: Mapping[str, object] | list[str]) -> None:
+    """Raises ValueError for per-item tensors that a model of the host has no input for."""
+    if foreign := [name for name in names if name not in items_of(model)]:
+        what = " and ".join(f"{name} ({ITEM_TENSORS[name.partition('#')[0]].what})" for name in foreign)
+        raise ValueError(
+            f"the items of this dataset have {what}, and this model has no input for it in the graph: choose the "
+            "inpainting or editing model that the dataset is for, or make a dataset without"
+        )
+
+
+def check_makes(model, masked: bool) -> tuple[str, ...]:
+    """The per-item tensors that pictures with or without masks are to have for a model of the host.
+
+    Raises ValueError for masks that the model takes none of, for none where it does, and for a model that edits.
+    """
+    taken = items_of(model)
+    if SOURCE_IMAGE in taken:
+        raise ValueError(
+            "this model edits pictures, so an item is a picture before and after; a folder of pictures does not say "
+            "that. Choose another model"
+        )
+    if masked and not taken:
+        raise ValueError(
+            "masks are for inpainting models, and this one has no input for them: set masks to none, or load an "
+            "inpainting model"
+        )
+    if taken and not masked:
+        raise ValueError(
+            "this model fills what a mask hides: set masks to random, or to files or alpha for masks of your own"
+        )
+    return taken
+
+
+def check_told(model, conds: Sequence[Cond]) -> None:
+    """Raises ValueError for a model that takes more of every picture than the text, and conditionings without it."""
+    if (taken := items_of(model)) and any(IMAGE_VALUE not in cond.extra for cond in conds):
+        raise ValueError(
+            f"this model takes {' and '.join(taken)} of every picture, and these conditionings are text alone: use "
+            "Picture Folder with masks, or connect the outputs of InpaintModelConditioning (of "
+            "InstructPixToPixConditioning for a model that edits)"
+        )
+
+
+def check_dataset_items(model, dataset: LatentDataset) -> None:
+    """Raises ValueError for a dataset without a tensor that the model takes of every picture, or with another.
+
+    A conditioning of the host's own nodes may bring it under their names.
+    """
+    check_takes(model, dataset.conditions)
+    taken = items_of(model)
+    for member in dataset.members:
+        brought = {name.removeprefix(EXTRA) for file in member.files for name in file.keys()}
+        lacking = "" if IMAGE_VALUE in brought else missing(taken, dict.fromkeys(brought))
+        if lacking:
+            how = "masks of Picture Folder" if SOURCE_IMAGE not in taken else "the command line, or a conditioning"
+            raise ValueError(
+                f"the dataset {member.folder.name} has no {lacking}, and this model takes {' and '.join(taken)} of "
+                f"every picture beside its latent; make it with {how}, or train a model without such an input"
+            )

@@ -1,0 +1,221 @@
+"""Runs inside the host's Python: networks that are told more of every picture than its latent.  probe_items.py FOLDER
+
+Each function measures one thing and returns what JSON can hold; test_items_in_graph.py says what it must be.
+"""
+
+from host_tools import PATHS, Warnings, a_run, excite, folder, host_denoised, latents, load, relative, write
+
+# isort: split
+import comfy.sd
+import comfy.utils
+import comfy_extras.nodes_train as core_train
+import tiny_models
+import torch
+from pack.distill_core.data.dataset import Batch
+from pack.distill_core.data.masks import for_latents, for_pixels
+from pack.distill_core.data.real import save_latents
+from pack.distill_core.models.denoiser import Cond, Denoiser
+from pack.distill_core.models.items import MASK, MASKED_IMAGE, PIXEL_MASK, SOURCE_IMAGE
+from pack.distill_core.training.loop import training_step
+from pack.nodes.host.backend import training_backend
+from pack.nodes.host.datasets import open_dataset
+from pack.nodes.host.items import items_of
+from pack.nodes.host.shown import keep_items, of_items
+from pack.nodes.host.side_by_side import sample_prompts, teacher_recipe
+from probe_gradients import Sums, derivative_error, in_double
+from safetensors.torch import save_file
+
+NETWORKS = list(tiny_models.WITH_ITEMS)
+PATHS |= {name: tiny_models.write(name, folder) for name in NETWORKS}
+
+
+class Pictures:
+    """Two pictures: what a dataset has of them (``tensors``), and what the host's nodes write (`conditioning`)."""
+
+    def __init__(self, network: str, model) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.network, shape = network, latents(network).shape
+        self.raw = torch.randn(shape, generator=generator)
+        self.mask = torch.nn.functional.interpolate(
+            (torch.rand(2, 1, 8, 12, generator=generator) > 0.5).float(), scale_factor=8
+        )
+        if network == "flux fill":  # which alone sees single pixels
+            self.mask = (torch.rand(2, 1, 64, 96, generator=generator) > 0.5).float()
+        inside = model.model.process_latent_in(self.raw)
+        every = {
+            MASKED_IMAGE: inside,
+            SOURCE_IMAGE: inside,
+            MASK: for_latents(self.mask, 8),
+            PIXEL_MASK: for_pixels(self.mask),
+        }
+        self.tensors = {name: every[name] for name in items_of(model.model)}
+
+    def conditioning(self, row: int) -> list:
+        (context, options), *_ = tiny_models.conditioning(self.network, row + 1)
+        own = {"concat_latent_image": self.raw[[row]], "concat_mask": self.mask[[row]]}
+        return [
+            [context, options | (own if MASKED_IMAGE in self.tensors else {"concat_latent_image": self.raw[[row]]})]
+        ]
+
+    def cond(self, backend) -> Cond:
+        texts = [entry for row in range(2) for entry in tiny_models.conditioning(self.network, row + 1)]
+        return backend.cond(texts).with_items(self.tensors)
+
+
+def names() -> dict:
+    """Which tensors each network takes, those of ordinary ones among them."""
+    return {name: items_of(load(name).model) for name in (*NETWORKS, "sd15", "flux", "flux2", "sd3", "wan")}
+
+
+def same_as_sampling() -> dict:
+    """The teacher on items against the host's own sampling with what its nodes write; and how much these matter."""
+    result = {}
+    for network in NETWORKS:
+        model = load(network)
+        pictures, x, time = Pictures(network, model), latents(network), torch.tensor([0.8, 0.3])
+        with training_backend(model) as backend, torch.no_grad():
+            sigma, cond = backend.process.sigma_at_flow_time(time), pictures.cond(backend)
+            ours = Denoiser(backend)(x, sigma, cond)
+            swapped = cond.with_items({name: value.flip(0) for name, value in pictures.tensors.items()})
+            other = Denoiser(backend)(x, sigma, swapped)
+        with torch.inference_mode():
+            theirs = torch.cat([host_denoised(model, pictures.conditioning(i), x[[i]], sigma[[i]]) for i in range(2)])
+        result[network] = {"difference": relative(ours, theirs), "effect": relative(other, ours)}
+    return result
+
+
+def gradients() -> dict:
+    """As in probe_gradients.py, on items."""
+    result = {}
+    for network in NETWORKS:
+        model = load(network)
+        pictures = Pictures(network, model)
+        for checkpointing in (False, True):
+            with training_backend(model, checkpointing) as backend:
+                in_double(backend.network)
+                path = backend.new_lora(2).double()
+                excite(path)
+                student, teacher = Denoiser(backend, path), Denoiser(backend)
+                cond = pictures.cond(backend).to(dtype=torch.float64)
+                x, noise = latents(network).double(), latents(network, seed=1).double()
+                sigma, sums = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.6]).double()), Sums()
+
+                def loss(student=student, teacher=teacher, x=x, noise=noise, cond=cond, sigma=sigma, sums=sums):
+                    fake = student(x, sigma, cond)
+                    renoised = teacher.process.noise_scaling(sigma * 0.7, noise, fake)
+                    return sums([fake, *teacher.features(renoised, sigma * 0.7, cond, teacher.backend.tap_names)])
+
+                name = f"{network} {'checkpointed' if checkpointing else 'plain'}"
+                result[name] = derivative_error(loss, list(path.parameters()))
+    return result
+
+
+def steps() -> dict:
+    """A step of LADD: how far it moved the student."""
+    result = {}
+    for network in NETWORKS:
+        model = load(network)
+        pictures = Pictures(network, model)
+        with training_backend(model) as backend:
+            run = a_run(backend, [], latents(network), pictures.cond(backend))
+            before = [p.detach().clone() for p in run.student_parameters.values()]
+            training_step(run)
+            moved = [(a - b).abs().max().item() for a, b in zip(run.student_parameters.values(), before, strict=True)]
+            result[network] = max(moved)
+    return result
+
+
+def exported_loras() -> dict:
+    """The student's LoRA through core's two ways of loading one, sampled with what the host's nodes write."""
+    result = {}
+    for network in NETWORKS:
+        model, x = load(network), latents(network)
+        pictures = Pictures(network, model)
+        with training_backend(model) as backend:
+            path = backend.new_lora(3)
+            excite(path)
+            sigma = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.3]))
+            with torch.no_grad():
+                cond = pictures.cond(backend)
+                ours, teacher = Denoiser(backend, path)(x, sigma, cond), Denoiser(backend)(x, sigma, cond)
+            lora = backend.export(path)
+        save_file(lora, folder / "lora.safetensors")
+        with torch.inference_mode(), Warnings() as warnings:
+            file = comfy.utils.load_torch_file(str(folder / "lora.safetensors"), safe_load=True)
+            loaded, _ = comfy.sd.load_lora_for_models(model, None, file, 1.0, 0.0)
+            as_model = core_train.LoraModelLoader.execute(model, lora, 1.0)[0]
+            images = [
+                torch.cat([host_denoised(m, pictures.conditioning(i), x[[i]], sigma[[i]]) for i in range(2)])
+                for m in (loaded, as_model)
+            ]
+        result[network] = {
+            "difference": max(relative(image, ours) for image in images),
+            "effect": relative(ours, teacher),
+            "warnings": warnings.texts,
+        }
+    return result
+
+
+def reports() -> dict:
+    """What a report shows of a run on pictures to fill: the guided teacher, outside and inside the hole."""
+    result = {}
+    for network in ("sd15 inpainting", "flux fill"):
+        model, x = load(network), latents(network)
+        pictures = Pictures(network, model)
+        pictures.tensors |= {
+            name: value * upper_half(value) for name, value in pictures.tensors.items() if "mask" in name
+        }
+        with training_backend(model) as backend:
+            cond = pictures.cond(backend)
+            keep_items(folder, Batch(x, cond), backend.cond(tiny_models.conditioning(network, 9)))
+        with torch.inference_mode():
+            shown = of_items(model, folder, 10)
+            asked = dict(latent=shown.latent, mask=shown.mask, recipe=teacher_recipe(model, 2, 2.0), seed=0)
+            made = sample_prompts(model, shown.prompts, None, negatives=shown.negatives, **asked)
+            alone = sample_prompts(model, shown.prompts[:1], None, negatives=shown.negatives[:1], **first_row(asked))
+        hole = (shown.mask > 0).expand_as(made)
+        result[network] = {
+            "picture": relative(shown.latent, model.model.process_latent_out(x)),
+            "given": [text for text, _ in shown.given],
+            "outside": torch.equal(made[~hole], shown.latent[~hole]) and not hole.all(),
+            "inside": relative(made[hole], shown.latent[hole]),
+            "alone": relative(made[:1], alone),
+        }
+    return result
+
+
+def upper_half(value: torch.Tensor) -> torch.Tensor:
+    return (torch.arange(value.shape[-2]) < value.shape[-2] // 2).float().view(-1, 1)
+
+
+def first_row(asked: dict) -> dict:
+    return asked | {"latent": asked["latent"][:1], "mask": asked["mask"][:1]}
+
+
+def mistakes() -> dict:
+    """Items for a model that has no input for them, and none for one that takes some."""
+    filling, plain = load("sd15 inpainting"), load("sd15")
+    pictures = Pictures("sd15 inpainting", filling)
+
+    def said(function) -> str:
+        try:
+            function()
+        except ValueError as error:
+            return str(error)
+        return "accepted"
+
+    with training_backend(plain) as backend:
+        masked = pictures.cond(backend)
+        rows = [masked[[row]] for row in range(2)]
+        texts = [backend.cond([entry]) for entry in tiny_models.conditioning("sd15") * 2]
+        result = {"no input": said(lambda: Denoiser(backend)(latents("sd15"), torch.ones(2), masked))}
+    for name, conds in (("masked", rows), ("plain", texts)):
+        save_latents(list(latents("sd15")), conds, texts[0], folder / name, {"family": "sd15"})
+    for name, model in (("masked", filling), ("masked", plain), ("plain", filling), ("plain", plain)):
+        kind = "filling" if model is filling else "ordinary"
+        result[f"{name}, {kind}"] = said(lambda name=name, model=model: open_dataset(folder / name, model, False))
+    return result
+
+
+if __name__ == "__main__":
+    write("items", [names, same_as_sampling, gradients, steps, exported_loras, reports, mistakes])
