@@ -100,6 +100,6 @@ NEEDS = {
         60.0, 30.0, {24: "set weight_dtype of Load Diffusion Model to fp8_e4m3fn"}, 0.8, 0.8, 0.2
     ),
     "tune_sdxl_turbo": Needs(1.5, 8.6, {12: "as it is", 16: "as it is", 24: "as it is"}, 0.1, 0.9, 0.3),
-    "distil_sd15_inpainting": Needs(0.8, 4.2, {12: "as it is", 16: "as it is", 24: "as it is"}, 0.1, 0.5, 0.1),
+    "distil_sd15_inpainting": Needs(0.8, 4.3, {12: "as it is", 16: "as it is", 24: "as it is"}, 0.1, 0.5, 0.1),
     "distil_sd1.5_diffusion2gan": Needs(0.8, 4.7, {12: "as it is", 16: "as it is", 24: "as it is"}, 8.0, 0.5, 0.1),
 }
