@@ -267,19 +267,8 @@ def read_into(picture: Picture, bucket: tuple[int, int], background: str | None)
     return read_file_into(picture.path, bucket, background)
 
 
-def read_source_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
-    """Its source, likewise."""
-    assert picture.source is not None
-    return read_file_into(picture.source, bucket, background)
-
-
-def read_rejected_into(picture: Picture, bucket: tuple[int, int], background: str) -> Tensor:
-    """The picture that was found worse, likewise."""
-    assert picture.rejected is not None
-    return read_file_into(picture.rejected, bucket, background)
-
-
 def read_file_into(path: Path, bucket: tuple[int, int], background: str | None) -> Tensor:
+    """The same of a file."""
     with large_pictures():
         image = ImageOps.fit(open_picture(path, background), bucket, Image.Resampling.LANCZOS)
     return torch.from_numpy(numpy.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1

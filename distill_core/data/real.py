@@ -17,11 +17,12 @@ from ..models.items import EXTRA, MASK, MASKED_IMAGE, PIXEL_MASK, REJECTED, SOUR
 from .buckets import differences, report, save
 from .manifest import OtherDataset, begin
 from .masks import ALPHA, NONE, MaskConfig, for_latents, for_pixels, hidden, masks_of
-from .pictures import Picture, PictureConfig, by_bucket, read_into, read_rejected_into, read_source_into
+from .pictures import Picture, PictureConfig, by_bucket, read_file_into, read_into
 from .shards import Progress, Shard, fill
 
 SHARD_SIZE = 256
 OF_LATENTS = ("size", "step", "ratio", "background")  # settings that decide what a picture becomes
+OTHER_PICTURES = {EXTRA + SOURCE_IMAGE: "source", REJECTED: "rejected"}  # tensors of an item, and the fields of Picture
 OF_A_MODEL = ("base",)  # said by datasets of before version 0.3; pictures are of a latent space, not of a model
 
 
@@ -92,7 +93,7 @@ def cache_pictures(
     settings = {name: getattr(config, name) for name in OF_LATENTS}
     manifest = {"guidance": 1.0, "state_sigmas": [], "content": content, "pictures": settings, "dtype": config.dtype}
     masked, mask = masks.source != NONE, PIXEL_MASK if PIXEL_MASK in takes else MASK
-    sourced, pairs = pictures[0].source is not None, pictures[0].rejected is not None
+    others = {name: field for name, field in OTHER_PICTURES.items() if getattr(pictures[0], field) is not None}
     if masked:
         manifest["masks"] = masks.description() | ({"of": mask} if mask != MASK else {})
     background = None if masks.source == ALPHA else config.background  # what is hidden is learnt from
@@ -114,16 +115,14 @@ def cache_pictures(
         at_once = 1 if masks.each > 1 else len(images)
         latents = torch.cat([encode(part).float().cpu() for part in images.split(at_once)])
         made = {"latents": latents, **conds_of(numbers).to("cpu").tensors()}
-        if sourced:
-            sources = [read_source_into(pictures[number], bucket, config.background) for number in numbers]
-            made[EXTRA + SOURCE_IMAGE] = encode(torch.stack(sources)).float().cpu()
+        for name, field in others.items():
+            files = [getattr(pictures[number], field) for number in numbers]
+            read = [read_file_into(file, bucket, config.background) for file in files]
+            made[name] = encode(torch.stack(read)).float().cpu()
         if masked:
             drawn = masks_of(masks, pictures, items, bucket)
             made[EXTRA + MASKED_IMAGE] = encode(hidden(images, drawn)).float().cpu()
             made[EXTRA + mask] = for_latents(drawn, scale) if mask == MASK else for_pixels(drawn)
-        if pairs:
-            rejected = [read_rejected_into(pictures[number], bucket, config.background) for number in numbers]
-            made[REJECTED] = encode(torch.stack(rejected)).float().cpu()
         return made
 
     with alone_in(folder, "caching"):
@@ -134,9 +133,7 @@ def cache_pictures(
             raise OtherDataset(folder, error.changes, error.stored, {"content": told} if told else {}) from None
         save(folder, said)
         plan = [Shard(group, (height // scale, width // scale)) for (width, height), group in parts]
-        needs = ["latents", "context", *([EXTRA + mask, EXTRA + MASKED_IMAGE] if masked else [])]
-        needs += [EXTRA + SOURCE_IMAGE] if sourced else []
-        needs += [REJECTED] if pairs else []
+        needs = ["latents", "context", *([EXTRA + mask, EXTRA + MASKED_IMAGE] if masked else []), *others]
         metadata = {"state_sigmas": "[]"}
         yield from fill(folder, plan, make, config.batch_size, config.dtype, metadata, needs, "the VAE")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..models import mini
+from ..models.shipped import images_of
 from .detail import detail_columns, detail_figures
 from .frechet import frechet_figure
 from .intervals import REPEATS, Bootstrap, Figure
@@ -143,11 +145,7 @@ class MiniEvaluator(Evaluator):
     """
 
     def __init__(self, pixels: bool = True, repeats: int = REPEATS, examples: Tensor | None = None) -> None:
-        decoder = mini.load_autoencoder().decoder
-
-        def decode(latents: Tensor) -> Tensor:
-            return decoder(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
-
+        decode = partial(images_of, mini.load_autoencoder().decoder)
         spaces = [mini_space("latent"), *([mini_space("pixel")] if pixels else [])]
         super().__init__(spaces, decode if pixels else None, repeats=repeats, examples=examples)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from ..files import load_tensors, save_tensors
-from ..models import mini
+from ..models import shipped
 
 EVERY = 250  # steps between checkpoints
 
@@ -117,10 +117,10 @@ def in_batches(fn: Callable[[Tensor], Tensor], x: Tensor, name: str, size: int =
 
 def save_autoencoder(net: nn.Module, path: Path) -> None:
     """Write the TAESD layout, zero-padded to width 64, in float16; the latents need no scale in the SD3 family."""
-    wide = {name: torch.zeros_like(value) for name, value in mini.new_autoencoder(64).state_dict().items()}
+    wide = {name: torch.zeros_like(value) for name, value in shipped.new_autoencoder(64).state_dict().items()}
     for name, value in net.state_dict().items():
         wide[name][tuple(slice(n) for n in value.shape)] = value
-    state = {mini.taesd_key(name): value.half().contiguous() for name, value in wide.items()}
+    state = {shipped.taesd_key(name): value.half().contiguous() for name, value in wide.items()}
     # ComfyUI's SD3 latent format is (z - 0.0609) * 1.5305; these two undo it, so the transformer sees our latents.
     state |= {"vae_scale": torch.tensor(1.5305), "vae_shift": torch.tensor(0.0609)}
     save_file(state, path)

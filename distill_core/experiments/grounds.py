@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ..models import mini, scenes
 from ..models.denoiser import Backend, Cond, Denoiser, Guided
 from ..models.mini import mini_conditioning
 from ..models.pipelines import MiniSource, ModelConfig, ScenesSource
+from ..models.shipped import images_of
 from ..perceptual import load_metric
 from .demo import DemoConfig, cache_teacher
 from .results import CLOTHES
@@ -159,11 +161,7 @@ def of_scenes() -> Ground:
         return latents, [conds[row : row + 1] for row in rows.tolist()]
 
     def evaluator(examples: Tensor) -> Evaluator:
-        decoder = scenes.load_autoencoder().decoder
-
-        def decode(latents: Tensor) -> Tensor:
-            return decoder(latents.contiguous(memory_format=torch.channels_last)).clamp(-1, 1)
-
+        decode = partial(images_of, scenes.load_autoencoder().decoder)
         return Evaluator([scenes_space("latent"), scenes_space("pixel")], decode, examples=examples)
 
     return Ground(

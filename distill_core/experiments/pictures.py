@@ -20,9 +20,14 @@ def draw_samples(ground: Ground, out: Path, seed: int, names: Sequence[str], pat
     Raises ValueError when a result is not there or has no samples.
     """
     chosen = torch.linspace(0, len(ground.conds) - 1, min(COLUMNS, len(ground.conds))).long()
-    rows = []
-    for name in ("teacher", *names):
-        for steps, latents in read_shown(result_path(out, name, None if name == "teacher" else seed)).items():
-            images = ground.evaluator(latents).decode(latents[chosen])
-            rows.append((f"{name}, {steps} step{'s' * (steps != '1')}", images))
-    sample_grid(rows, [ground.captions[row].replace(" ", "\n") for row in chosen.tolist()], path)
+    rows = [
+        (f"{name}, {steps} step{'s' * (steps != '1')}", latents[chosen])
+        for name in ("teacher", *names)
+        for steps, latents in read_shown(result_path(out, name, None if name == "teacher" else seed)).items()
+    ]
+    decode = ground.evaluator(rows[0][1]).decode
+    sample_grid(
+        [(label, decode(latents)) for label, latents in rows],
+        [ground.captions[row].replace(" ", "\n") for row in chosen.tolist()],
+        path,
+    )

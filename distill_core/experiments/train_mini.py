@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
 from ..diffusion.process import expand_like
 from ..evaluation.metrics import mini_scores
-from ..models import mini
+from ..models import mini, shipped
 from .fitting import Stage, fit, half, in_batches, save_autoencoder
 
 
 def train_autoencoder(images: Tensor, stage: Stage) -> tuple[nn.Module, dict]:
     """L1 + MSE reconstruction with small latent noise; latents are pulled to zero mean and unit variance a channel."""
-    net = mini.new_autoencoder().to(memory_format=torch.channels_last)
+    net = shipped.new_autoencoder(mini.AUTOENCODER_WIDTH).to(memory_format=torch.channels_last)
 
     def loss_fn(generator: torch.Generator) -> Tensor:
         x = upscale(images[torch.randint(len(images), (16,), generator=generator)])

@@ -20,7 +20,7 @@ from tqdm import trange
 
 from ..data.scenes import draw_rows, draw_words, render
 from ..diffusion.process import expand_like
-from ..models import mini, scenes
+from ..models import scenes, shipped
 from .fitting import Stage, fit, half, in_batches, save_autoencoder
 
 TRAINING, TEST = 0, 1  # seeds of the pictures
@@ -47,7 +47,7 @@ def as_floats(pictures: Tensor) -> Tensor:
 
 def train_autoencoder(pictures: Tensor, stage: Stage) -> tuple[nn.Module, dict]:
     """L1 + MSE of pixels and L1 of their differences, with small latent noise; latents pulled to mean 0, variance 1."""
-    net = mini.new_autoencoder(scenes.AUTOENCODER_WIDTH).to(memory_format=torch.channels_last)
+    net = shipped.new_autoencoder(scenes.AUTOENCODER_WIDTH).to(memory_format=torch.channels_last)
 
     def loss_fn(generator: torch.Generator) -> Tensor:
         x = as_floats(pictures[torch.randint(len(pictures), (16,), generator=generator)])
@@ -182,7 +182,7 @@ def main() -> None:
         return
 
     if not (args.work / "latents.safetensors").exists():
-        encoder = mini.load_autoencoder(args.out, scenes.AUTOENCODER_WIDTH).encoder
+        encoder = shipped.load_autoencoder(args.out, scenes.AUTOENCODER_WIDTH).encoder
         encoded = {k: in_batches(lambda x: encoder(as_floats(x)), data[k], "encode") for k in ("train", "test")}
         save_file({k: v.half().contiguous() for k, v in encoded.items()}, args.work / "latents.safetensors")
     latents = load_file(args.work / "latents.safetensors")

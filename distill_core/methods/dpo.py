@@ -91,7 +91,7 @@ class DPOConfig(MethodConfig):
 
     @property
     def few_steps(self) -> bool:
-        return self.preference_levels == STUDENT
+        return self.tunes
 
     def build(self, ingredients: Ingredients) -> DPO:
         return DPO(ingredients.student, ingredients.teacher, self, **ingredients.shared())

@@ -26,6 +26,7 @@ from .backends.diffusers_folders import load_backend, only_variant, unloaded
 from .denoiser import Cond
 from .families import FAMILIES, PIPELINES
 from .mini import mini_backend, mini_conditioning
+from .shipped import images_of
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class MiniSource:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """[B, 16, H, W] -> images [B, 3, 8 H, 8 W] in [-1, 1]."""
-        return self.decode_with_gradient(latents).clamp(-1, 1)
+        return images_of(self.decoder, latents)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

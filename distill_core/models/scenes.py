@@ -6,7 +6,6 @@ An SD3 transformer, a TAESD-layout autoencoder and a small text encoder of its o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..diffusion.process import FlowProcess
-from . import mini
+from . import shipped
 from .backends.diffusers import DiffusersBackend
 from .denoiser import Cond
+from .shipped import FeatureClassifier
 
 ASSETS = Path(__file__).parents[1] / "assets" / "scenes"
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -115,35 +114,12 @@ class TextEncoder(nn.Module):
         return context, self.pool(context.mean(1))
 
 
-class Classifier(nn.Module):
-    """A convolutional classifier of the four words; its 64 penultimate activations are the features of the metrics.
-
-    Input [B, C, H, W]; ``forward`` gives the logits of all words [B, len(WORDS)], group after group, ``features``
-    [B, 64] before the last ReLU.
-    """
-
-    def __init__(self, channels: int, width: int, downsamplings: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-        for _ in range(downsamplings):
-            layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU()]
-            layers += [nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU()]
-            width *= 2
-        self.trunk = nn.Sequential(
-            *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(4 * width, 64)
-        )
-        self.head = nn.Linear(64, len(WORDS))
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.trunk(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.features(x)))
-
-
-def new_classifier(space: str) -> Classifier:
-    """The evaluator of a feature space: ``"latent"`` (16 channels, 8 x 8) or ``"pixel"`` (64 px)."""
-    return Classifier(LATENT_SHAPE[0], 64, 1) if space == "latent" else Classifier(3, 16, 3)
+def new_classifier(space: str) -> FeatureClassifier:
+    """The evaluator of a feature space, ``"latent"`` (16 channels, 8 x 8) or ``"pixel"`` (64 px); its classes are all
+    words, group after group."""
+    if space == "latent":
+        return FeatureClassifier(LATENT_SHAPE[0], 64, 1, len(WORDS), dropout=0.2)
+    return FeatureClassifier(3, 16, 3, len(WORDS), dropout=0.2)
 
 
 def by_group(logits: Tensor) -> dict[str, Tensor]:
@@ -151,22 +127,14 @@ def by_group(logits: Tensor) -> dict[str, Tensor]:
     return dict(zip(GROUPS, logits.split([len(g) for g in GROUPS.values()], dim=1), strict=True))
 
 
-def load_classifier(space: str) -> tuple[Classifier, dict[str, Tensor]]:
+def load_classifier(space: str) -> tuple[FeatureClassifier, dict[str, Tensor]]:
     """The shipped evaluator and its reference statistics (``mean`` [64], ``cov`` [64, 64] of real held-out scenes)."""
-    state = {name: value.float() for name, value in load_file(ASSETS / f"{space}_classifier.safetensors").items()}
-    reference = {name: state.pop(f"reference.{name}") for name in ("mean", "cov")}
-    net = new_classifier(space)
-    net.load_state_dict(state)
-    return net.eval().requires_grad_(False), reference
+    return shipped.load_classifier(new_classifier(space), ASSETS, space)
 
 
 def load_transformer() -> Any:
     """The teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode."""
-    from diffusers import SD3Transformer2DModel
-
-    net = SD3Transformer2DModel(**TRANSFORMER_CONFIG)
-    net.load_state_dict({k: v.float() for k, v in load_file(ASSETS / "transformer.safetensors").items()})
-    return net.eval().requires_grad_(False)
+    return shipped.load_transformer(TRANSFORMER_CONFIG, ASSETS)
 
 
 @cache
@@ -185,14 +153,14 @@ def encode_text(texts: Sequence[str]) -> Cond:
 
 def load_autoencoder() -> Any:
     """The autoencoder as diffusers' ``AutoencoderTiny`` with the padding channels cut off."""
-    return mini.load_autoencoder(ASSETS, AUTOENCODER_WIDTH)
+    return shipped.load_autoencoder(ASSETS, AUTOENCODER_WIDTH)
 
 
 def training_log() -> dict:
     """How the shipped files were made: seed, iterations, losses and evaluator figures."""
-    return json.loads((ASSETS / "training.json").read_text())
+    return shipped.training_log(ASSETS)
 
 
 def scenes_backend(gradient_checkpointing: bool = False) -> DiffusersBackend:
     """The shipped transformer as a backend (flow, no shift)."""
-    return DiffusersBackend(load_transformer(), FlowProcess(1000.0, shift_alpha=1.0), gradient_checkpointing)
+    return shipped.backend_of(load_transformer(), gradient_checkpointing)

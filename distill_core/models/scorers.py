@@ -17,18 +17,19 @@ from torch import Tensor
 
 from ..errors import first_line
 from . import mini, scenes
+from .shipped import FeatureClassifier
 
 Scorer = Callable[[Tensor, Sequence[str]], Tensor]
 CLASSIFIER = "classifier"  # of a shipped model
 
 
 @lru_cache(maxsize=1)
-def _of_mini() -> mini.FeatureClassifier:
+def _of_mini() -> FeatureClassifier:
     return mini.load_classifier("pixel")[0]
 
 
 @lru_cache(maxsize=1)
-def _of_scenes() -> scenes.Classifier:
+def _of_scenes() -> FeatureClassifier:
     return scenes.load_classifier("pixel")[0]
 
 

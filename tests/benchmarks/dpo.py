@@ -35,6 +35,7 @@ from distill_core.models import mini
 from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.models.lora_stack import frozen_lora
 from distill_core.models.mini import mini_backend, mini_conditioning
+from distill_core.models.shipped import FeatureClassifier
 from distill_core.presets.recipe import student_levels
 from distill_core.training.run_folder import RunFolder
 
@@ -96,7 +97,7 @@ class Judges:
         return self.sample(view, student_levels(said["sigmas"], steps), said["sampler"])
 
     @torch.no_grad()
-    def score(self, classifier: mini.FeatureClassifier, space: str, x: Tensor) -> Tensor:
+    def score(self, classifier: FeatureClassifier, space: str, x: Tensor) -> Tensor:
         seen = [mini.classifier_input(space, part) for part in x.split(100)]
         scores = torch.cat([classifier(part) for part in seen]).double().log_softmax(1)
         return scores[torch.arange(len(x)), self.labels]

@@ -35,6 +35,7 @@ from distill_core.methods.diffusion2gan import Diffusion2GANConfig
 from distill_core.methods.ladd import LADDConfig
 from distill_core.models import scenes
 from distill_core.models.denoiser import Denoiser, Guided
+from distill_core.models.shipped import images_of
 from distill_core.training.loop import Run, copy_into, train
 from distill_core.training.loop_config import TrainConfig
 from distill_core.training.run import RunConfig, StudentConfig, new_run
@@ -56,8 +57,7 @@ def samples(model, steps: int, words: Tensor, count: int, sampler: str = "euler"
 @torch.no_grad()
 def decode(latents: Tensor) -> Tensor:
     decoder = scenes.load_autoencoder().decoder
-    channels_last = {"memory_format": torch.channels_last}
-    return torch.cat([decoder(part.contiguous(**channels_last)).clamp(-1, 1) for part in latents.split(100)])
+    return torch.cat([images_of(decoder, part) for part in latents.split(100)])
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 
 from distill_core.evaluation.metrics import mini_scores
 from distill_core.experiments import demo
-from distill_core.models import mini
+from distill_core.models import mini, shipped
 from distill_core.models.denoiser import Denoiser, Guided
 
 
@@ -46,10 +46,10 @@ def test_the_transformer_is_one_that_the_host_detects():
 
 def test_the_padding_of_the_autoencoder_is_zero_and_changes_nothing(autoencoder):
     stored = load_file(mini.ASSETS / "autoencoder.safetensors")
-    wide = mini.new_autoencoder(64)
-    wide.load_state_dict({name: stored[mini.taesd_key(name)].float() for name in wide.state_dict()})
+    wide = shipped.new_autoencoder(64)
+    wide.load_state_dict({name: stored[shipped.taesd_key(name)].float() for name in wide.state_dict()})
     for name, narrow in autoencoder.state_dict().items():
-        padding = stored[mini.taesd_key(name)].clone()
+        padding = stored[shipped.taesd_key(name)].clone()
         padding[tuple(slice(n) for n in narrow.shape)] = 0
         assert not padding.any(), name
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
