@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,10 @@ from ..diffusion.schedules import grid_sigmas
 from ..evaluation.intervals import Figure
 from ..evaluation.metrics import Evaluator, Figures
 from ..evaluation.samples import REFERENCE, evaluation_samples
-from ..evaluation.spaces import Space, imagenet_features, imagenet_space, mini_space, scenes_space, trained_on
+from ..evaluation.spaces import imagenet_features, imagenet_space, shipped_spaces, trained_on
 from ..files import save_json
-from ..models import mini, scenes
 from ..models.denoiser import Cond, Denoiser, Guided
-from ..models.pipelines import MiniSource, PipelineSource, ScenesSource, open_source, read_prompts
+from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
 from ..models.teachers import teacher_view
 from ..presets.recipe import student_levels
 from ..presets.table import counted
@@ -71,7 +69,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     )
     evaluator = make_evaluator(source, reference, description)
     rows = torch.arange(args.count) % len(prompts)
-    labels = {group: classes[rows] for group, classes in labels_of(source, prompts).items()}
+    asked = source.labels(prompts) if isinstance(source, MiniSource) else {}
+    labels = {group: classes[rows] for group, classes in asked.items()}
     scores: dict[str, Figures] = {f"teacher, {config.cache.steps} steps": evaluator(own, labels)}
     student = open_student(source, state, description)
     for steps in range(1, len(description["sigmas"]) + 1):
@@ -88,15 +87,6 @@ def run_evaluate(args: argparse.Namespace) -> None:
     }
     save_json(args.out / "evaluation.json", report)
     print(in_text(scores, report))
-
-
-def labels_of(source: MiniSource | PipelineSource, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """What the shipped models' classifiers should find for each prompt [N], by word group; none for another model."""
-    if isinstance(source, ScenesSource):
-        return scenes.labels(prompts)
-    if isinstance(source, MiniSource):
-        return {"": torch.tensor([mini.CLASS_NAMES.index(prompt) for prompt in prompts])}
-    return {}
 
 
 def was_trained_on(dataset: LatentDataset, description: dict[str, Any]) -> bool:
@@ -129,10 +119,7 @@ def latents_of(dataset: LatentDataset, count: int) -> Tensor:
 
 def make_evaluator(source: MiniSource | PipelineSource, reference: Tensor, description: dict[str, Any]) -> Evaluator:
     """ImageNet features, unless the student was trained against them; for a shipped model its classifiers, too."""
-    spaces: list[Space] = []
-    if isinstance(source, MiniSource):
-        shipped = scenes_space if isinstance(source, ScenesSource) else mini_space
-        spaces += [shipped("latent"), shipped("pixel")]
+    spaces = shipped_spaces(source)
     if trained_on(description):
         print(
             "warning: this student was trained against the ImageNet network, so no figure is taken from it",

@@ -29,7 +29,7 @@ from ..training.fits import advice, verdict, ways
 from ..training.ledger import without_data
 from ..training.plan import GIB, Plan, Shapes, plan_step, spell
 from ..training.plan_optimizers import STATE_BYTES
-from ..training.run import RunConfig, StudentConfig
+from ..training.run import RunConfig
 from ..training.student import rank_of_file
 
 Make = Callable[[FakeTensorMode], Components]
@@ -112,14 +112,7 @@ def ingredients(config: Config, dataset: LatentDataset | None) -> tuple[RunConfi
     """What a plan is made of: the run, its components without data, the sizes of its batches, its distance."""
     source = open_source(config.model, config.cache.embedded_guidance, weights=False)
     method, model = config.method_config, config.model
-    student = StudentConfig(
-        model.lora_rank, model.lora_targets, model.sampler, lora=config.lora, strengths=config.strengths
-    )
-    identities = {"base": "", "dataset": ""}
-    guidance = config.teacher.guidance or None
-    run = RunConfig(
-        method, config.train, student, identities, config.discriminator, config.vision, model.taps, guidance
-    )
+    run = config.run({"base": "", "dataset": ""})
     shapes = dataset or shapes_of(config, source)
 
     def make(mode: FakeTensorMode) -> Components:

@@ -41,7 +41,7 @@ from ..training.monitor import Condition
 from ..training.other_teacher import own_teacher_only, teacher_notes
 from ..training.preflight import preflight
 from ..training.progress import SHOWN, StatusLine
-from ..training.run import RunConfig, StudentConfig, Watcher, longer, new_run, pairs_notes, train_to_end
+from ..training.run import RunConfig, Watcher, longer, new_run, pairs_notes, train_to_end
 from ..training.run_folder import RunFolder
 from ..training.sharded import check_sharded
 from .plan import check_memory
@@ -248,11 +248,10 @@ def describe(
     method: MethodConfig | None = None,
 ) -> RunConfig:
     """What decides the run, known before anything is made for it."""
-    model = config.model
     identities: dict[str, Any] = {
         "base": components.backend.digest(),
         "dataset": dataset.digest(),
-        "dtype": model.dtype,
+        "dtype": config.model.dtype,
     }
     if distance is not None:
         identities["perceptual"] = distance.identity()
@@ -261,21 +260,11 @@ def describe(
         identities["teacher"] = teacher.digest
     if components.backend.below:
         identities["below"] = [lora.below() for lora in components.backend.below]
-    student = StudentConfig(
-        model.lora_rank, model.lora_targets, model.sampler, lora=config.lora, strengths=config.strengths
-    )
+    run = config.run(identities)
     if usage is not None:
-        student = replace(student, sampler=usage.sampler, sampler_options=usage.sampler_options, cfg=usage.cfg)
-    return RunConfig(
-        method or config.method_config,
-        config.train,
-        student,
-        identities,
-        config.discriminator,
-        config.vision,
-        model.taps,
-        config.teacher.guidance or None,
-    )
+        student = replace(run.student, sampler=usage.sampler, sampler_options=usage.sampler_options, cfg=usage.cfg)
+        run = replace(run, student=student)
+    return run if method is None else replace(run, method=method)
 
 
 def perceptual_distance(name: str, channels: int, device: torch.device | str) -> ELatentLPIPS | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..methods.components import EFFICIENTNET
 from ..models import mini, scenes
+from ..models.pipelines import MiniSource, PipelineSource, ScenesSource
 from ..models.vision import image_network
 from .frechet import Gaussian
 
@@ -70,6 +71,14 @@ def scenes_space(space: str) -> Space:
         Gaussian(reference["mean"].double(), reference["cov"].double()),
         {group: head(group) for group in scenes.GROUPS},
     )
+
+
+def shipped_spaces(source: MiniSource | PipelineSource) -> list[Space]:
+    """Those of a shipped model, on latents and on images; none for another."""
+    if not isinstance(source, MiniSource):
+        return []
+    make = {MiniSource: mini_space, ScenesSource: scenes_space}[type(source)]
+    return [make("latent"), make("pixel")]
 
 
 @lru_cache(maxsize=1)

@@ -127,6 +127,10 @@ class MiniSource:
         classes, empty = mini_conditioning()
         return classes[[mini.CLASS_NAMES.index(p) for p in prompts]], empty
 
+    def labels(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What the shipped classifiers should find for each prompt [N], by word group; "" where there is one."""
+        return {"": torch.tensor([mini.CLASS_NAMES.index(prompt) for prompt in prompts])}
+
     def decode_with_gradient(self, latents: Tensor) -> Tensor:
         """[B, 16, H, W] -> images [B, 3, 8 H, 8 W], in [-1, 1] but for overshoot."""
         return self.decoder(latents.contiguous(memory_format=torch.channels_last))
@@ -161,6 +165,9 @@ class ScenesSource(MiniSource):
     def encode(self, prompts: Sequence[str], negative: str = "") -> tuple[Cond, Cond]:
         """Conditionings of the prompts and of the negative one. Raises ValueError for a word that it does not know."""
         return scenes.encode_text(prompts), scenes.encode_text([negative])
+
+    def labels(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return scenes.labels(prompts)
 
 
 SHIPPED = {"mini": MiniSource, "scenes": ScenesSource}  # by what stands in the place of a folder

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..data.cache import CacheConfig
 from ..data.kept import KeptConfig
@@ -27,6 +27,7 @@ from ..models.strengths import StrengthsConfig
 from ..models.teachers import TeacherConfig
 from ..settings import Checked, Setting, setting, settings_of
 from .loop_config import TrainConfig
+from .run import RunConfig, StudentConfig
 
 WIDTH = 100  # columns of what `train --help` prints
 
@@ -80,6 +81,23 @@ class Config(Checked):
     def method_config(self) -> MethodConfig:
         """The section of the chosen method."""
         return self.methods[self.method]
+
+    def run(self, identities: dict[str, Any]) -> RunConfig:
+        """The run that the file describes, of the model and the dataset that ``identities`` names."""
+        model = self.model
+        student = StudentConfig(
+            model.lora_rank, model.lora_targets, model.sampler, lora=self.lora, strengths=self.strengths
+        )
+        return RunConfig(
+            self.method_config,
+            self.train,
+            student,
+            identities,
+            self.discriminator,
+            self.vision,
+            model.taps,
+            self.teacher.guidance or None,
+        )
 
 
 SHARED: dict[str, type] = {s.name: type(s.default) for s in settings_of(Config) if s.name not in ("method", "methods")}
