@@ -27,6 +27,7 @@ from .pictures import (
     mask_file,
     open_picture,
     reason,
+    with_partners,
 )
 from .random_masks import KINDS, SHARES, random_masks
 
@@ -79,21 +80,17 @@ def with_own_masks(
 
     Files in ``config.folder`` are no pictures themselves. Raises ValueError when no picture has a mask.
     """
-    found: list[Picture] = []
-    left_out: dict[str, str] = {}
-    buckets, folder = bucket_sizes(sizes), _folder(config, pictures)
-    for picture in pictures:
-        if folder is not None and folder in picture.path.resolve().parents:
-            continue
+    buckets, folder, none = bucket_sizes(sizes), _folder(config, pictures), f"no picture has a mask ({config.source})"
+    pictures = [picture for picture in pictures if folder not in picture.path.resolve().parents]
+    if not pictures:
+        raise ValueError(f"{none}: the folder holds masks alone")
+
+    def masked(picture: Picture) -> Picture | str:
         path = _path(config, folder, picture)
-        if why := _fault(path, picture, config, bucket_of(picture.size, buckets)):
-            left_out[picture.name] = why
-        else:
-            found.append(picture._replace(mask=file_digest(path), mask_path=path))
-    if not found:
-        name, why = next(iter(left_out.items()), ("the folder", "holds masks alone"))
-        raise ValueError(f"no picture has a mask ({config.source}): {name} {why}")
-    return found, left_out
+        fault = _fault(path, picture, config, bucket_of(picture.size, buckets))
+        return fault or picture._replace(mask=file_digest(path), mask_path=path)
+
+    return with_partners(pictures, masked, none)
 
 
 def _folder(config: MaskConfig, pictures: Sequence[Picture]) -> Path | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +99,27 @@ class Picture(NamedTuple):
     source_digest: str = ""
     rejected: Path | None = None
     rejected_digest: str = ""
+
+
+def with_partners(
+    pictures: Sequence[Picture], partner: Callable[[Picture], Picture | str], none: str
+) -> tuple[list[Picture], dict[str, str]]:
+    """The pictures as ``partner`` completes them, and the names of those for which it gives a reason instead.
+
+    Raises ValueError, with ``none`` before the first reason, when there is no picture left.
+    """
+    found: list[Picture] = []
+    left_out: dict[str, str] = {}
+    for picture in pictures:
+        completed = partner(picture)
+        if isinstance(completed, str):
+            left_out[picture.name] = completed
+        else:
+            found.append(completed)
+    if not found:
+        name, why = next(iter(left_out.items()))
+        raise ValueError(f"{none}: {name} {why}")
+    return found, left_out
 
 
 def find(folder: str | Path) -> dict[str, Path]:

@@ -19,7 +19,7 @@ from ..models.items import REJECTED
 from ..settings import Checked, setting
 from .cache import CacheConfig, write_shards
 from .dataset import ItemConds
-from .pictures import Picture, PictureConfig, survey
+from .pictures import Picture, PictureConfig, survey, with_partners
 from .shards import Progress
 
 TRIES = 20  # how often a prompt is sampled anew before its samples count as all alike
@@ -129,18 +129,16 @@ def with_rejected(pictures: Sequence[Picture], config: PictureConfig) -> tuple[l
     rejected, unread = survey(config.rejected, config)
     by_name = {_stem(picture.name): picture for picture in rejected}
     reasons = {_stem(name): why for name, why in unread.items()}
-    found: list[Picture] = []
-    left_out: dict[str, str] = {}
-    for picture in pictures:
+
+    def rejected_of(picture: Picture) -> Picture | str:
         name = _stem(picture.name)
         if why := _fault(picture, by_name.get(name), reasons.get(name, "")):
-            left_out[picture.name] = why
-        else:
-            found.append(picture._replace(rejected=by_name[name].path, rejected_digest=by_name[name].digest))
-    if not found:
-        name, why = next(iter(left_out.items()))
-        raise ValueError(f"no picture has a rejected one in [pictures] rejected ({config.rejected}): {name} {why}")
-    return found, left_out
+            return why
+        return picture._replace(rejected=by_name[name].path, rejected_digest=by_name[name].digest)
+
+    return with_partners(
+        pictures, rejected_of, f"no picture has a rejected one in [pictures] rejected ({config.rejected})"
+    )
 
 
 def _stem(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..digests import file_digest
-from .pictures import Picture, open_picture, reason
+from .pictures import Picture, open_picture, reason, with_partners
 
 
 def with_sources(pictures: Sequence[Picture], folder: str | Path) -> tuple[list[Picture], dict[str, str]]:
@@ -15,21 +15,17 @@ def with_sources(pictures: Sequence[Picture], folder: str | Path) -> tuple[list[
 
     Raises ValueError when none has one.
     """
-    root, found, left_out = Path(folder), [], {}
+    root = Path(folder)
     if not root.is_dir():
         raise ValueError(
             f"[pictures] sources: {root} is not a folder; give that of the pictures before they are edited"
         )
-    for picture in pictures:
+
+    def source(picture: Picture) -> Picture | str:
         path = root / picture.name
-        if why := _fault(path, picture):
-            left_out[picture.name] = why
-        else:
-            found.append(picture._replace(source=path, source_digest=file_digest(path)))
-    if not found:
-        name, why = next(iter(left_out.items()))
-        raise ValueError(f"no picture has a source in [pictures] sources ({root}): {name} {why}")
-    return found, left_out
+        return _fault(path, picture) or picture._replace(source=path, source_digest=file_digest(path))
+
+    return with_partners(pictures, source, f"no picture has a source in [pictures] sources ({root})")
 
 
 def _fault(path: Path, picture: Picture) -> str:

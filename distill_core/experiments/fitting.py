@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +14,51 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import trange
 
+from ..diffusion.process import expand_like
 from ..files import load_tensors, save_tensors
 from ..models import shipped
 
 EVERY = 250  # steps between checkpoints
+
+
+class Making:
+    """A command that makes a shipped model again: its folders, its seed, and the log in ``training.json``.
+
+    options: the command's, of `makers_parser`.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.seed, self.checkpoint = options.seed, options.work / "checkpoint.safetensors"
+        for folder in (options.out, options.work):
+            folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(self.seed)
+        self.path = options.out / "training.json"
+        self.log = json.loads(self.path.read_text()) if self.path.exists() else {"seed": self.seed}
+
+    def stage(self, steps: int) -> Stage:
+        return Stage(steps, self.seed, self.checkpoint)
+
+    def record(self, name: str, entry: dict) -> None:
+        self.log[name] = entry
+        self.path.write_text(json.dumps(self.log, indent=1) + "\n")
+
+
+def makers_parser(description: str | None, out: Path, work: str, kept: str) -> argparse.ArgumentParser:
+    """out: where the shipped files are.  work, kept: where the command keeps what it goes on from, and what that is."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=out, help="where the model files go")
+    parser.add_argument("--work", type=Path, default=Path(work), help=f"{kept}, for a restart")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def noised(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents [B, C, H, W] on a straight path to noise, at logit-normal(0, 1) times: x_t, the times [B], and the
+    velocity that is to be learnt."""
+    sigma = torch.sigmoid(torch.randn(len(x0), generator=generator))
+    noise = torch.randn(x0.shape, generator=generator)
+    s = expand_like(sigma, x0)
+    return s * noise + (1 - s) * x0, sigma, noise - x0
 
 
 @dataclass(frozen=True)

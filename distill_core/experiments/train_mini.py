@@ -7,8 +7,6 @@ whose output is already there is skipped and a stopped one goes on, so the comma
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.fashion_mnist import DEBIAN_DATA, read_split, upscale
-from ..diffusion.process import expand_like
 from ..evaluation.metrics import mini_scores
 from ..models import mini, shipped
-from .fitting import Stage, fit, half, in_batches, save_autoencoder
+from .fitting import Making, Stage, fit, half, in_batches, makers_parser, noised, save_autoencoder
 
 
 def train_autoencoder(images: Tensor, stage: Stage) -> tuple[nn.Module, dict]:
@@ -84,16 +81,14 @@ def train_teacher(latents: Tensor, labels: Tensor, stage: Stage) -> tuple[dict, 
         pick = torch.randint(len(latents), (64,), generator=generator)
         x0, label = latents[pick], labels[pick]
         label = torch.where(torch.rand(64, generator=generator) < 0.1, mini.NULL_CLASS, label)
-        sigma = torch.sigmoid(torch.randn(64, generator=generator))
-        noise = torch.randn(x0.shape, generator=generator)
-        s = expand_like(sigma, x0)
+        x, sigma, target = noised(x0, generator)
         velocity = net(
-            hidden_states=s * noise + (1 - s) * x0,
+            hidden_states=x,
             timestep=1000 * sigma,
             encoder_hidden_states=table["context"](label).view(64, 2, 64),
             pooled_projections=table["pooled"](label),
         ).sample
-        return F.mse_loss(velocity, noise - x0)
+        return F.mse_loss(velocity, target)
 
     log = fit(list(both.parameters()), loss_fn, 1e-3, "teacher", stage, list(average.values()))
     transformer = {name: value for name, value in net.state_dict().items()}
@@ -106,37 +101,22 @@ def train_teacher(latents: Tensor, labels: Tensor, stage: Stage) -> tuple[dict, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = makers_parser(__doc__, mini.ASSETS, "mini-work", "encoded latents")
     parser.add_argument("--data", type=Path, default=Path(DEBIAN_DATA), help="folder of the Fashion-MNIST idx.gz files")
-    parser.add_argument("--out", type=Path, default=mini.ASSETS, help="where the model files go")
-    parser.add_argument("--work", type=Path, default=Path("mini-work"), help="encoded latents, kept for a restart")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ae-steps", type=int, default=2400)
     parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--teacher-steps", type=int, default=6000)
     args = parser.parse_args()
-    for folder in (args.out, args.work):
-        folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
-
-    def stage(steps: int) -> Stage:
-        return Stage(steps, args.seed, args.work / "checkpoint.safetensors")
-
-    log_path = args.out / "training.json"
-    log = json.loads(log_path.read_text()) if log_path.exists() else {"seed": args.seed}
-
-    def record(name: str, entry: dict) -> None:
-        log[name] = entry
-        log_path.write_text(json.dumps(log, indent=1) + "\n")
+    making = Making(args)
 
     train_images, train_labels = read_split(args.data, "train")
     test_images, test_labels = read_split(args.data, "t10k")
 
     if not (args.out / "autoencoder.safetensors").exists():
-        net, entry = train_autoencoder(train_images, stage(args.ae_steps))
+        net, entry = train_autoencoder(train_images, making.stage(args.ae_steps))
         entry["test_psnr_db"] = reconstruction_psnr(net.eval(), test_images[:1000])
         save_autoencoder(net, args.out / "autoencoder.safetensors")
-        record("autoencoder", entry)
+        making.record("autoencoder", entry)
 
     latents_file = args.work / "latents.safetensors"
     if not latents_file.exists():
@@ -154,20 +134,20 @@ def main() -> None:
         path = args.out / f"{space}_classifier.safetensors"
         if not path.exists():
             state, entry = train_classifier(
-                space, (train, train_labels), (test, test_labels), stage(args.classifier_steps)
+                space, (train, train_labels), (test, test_labels), making.stage(args.classifier_steps)
             )
             save_file({k: v.contiguous() for k, v in state.items()}, path)
-            record(f"{space}_classifier", entry)
+            making.record(f"{space}_classifier", entry)
 
-    if "floor" not in log:
+    if "floor" not in making.log:
         pick = torch.cat([(train_labels == c).nonzero()[:100, 0] for c in range(10)])
-        record("floor", mini_scores(train_latents[pick], train_labels[pick]))
+        making.record("floor", mini_scores(train_latents[pick], train_labels[pick]))
 
     if not (args.out / "transformer.safetensors").exists():
-        transformer, conditioning, entry = train_teacher(train_latents, train_labels, stage(args.teacher_steps))
+        transformer, conditioning, entry = train_teacher(train_latents, train_labels, making.stage(args.teacher_steps))
         save_file(half(conditioning), args.out / "conditioning.safetensors")
         save_file(half(transformer), args.out / "transformer.safetensors")
-        record("teacher", entry)
+        making.record("teacher", entry)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,6 @@ teacher never sees the combinations of words that `scenes.combinations` holds ou
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +16,8 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from ..data.scenes import draw_rows, draw_words, render
-from ..diffusion.process import expand_like
 from ..models import scenes, shipped
-from .fitting import Stage, fit, half, in_batches, save_autoencoder
+from .fitting import Making, Stage, fit, half, in_batches, makers_parser, noised, save_autoencoder
 
 TRAINING, TEST = 0, 1  # seeds of the pictures
 TEST_PICTURES = 5000
@@ -118,18 +114,13 @@ def train_teacher(latents: Tensor, words: Tensor, stage: Stage) -> tuple[dict, d
     def loss_fn(generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(latents), (64,), generator=generator)
         x0 = latents[pick].float()
-        sigma = torch.sigmoid(torch.randn(64, generator=generator))
-        noise = torch.randn(x0.shape, generator=generator)
-        s = expand_like(sigma, x0)
+        x, sigma, target = noised(x0, generator)
         with torch.autocast("cpu", torch.bfloat16):
             context, pooled = text(tokens(words[pick], generator))
             velocity = net(
-                hidden_states=s * noise + (1 - s) * x0,
-                timestep=1000 * sigma,
-                encoder_hidden_states=context,
-                pooled_projections=pooled,
+                hidden_states=x, timestep=1000 * sigma, encoder_hidden_states=context, pooled_projections=pooled
             ).sample
-        return F.mse_loss(velocity.float(), noise - x0)
+        return F.mse_loss(velocity.float(), target)
 
     log = fit(list(both.parameters()), loss_fn, 1e-3, "teacher", stage, list(average.values()))
     transformer = dict(net.state_dict()) | {k[4:]: v for k, v in average.items() if k.startswith("net.")}
@@ -137,29 +128,14 @@ def train_teacher(latents: Tensor, words: Tensor, stage: Stage) -> tuple[dict, d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=scenes.ASSETS, help="where the model files go")
-    parser.add_argument("--work", type=Path, default=Path("scenes-work"), help="pictures and latents, for a restart")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = makers_parser(__doc__, scenes.ASSETS, "scenes-work", "pictures and latents")
     parser.add_argument("--pictures", type=int, default=48_000)
     parser.add_argument("--ae-steps", type=int, default=5000)
     parser.add_argument("--classifier-steps", type=int, default=2500)
     parser.add_argument("--teacher-steps", type=int, default=7000)
     parser.add_argument("--until", choices=["autoencoder", "classifiers", "teacher"], default="teacher")
     args = parser.parse_args()
-    for folder in (args.out, args.work):
-        folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
-
-    def stage(steps: int) -> Stage:
-        return Stage(steps, args.seed, args.work / "checkpoint.safetensors")
-
-    log_path = args.out / "training.json"
-    log = json.loads(log_path.read_text()) if log_path.exists() else {"seed": args.seed}
-
-    def record(name: str, entry: dict) -> None:
-        log[name] = entry
-        log_path.write_text(json.dumps(log, indent=1) + "\n")
+    making = Making(args)
 
     if not (args.work / "pictures.safetensors").exists():
         pictures = {
@@ -173,11 +149,11 @@ def main() -> None:
 
     path = args.out / "autoencoder.safetensors"
     if not path.exists():
-        net, entry = train_autoencoder(data["train"], stage(args.ae_steps))
+        net, entry = train_autoencoder(data["train"], making.stage(args.ae_steps))
         net.eval()
         entry["test_psnr_db"] = reconstruction_psnr(net, data["test"][:1000])
         save_autoencoder(net, path)
-        record("autoencoder", entry)
+        making.record("autoencoder", entry)
     if args.until == "autoencoder":
         return
 
@@ -192,17 +168,19 @@ def main() -> None:
         if not path.exists():
             train, test = ((kind[part], data[f"{part}_words"]) for part in ("train", "test"))
             steps = args.classifier_steps * (4 if space == "latent" else 1)  # a step on latents is far cheaper
-            state, entry = train_classifier(space, train, test, stage(steps))
+            state, entry = train_classifier(space, train, test, making.stage(steps))
             save_file(state, path)
-            record(f"{space}_classifier", entry)
+            making.record(f"{space}_classifier", entry)
     if args.until == "classifiers":
         return
 
     if not (args.out / "transformer.safetensors").exists():
-        transformer, text, entry = train_teacher(latents["train"], data["train_words"], stage(args.teacher_steps))
+        transformer, text, entry = train_teacher(
+            latents["train"], data["train_words"], making.stage(args.teacher_steps)
+        )
         save_file(half(text), args.out / "text_encoder.safetensors")
         save_file(half(transformer), args.out / "transformer.safetensors")
-        record("teacher", entry)
+        making.record("teacher", entry)
 
 
 if __name__ == "__main__":
