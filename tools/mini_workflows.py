@@ -16,6 +16,21 @@ def mini_parts(distilled: bool) -> dict:
     }
 
 
+def k_sampler(model: str, sampler_name: str = "euler", **values) -> dict:
+    """Core's KSampler with the workflow's positive, negative and latent."""
+    return node(
+        "KSampler",
+        model=link(model),
+        positive=link("positive"),
+        negative=link("negative"),
+        latent_image=link("latent"),
+        sampler_name=sampler_name,
+        scheduler="simple",
+        denoise=1.0,
+        **values,
+    )
+
+
 def doctor() -> dict:
     """A node that breaks the model, and the doctor that mends it: both sampled from one seed."""
     broken = dict(sigmas=link("levels"), sampler="euler", cfg=1.0)
@@ -62,19 +77,7 @@ def scenes() -> dict:
         "positive": node("TurboDistillScenesConditioning", prompts=words, all_prompts=False),
         "negative": node("TurboDistillScenesConditioning", prompts="", all_prompts=False),
         "latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=4),
-        "sampler": node(
-            "KSampler",
-            model=link("shifted"),
-            positive=link("positive"),
-            negative=link("negative"),
-            latent_image=link("latent"),
-            seed=7,
-            steps=25,
-            cfg=GUIDANCE,
-            sampler_name="euler",
-            scheduler="simple",
-            denoise=1.0,
-        ),
+        "sampler": k_sampler("shifted", seed=7, steps=25, cfg=GUIDANCE),
         **picture_of("sample_scenes", link("sampler"), link("scenes", 1)),
     }
 
@@ -100,19 +103,7 @@ def compare_latents() -> dict:
         "perceptual": perceptual("mini model (shipped)", draws=8),
     }
     for name, steps in (("few", 2), ("many", 25)):
-        parts[name] = node(
-            "KSampler",
-            model=link("mini"),
-            seed=link("seed"),
-            steps=steps,
-            cfg=1.5,
-            denoise=1.0,
-            sampler_name="euler",
-            scheduler="simple",
-            positive=link("positive"),
-            negative=link("negative"),
-            latent_image=link("latent"),
-        )
+        parts[name] = k_sampler("mini", seed=link("seed"), steps=steps, cfg=1.5)
         parts[f"decode {name}"] = node("VAEDecode", samples=link(name), vae=link("mini", 1))
         parts[f"save {name}"] = node(
             "SaveImage", images=link(f"decode {name}"), filename_prefix=f"compare_latents_{name}"
@@ -141,19 +132,7 @@ def lora_in_ksampler() -> dict:
         "negative": node("TurboDistillMiniConditioning", class_name="none"),
         "preset": node("TurboDistillPreset", model=link("lora file"), **preset),
         "explanation": node("PreviewAny", source=link("preset", 3)),
-        "sampler": node(
-            "KSampler",
-            model=link("lora file"),
-            positive=link("positive"),
-            negative=link("negative"),
-            latent_image=link("latent"),
-            seed=7,
-            steps=4,
-            cfg=1.0,
-            sampler_name="euler_ancestral",
-            scheduler="simple",
-            denoise=1.0,
-        ),
+        "sampler": k_sampler("lora file", seed=7, steps=4, cfg=1.0, sampler_name="euler_ancestral"),
         **picture_of("lora_in_ksampler", link("sampler"), link("mini", 1)),
     }
 

@@ -67,29 +67,35 @@ def in_double(network) -> None:
 
 
 def gradients() -> dict:
-    """Family -> error of the path's gradient through student, re-noising and teacher features: LADD's student loss."""
+    """Family -> `errors_of_student`."""
     result = {}
     for family in [*tiny_models.BUILDERS, *DIRECT]:
-        model = load(family)
-        for checkpointing in (False, True):
-            with training_backend(model, checkpointing) as backend:
-                in_double(backend.network)
-                path = backend.new_lora(2).double()
-                excite(path)
-                student, teacher = Denoiser(backend, path), Denoiser(backend)
-                cond = backend.cond(tiny_models.conditioning(family) + tiny_models.conditioning(family, 2)).to(
-                    dtype=torch.float64
-                )
-                x, noise = latents(family).double(), latents(family, seed=1).double()
-                sigma, sums = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.6]).double()), Sums()
+        positive = tiny_models.conditioning(family) + tiny_models.conditioning(family, 2)
+        result |= errors_of_student(family, load(family), lambda backend, positive=positive: backend.cond(positive))
+    return result
 
-                def loss(student=student, teacher=teacher, x=x, noise=noise, cond=cond, sigma=sigma, sums=sums):
-                    fake = student(x, sigma, cond)
-                    renoised = teacher.process.noise_scaling(sigma * 0.7, noise, fake)
-                    return sums([fake, *teacher.features(renoised, sigma * 0.7, cond, teacher.backend.tap_names)])
 
-                name = f"{family} {'checkpointed' if checkpointing else 'plain'}"
-                result[name] = derivative_error(loss, list(path.parameters()))
+def errors_of_student(family: str, model, cond_of) -> dict[str, float]:
+    """Error of the path's gradient through student, re-noising and teacher features, LADD's student loss, with and
+    without checkpointing.  cond_of: a backend's conditionings of two rows."""
+    result = {}
+    for checkpointing in (False, True):
+        with training_backend(model, checkpointing) as backend:
+            in_double(backend.network)
+            path = backend.new_lora(2).double()
+            excite(path)
+            student, teacher = Denoiser(backend, path), Denoiser(backend)
+            cond = cond_of(backend).to(dtype=torch.float64)
+            x, noise = latents(family).double(), latents(family, seed=1).double()
+            sigma, sums = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.6]).double()), Sums()
+
+            def loss(student=student, teacher=teacher, x=x, noise=noise, cond=cond, sigma=sigma, sums=sums):
+                fake = student(x, sigma, cond)
+                renoised = teacher.process.noise_scaling(sigma * 0.7, noise, fake)
+                return sums([fake, *teacher.features(renoised, sigma * 0.7, cond, teacher.backend.tap_names)])
+
+            name = f"{family} {'checkpointed' if checkpointing else 'plain'}"
+            result[name] = derivative_error(loss, list(path.parameters()))
     return result
 
 

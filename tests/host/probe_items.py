@@ -22,7 +22,7 @@ from pack.nodes.host.datasets import open_dataset
 from pack.nodes.host.items import items_of
 from pack.nodes.host.shown import keep_items, of_items
 from pack.nodes.host.side_by_side import sample_prompts, teacher_recipe
-from probe_gradients import Sums, derivative_error, in_double
+from probe_gradients import errors_of_student
 from safetensors.torch import save_file
 
 NETWORKS = list(tiny_models.WITH_ITEMS)
@@ -89,24 +89,7 @@ def gradients() -> dict:
     result = {}
     for network in NETWORKS:
         model = load(network)
-        pictures = Pictures(network, model)
-        for checkpointing in (False, True):
-            with training_backend(model, checkpointing) as backend:
-                in_double(backend.network)
-                path = backend.new_lora(2).double()
-                excite(path)
-                student, teacher = Denoiser(backend, path), Denoiser(backend)
-                cond = pictures.cond(backend).to(dtype=torch.float64)
-                x, noise = latents(network).double(), latents(network, seed=1).double()
-                sigma, sums = backend.process.sigma_at_flow_time(torch.tensor([0.8, 0.6]).double()), Sums()
-
-                def loss(student=student, teacher=teacher, x=x, noise=noise, cond=cond, sigma=sigma, sums=sums):
-                    fake = student(x, sigma, cond)
-                    renoised = teacher.process.noise_scaling(sigma * 0.7, noise, fake)
-                    return sums([fake, *teacher.features(renoised, sigma * 0.7, cond, teacher.backend.tap_names)])
-
-                name = f"{network} {'checkpointed' if checkpointing else 'plain'}"
-                result[name] = derivative_error(loss, list(path.parameters()))
+        result |= errors_of_student(network, model, Pictures(network, model).cond)
     return result
 
 
