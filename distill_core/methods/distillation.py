@@ -21,8 +21,9 @@ from ..diffusion.process import expand_like
 from ..models.denoiser import Cond, Denoiser
 from ..settings import setting
 from . import losses
-from .base import Distance, StudentMethod, StudentStep, Term
+from .base import Distance, StudentMethod, Term
 from .config import MethodConfig
+from .step import StudentStep
 
 if TYPE_CHECKING:
     from .components import Ingredients
