@@ -21,9 +21,8 @@ from ..diffusion.process import expand_like
 from ..models.denoiser import Cond, Denoiser
 from ..settings import setting
 from . import losses
-from .base import Distance, StudentMethod, Term
+from .base import Distance, StudentMethod, StudentStep, Term
 from .config import MethodConfig
-from .step import StudentStep
 
 if TYPE_CHECKING:
     from .components import Ingredients

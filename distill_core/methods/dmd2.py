@@ -26,12 +26,11 @@ from ..models.denoiser import Cond, Denoiser
 from ..models.strengths import strengths_of
 from ..settings import setting
 from . import losses
-from .base import Distance, StudentMethod, Term
+from .base import Distance, StudentMethod, StudentStep, Term
 from .components import Ingredients
 from .config import MethodConfig
 from .players import Loss, Player, PlayerSettings
 from .statistics import discriminator_health
-from .step import StudentStep
 
 MATCHING = "distribution_matching"
 

@@ -26,11 +26,10 @@ from ..diffusion.schedules import draw_evenly
 from ..models.items import REJECTED
 from ..settings import help_of, setting
 from . import losses
-from .base import StudentMethod, Term
+from .base import StudentMethod, StudentStep, Term
 from .components import Ingredients
 from .config import MethodConfig
 from .players import Loss
-from .step import StudentStep
 
 PREFERENCE = "preference"
 ALL, STUDENT = "all", "student"

@@ -33,7 +33,7 @@ class Player:
     """One side of the game that training is: what it minimises, with which parameters, and its optimiser's settings.
 
     loss: of a step -> (scalar, values to log), None where the batch has nothing for it.  updates: optimiser
-    steps a training step; those after the first see fresh noise (`step.StudentStep.redraw`). The student has one: the
+    steps a training step; those after the first see fresh noise (`base.StudentStep.redraw`). The student has one: the
     others reuse its output.  lr_scale: factor on ``lr`` by parameter name.  buffers: state kept beside the weights,
     e.g. of spectral norms; it goes into the checkpoint.  optimizer: settings of AdamW that differ from the loop's
     (betas, eps, weight_decay).  begins_as_teacher: whether what it computes is the teacher's at first, so that a
