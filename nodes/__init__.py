@@ -24,12 +24,13 @@ from .trainers import adapter as adapter_trainer
 from .trainers import add as add_trainer
 from .trainers import diffusion2gan as diffusion2gan_trainer
 from .trainers import dmd2 as dmd2_trainer
+from .trainers import dpo as dpo_trainer
 from .trainers import ladd as ladd_trainer
 from .trainers import settings as trainer_settings
 from .trainers import tune as tune_trainer
 
 WEB_DIRECTORY = "./web"
-TRAINERS = (ladd_trainer, add_trainer, diffusion2gan_trainer, dmd2_trainer, tune_trainer, adapter_trainer)
+TRAINERS = (ladd_trainer, add_trainer, diffusion2gan_trainer, dmd2_trainer, tune_trainer, adapter_trainer, dpo_trainer)
 FILES = (
     *(sampling, variety, doctor, prompts, datasets, pictures, mix),
     *(*TRAINERS, trainer_settings, results, compare, retention, perceptual, mini, scenes),

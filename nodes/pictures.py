@@ -9,12 +9,34 @@ from ..distill_core.data.pictures import PictureConfig
 from .common import first_of_each, setting_input
 from .datasets import DatasetNode, name_input
 from .fingerprints import Left
-from .host.pictures import BESIDE, make_picture_dataset, picture_folders, state_of
+from .host.pictures import (
+    BESIDE,
+    NO_FOLDER,
+    folder_of,
+    make_picture_dataset,
+    picture_folders,
+    rejected_folders,
+    state_of,
+)
 from .host.text import show_text
 from .masks import mask_config, mask_inputs
 
 PICTURES = Left(state_of)
 OWN = ("size", "step", "ratio", "background", "caption", "dtype")  # widgets that are settings of the core
+
+
+def rejected_input() -> io.Combo.Input:
+    """For pairs, of which one picture was preferred."""
+    return io.Combo.Input(
+        "rejected_folder",
+        options=rejected_folders(),
+        default=NO_FOLDER,
+        optional=True,
+        advanced=True,
+        tooltip="For DPO Trainer: a folder inside ComfyUI's input folder with the pictures that were found worse. Each "
+        "has the name of the picture in folder that was preferred to it (its suffix may differ), and its size. none: "
+        "pictures alone, for other trainers.",
+    )
 
 
 class PictureFolder(DatasetNode):
@@ -24,12 +46,13 @@ class PictureFolder(DatasetNode):
             "PictureFolder",
             "Picture Folder",
             "Makes a dataset of your own pictures: captions from text files beside them, sizes in buckets, EXIF and "
-            "transparency minded, and masks for inpainting models. Shows what was cropped, scaled up or left out.",
+            "transparency minded, masks for inpainting models, and pairs for preference tuning. Shows what was "
+            "cropped, scaled up or left out.",
             aliases=[
                 *("own images", "load images from folder", "image dataset", "captions", "buckets", "train lora"),
-                *("inpainting", "masks", "fill", "outpainting"),
+                *("inpainting", "masks", "fill", "outpainting", "preference", "pairs", "rejected"),
             ],
-            more=mask_inputs(),
+            more=[*mask_inputs(), rejected_input()],
             inputs=[
                 io.Model.Input("model", tooltip="The model to be trained; it defines how latents are scaled."),
                 io.Vae.Input("vae", tooltip="The model's own VAE, which encodes the pictures."),
@@ -59,16 +82,20 @@ class PictureFolder(DatasetNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder, mask_folder=(BESIDE,), **inputs) -> str:
-        """Changes with the dataset on disk, and with the pictures, captions and masks."""
-        dataset, own = super().fingerprint_inputs(**inputs), [folder[0], mask_folder[0]]
-        return " ".join(map(str, [dataset, *(PICTURES.fingerprint(name) for name in own if name != BESIDE)]))
+    def fingerprint_inputs(cls, folder, mask_folder=(BESIDE,), rejected_folder=(NO_FOLDER,), **inputs) -> str:
+        """Changes with the dataset on disk, and with the pictures, captions, masks and rejected pictures."""
+        dataset, own = super().fingerprint_inputs(**inputs), [folder[0], mask_folder[0], rejected_folder[0]]
+        seen = (PICTURES.fingerprint(name) for name in own if name not in (BESIDE, NO_FOLDER))
+        return " ".join(map(str, [dataset, *seen]))
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         given = first_of_each(inputs)
         own = {name: given.pop(name) for name in OWN if name in given}
         masks = mask_config(**{name: given.pop(name) for name in list(given) if name.startswith("mask")})
+        rejected = given.pop("rejected_folder", NO_FOLDER)
+        if rejected != NO_FOLDER:
+            own["rejected"] = str(folder_of(rejected, "rejected pictures"))
         said: list[str] = []
 
         def say(text: str) -> None:

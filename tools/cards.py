@@ -65,6 +65,12 @@ def cards(workflows: dict[str, dict]) -> dict[str, Card]:
             "your pictures, 4 steps kept",
             (("before", "tune_mini_turbo_turbo_own"), ("after", "tune_mini_turbo_tuned_own")),
         ),
+        "prefer_mini": Card(
+            "Train by preferences",
+            "distil",
+            "DPO, 12 pairs, on a CPU",
+            (("before", "prefer_mini_turbo_paired"), ("after", "prefer_mini_tuned_paired")),
+        ),
         "make_adapter": Card("Training adapter", "distil", "for any turbo, de-distilled", steps=("1 LoRA",)),
         "tune_z_image_turbo": few_tuned("Tune Z-Image Turbo", "8 steps", "your pictures, 1024 px"),
         "tune_flux1_schnell": few_tuned("Tune FLUX.1 schnell", "4 steps", "your pictures, 1024 px"),

@@ -9,6 +9,7 @@ from workflow_nodes import FLUX_CLIP, Z_CLIP, checkpoint, link, node, parts, tur
 
 KEPT_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "sandal", "shirt", "sneaker")
 OWN_CLASSES = ("ankle boot", "bag", "coat")  # of the shipped example pictures
+PREFERRED, REJECTED = "preferred examples (shipped)", "rejected examples (shipped)"  # of the same classes
 OWN, KEPT = "own", "kept"  # the two prompts that are sampled before and after
 MEASURED = (  # by Turbo Retention; none of them is among the prompts that come with the pack
     "a red tractor in a wheat field, photograph",
@@ -19,10 +20,12 @@ MEASURED = (  # by Turbo Retention; none of them is among the prompts that come 
 SHOWN = {OWN: "a lighthouse on a cliff in my style", KEPT: "a red fox in fresh snow, morning light, photograph"}
 
 
-def before_and_after(name: str, model: list, vae: list, latent: dict, **sampling) -> dict:
+def before_and_after(
+    name: str, model: list, vae: list, latent: dict, prompts: Sequence[str] = (OWN, KEPT), **sampling
+) -> dict:
     """The turbo and the tuned turbo from the same noise, on a prompt of own pictures and on one to keep."""
     made = {"latent": latent, "seed": node("PrimitiveInt", value=7)}
-    for prompt in (OWN, KEPT):
+    for prompt in prompts:
         for who, source in (("turbo", model), ("tuned", link("train"))):
             key = f"{who} {prompt}"
             made[key] = turbo_sampler(source, link(prompt), link("latent"), **sampling | {"seed": link("seed")})
@@ -135,7 +138,34 @@ def make_adapter() -> dict:
     return made
 
 
+def prefer_mini() -> dict:
+    """The mini model learns from twelve pairs where the light is to come from; both sampled as the model is."""
+    name, model, vae = "prefer_mini", link("shifted"), link("mini", 1)
+    folders = dict(folder=PREFERRED, rejected_folder=REJECTED, dataset_name=name)
+    pictures = dict(model=model, vae=vae, clip=link("mini", 2), size=64, step=16, dtype="float32")
+    wired = dict(model=model, dataset=link("dataset"), run_name=name, vae=vae, preview_negative=link("negative"))
+    learning = dict(steps=80, batch_size=8, student_lr=1e-3, rank=16, beta=200.0, gradient_checkpointing=False)
+    texts = {"paired": "ankle boot", "unpaired": "trouser"}
+    guided = dict(sampler="euler", cfg=1.5, sigmas=link("model levels"), negative=link("negative"), seed=link("seed"))
+    made = {
+        "mini": node("TurboDistillLoadMiniModel", distilled=False),
+        "shifted": node("ModelSamplingSD3", model=link("mini"), shift=1.0),
+        "own words": node("TurboDistillPrompts", prompts="\n".join(OWN_CLASSES), file="none"),
+        "own prompts": node("CLIPTextEncode", text=link("own words"), clip=link("mini", 2)),
+        "negative": node("TurboDistillMiniConditioning", class_name="none"),
+        **{key: node("TurboDistillMiniConditioning", class_name=text) for key, text in texts.items()},
+        "dataset": node("TurboDistillPictureFolder", **folders, **pictures),
+        "train": node("TurboDistillDPOTrainer", **wired, preview_positive=link("own prompts"), cfg=1.5, **learning),
+        "lora": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
+        "report": node("SaveImage", images=link("train", 3), filename_prefix=f"{name}_report"),
+        "model levels": node("BasicScheduler", model=model, scheduler="simple", steps=25, denoise=1.0),
+    }
+    latent = node("EmptySD3LatentImage", width=64, height=64, batch_size=4)
+    return made | before_and_after(name, model, vae, latent, tuple(texts), **guided)
+
+
 TUNE_WORKFLOWS = {
+    "prefer_mini": prefer_mini(),
     "tune_mini_turbo": tune_mini(),
     "make_adapter": make_adapter(),
     "tune_z_image_turbo": tune_large(

@@ -26,7 +26,7 @@ MODEL_FOLDERS = {
 TINY = ("taesd", "taesdxl", "taesd3", "taef1")  # VAEs that Load VAE makes of two files in models/vae_approx
 RUNS_ANYWHERE = (
     *(name for name in DISTIL_WORKFLOWS if name.startswith("distil_mini")),
-    *("own_pictures", "tune_mini_turbo", "make_adapter"),
+    *("own_pictures", "tune_mini_turbo", "prefer_mini", "make_adapter"),
     *MINI_WORKFLOWS,
 )
 

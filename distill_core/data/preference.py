@@ -122,11 +122,13 @@ def best_and_worst(
 
 def with_rejected(pictures: Sequence[Picture], config: PictureConfig) -> tuple[list[Picture], dict[str, str]]:
     """The pictures that have a rejected one of the same name (whatever its suffix) and size in ``config.rejected``,
-    with its path and digest, and the names of the others with the reason.
+    with its path and digest, and the names of the others with the reason. The rejected folder may lie inside of theirs.
 
     Raises ValueError when none has one.
     """
     rejected, unread = survey(config.rejected, config)
+    folder = Path(config.rejected).resolve()
+    pictures = [picture for picture in pictures if folder not in picture.path.resolve().parents]
     by_name = {_stem(picture.name): picture for picture in rejected}
     reasons = {_stem(name): why for name, why in unread.items()}
 
@@ -136,9 +138,9 @@ def with_rejected(pictures: Sequence[Picture], config: PictureConfig) -> tuple[l
             return why
         return picture._replace(rejected=by_name[name].path, rejected_digest=by_name[name].digest)
 
-    return with_partners(
-        pictures, rejected_of, f"no picture has a rejected one in [pictures] rejected ({config.rejected})"
-    )
+    if not pictures:
+        raise ValueError(f"all pictures are rejected ones, of {config.rejected}: give the folder of the preferred ones")
+    return with_partners(pictures, rejected_of, f"no picture has a rejected one in {config.rejected}")
 
 
 def _stem(name: str) -> str:

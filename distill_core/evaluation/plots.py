@@ -63,12 +63,20 @@ OF_IMAGES, OF_VERDICTS = (
     {"diversity", "spread", "size"},
     {"accuracy", "logit_gap", "logit_spread", "r1", "approximate_r1"},
 )
-STATISTICS = {"step", "health", "rate"} | OF_IMAGES | OF_VERDICTS
+OF_PAIRS = {  # of method = "dpo": title of a panel -> names
+    "pairs in the right order": ["implicit_accuracy", "validation_accuracy"],
+    "margin of the pairs": ["margin"],
+    "errs less than the reference by": ["chosen", "rejected"],
+}
+STATISTICS = (
+    {"step", "health", "rate"} | OF_IMAGES | OF_VERDICTS | {name for names in OF_PAIRS.values() for name in names}
+)
 Panel = tuple[str, list[str]]
 
 
 def panels(logs: Sequence[dict[str, float]]) -> list[Panel]:
-    """The four panels of a run's curves as (title, names in the logs), whatever terms and players its method has."""
+    """The panels of a run's curves as (title, names in the logs), whatever terms and players its method has: four, and
+    those of pairs where there are some."""
     names = list(dict.fromkeys(name for entry in logs for name in entry))
     norms = [name for name in names if name.endswith("_grad_norm")]
     losses = [name for name in names if name not in STATISTICS and name not in norms]
@@ -77,6 +85,7 @@ def panels(logs: Sequence[dict[str, float]]) -> list[Panel]:
         ("discriminator accuracy", ["accuracy"]),
         ("logit gap, real - fake", ["logit_gap"]),
         ("gradient norms", norms),
+        *((title, own) for title, own in OF_PAIRS.items() if set(own) & set(names)),
     ]
 
 
@@ -85,9 +94,9 @@ def training_curves(runs: dict[str, list[dict[str, float]]], path: str | Path) -
 
     runs: for each run its events' logs in order.
     """
-    figure, axes = _figure(14, 3 * len(runs), len(runs), len(panels([])))
+    figure, axes = _figure(14, 3 * len(runs), len(runs), max(len(panels(logs)) for logs in runs.values()))
     for axis_row, (run, logs) in zip(axes, runs.items(), strict=True):
-        for axis, (title, names) in zip(axis_row, panels(logs), strict=True):
+        for axis, (title, names) in zip(axis_row, panels(logs), strict=False):
             for name in names:
                 values, strong = line(logs, name)
                 if values:

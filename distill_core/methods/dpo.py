@@ -73,7 +73,8 @@ class DPOConfig(MethodConfig):
     known_terms = (PREFERENCE,)
     default_levels: ClassVar[int] = 25  # where it is shown how the model samples with it
     needs: ClassVar[dict[str, str]] = {
-        REJECTED: "make pairs with `cache`, [preference] samples of the model or --images with [pictures] rejected"
+        REJECTED: "make pairs with `cache`, [preference] samples of the model or --images with [pictures] rejected, in "
+        "ComfyUI with rejected_folder of Picture Folder"
     }
     own_teacher: ClassVar[bool] = True
 

@@ -10,7 +10,10 @@ from .loop import Event
 from .monitor import Condition
 
 # Beside the terms of the student's loss.
-SHOWN = ("discriminator", "fake_score", "accuracy", "logit_gap", "validation", "retention")
+SHOWN = (
+    *("discriminator", "fake_score", "accuracy", "logit_gap", "implicit_accuracy"),
+    *("validation", "validation_accuracy", "retention"),
+)
 
 
 class StatusLine:

@@ -16,6 +16,7 @@ from ...distill_core.data import buckets
 from ...distill_core.data.manifest import OtherDataset
 from ...distill_core.data.masks import ALPHA, FILES, NONE, RANDOM, MaskConfig, with_own_masks
 from ...distill_core.data.pictures import Picture, PictureConfig, caption_file, find, mask_file, survey
+from ...distill_core.data.preference import with_rejected
 from ...distill_core.data.random_masks import KINDS
 from ...distill_core.data.real import cache_pictures
 from ...distill_core.digests import weights_digest
@@ -26,9 +27,14 @@ from .folders import dataset_folder
 from .items import check_makes
 from .parts import autoencoder_of
 
-EXAMPLES = "example pictures (shipped)"
-EXAMPLE_FOLDER = ASSETS.parent / "pictures"  # of the mini model's classes, inverted, in three shapes
-BESIDE = "beside the pictures"
+EXAMPLES, REJECTED_EXAMPLES = "example pictures (shipped)", "rejected examples (shipped)"
+PREFERRED_EXAMPLES = "preferred examples (shipped)"
+SHIPPED = {  # of the mini model's classes, in three shapes: inverted; lit from the left, and from the right
+    EXAMPLES: ASSETS.parent / "pictures",
+    PREFERRED_EXAMPLES: ASSETS.parent / "preferred",
+    REJECTED_EXAMPLES: ASSETS.parent / "rejected",
+}
+BESIDE, NO_FOLDER = "beside the pictures", "none"
 MASK_WIDGETS = {
     "masks": "masks",
     "masks.source": "masks",
@@ -41,7 +47,7 @@ MASK_WIDGETS = {
 
 def picture_folders() -> list[str]:
     """What the node offers: the shipped examples, and the folders in the host's input folder."""
-    return [EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
+    return [EXAMPLES, PREFERRED_EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
 
 
 def mask_folders() -> list[str]:
@@ -49,9 +55,14 @@ def mask_folders() -> list[str]:
     return [BESIDE, *sorted(folder_paths.get_input_subfolders())]
 
 
-def folder_of(name: str) -> Path:
+def rejected_folders() -> list[str]:
+    """Where the rejected pictures of pairs may be: nowhere, the shipped examples, or in the host's input folder."""
+    return [NO_FOLDER, REJECTED_EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
+
+
+def folder_of(name: str, what: str = "pictures") -> Path:
     """The folder of an offered name. Raises ValueError for one that is not in the input folder."""
-    return EXAMPLE_FOLDER if name == EXAMPLES else own_folder(name)
+    return SHIPPED.get(name) or own_folder(name, what)
 
 
 def own_folder(name: str, what: str = "pictures") -> Path:
@@ -103,10 +114,18 @@ def make_picture_dataset(
         raise ValueError("connect clip, which encodes the captions, or positive, one conditioning for all: one of them")
     if config.step % (2 * scale):
         raise ValueError(f"step {config.step} must be a multiple of {2 * scale} for this model")
+    if config.rejected and masks.source != NONE:
+        raise ValueError(
+            "pairs of a preferred and a rejected picture have no masks, so they are for models that take none: set "
+            "masks or rejected_folder to none"
+        )
     takes = check_makes(model.model, masks.source != NONE)
     pictures, left_out = survey(folder_of(folder), config)
     if masks.source in (FILES, ALPHA):
         pictures, without = with_own_masks(pictures, masks, config)
+        left_out |= without
+    if config.rejected:
+        pictures, without = with_rejected(pictures, config)
         left_out |= without
     say("\n".join([buckets.spell(buckets.report(pictures, left_out, config)), *spell_masks(masks, len(pictures))]))
     if clip is not None and negative is None:

@@ -171,17 +171,24 @@ def report(
 
 
 def tuned(model, vae, lora: Path, shown: Shown, started: dict, seed: int) -> list[tuple[str, Tensor]]:
-    """Rows (label, images [N, H, W, 3]): a turbo and what it was tuned to, both at the turbo's own steps."""
-    student = with_turbo_lora(model, lora)
-    recipe = student_recipe(student, len(read_turbo_lora(lora).description["sigmas"]))
+    """Rows (label, images [N, H, W, 3]): a model and what it was tuned to, both at a turbo's own steps, or at the usual
+    ones where the file names none."""
+    student, levels = with_turbo_lora(model, lora), read_turbo_lora(lora).description.get("sigmas")
+    cfg = started["guidance"] if shown.guidable else 1.0
+    recipe = student_recipe(student, len(levels)) if levels else teacher_recipe(model, usual_steps(started), cfg)
     steps = counted(len(recipe.sigmas) - 1)
     return [
         *shown.given_rows(vae),
         *(
-            (f"{name}, {steps}", shown.row(turbo, vae, recipe, seed))
-            for name, turbo in (("before", model), ("after", student))
+            (f"{name}, {steps}", shown.row(either, vae, recipe, seed))
+            for name, either in (("before", model), ("after", student))
         ),
     ]
+
+
+def usual_steps(started: dict) -> int:
+    """Of the teacher: those of its dataset, where it says."""
+    return started.get("teacher_steps", USUAL_STEPS)
 
 
 def report_warnings(run_name: str, model) -> list[str]:
@@ -200,7 +207,7 @@ def before_after(model, vae, lora: Path, shown: Shown, started: dict, seed: int)
     started: what the run noted of itself (`RunFolder.started`): the teacher's guidance and its steps.
     """
     student, trained = with_turbo_lora(model, lora), len(read_turbo_lora(lora).description["sigmas"])
-    usual, cfg = started.get("teacher_steps", USUAL_STEPS), started["guidance"] if shown.guidable else 1.0
+    usual, cfg = usual_steps(started), started["guidance"] if shown.guidable else 1.0
     rows = shown.given_rows(vae)
     for steps in sorted({1, trained, usual}):
         guided = "guided" if cfg != 1 else "cfg 1"

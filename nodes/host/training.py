@@ -63,8 +63,8 @@ class Request:
     model.  guidance: of the teacher, None for that of the dataset.  say: shows what is to be known of the run; notes:
     what it has shown.  progress: shows how far the preparation is, for now.  start_again: put a run of this name aside
     unless it is the finished one that is asked for.
-    tunes: MODEL is a turbo that is to stay one.  kept: its own samples, which are made first.  keep_share: of the
-    batches, the others are of the dataset (None: there is no other).
+    tunes: MODEL changes and is sampled as before, a turbo for one.  kept: its own samples, which are made first.
+    keep_share: of the batches, the others are of the dataset (None: there is no other).
     """
 
     model: Any
@@ -199,12 +199,14 @@ def open_run(
 
 
 def note_start(folder: RunFolder, run: Run, request: Request) -> None:
-    """Note what reports need to know of the dataset, and whether the run tunes a turbo."""
+    """Note what reports need to know of the dataset, and whether the run tunes the model."""
     dataset, manifest = run.dataset, run.dataset.manifest()
     usual = manifest.get("config", {}).get("steps")
     facts = {"teacher_steps": usual} if usual else {}
     facts |= {"tunes": True} if request.tunes else {}
     guidance = manifest["guidance"] if request.guidance is None else request.guidance
+    if not request.method.few_steps:
+        guidance = request.student.cfg  # it is sampled as the model is
     folder.start(guidance=guidance, latent_shape=list(dataset.shapes[0]), **facts)
     if dataset.conditions:
         keep_items(folder.path, first_items(run), dataset.uncond())

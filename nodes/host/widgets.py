@@ -10,7 +10,7 @@ WIDGETS = {
     "student.targets": "lora_targets",
     "student.sampler": "sampler (or preset)",
     "student.sampler_options": "sampler (or preset)",
-    "student.cfg": "preset",
+    "student.cfg": "preset (or cfg)",
     "student.lora.alpha": "alpha (Training Settings)",
     "student.lora.dropout": "dropout (Training Settings)",
     "start_from": "start_from (Training Settings)",

@@ -9,7 +9,7 @@ from ...distill_core.training.student import StudentConfig
 from ..host.datasets import parse_sizes
 from ..host.kept import TurboSamples, empty_prompt, kept_prompts
 from .base import Trainer
-from .inputs import loop_inputs, run_name_input, steps_input
+from .inputs import loop_without_discriminator, run_name_input, steps_input
 from .tune import (
     ORDINARY,
     clip_input,
@@ -67,7 +67,7 @@ class DeDistilAdapter(Trainer):
             ],
             task=data_inputs(),
             method=[],
-            loop=[entry for entry in loop_inputs() if not entry.id.startswith("discriminator")],
+            loop=loop_without_discriminator(),
             student=student_inputs(),
         )
 

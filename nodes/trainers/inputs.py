@@ -55,6 +55,11 @@ def steps_input(default: int) -> io.Int.Input:
     return io.Int.Input("steps", default=default, min=1, max=1000000, tooltip=help_of(TrainConfig, "steps"))
 
 
+def loop_without_discriminator() -> list:
+    """`loop_inputs` of a method that has none."""
+    return [entry for entry in loop_inputs() if not entry.id.startswith("discriminator")]
+
+
 def loop_inputs(discriminator: bool = True) -> list:
     """What decides how long and how fast it learns. discriminator: whether its rate is shown at first."""
     rate = dict(default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-7)

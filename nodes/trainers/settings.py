@@ -35,7 +35,8 @@ def train_settings() -> list:
             io.String,
             TrainConfig,
             "betas",
-            "Two numbers, separated by a comma. Empty: 0.0, 0.99, and for Tune Turbo and De-Distil Adapter 0.9, 0.99.",
+            "Two numbers, separated by a comma. Empty: 0.0, 0.99, and for Tune Turbo, De-Distil Adapter and DPO "
+            "Trainer 0.9, 0.99.",
             default="",
             advanced=True,
         ),

@@ -259,7 +259,5 @@ def test_folders_without_one_pair_are_refused(tmp_path):
     draw_folders(tmp_path, 1)
     Image.new("RGB", (64, 64)).save(tmp_path / "rejected" / "another.png")
     (tmp_path / "rejected" / "more" / "0.bmp").unlink()
-    with pytest.raises(
-        ValueError, match="no picture has a rejected one in .pictures. rejected .*: more/0.png has no rejected picture"
-    ):
+    with pytest.raises(ValueError, match="no picture has a rejected one in .*: more/0.png has no rejected picture"):
         cache_folders(tmp_path, tmp_path / "out")

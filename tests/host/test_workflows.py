@@ -37,10 +37,12 @@ TRAINERS = {
     "own_pictures": "TurboDistillLADDTrainer",
     "tune_mini_turbo": "TurboDistillTuneTrainer",
     "make_adapter": "TurboDistillAdapterTrainer",
+    "prefer_mini": "TurboDistillDPOTrainer",
 }
 # that a run saves: the report and four each of teacher and student; before and after; with a map of each pair
 PICTURES = dict.fromkeys(TRAINERS, 9) | {
     "tune_mini_turbo": 17,  # before and after of two prompts
+    "prefer_mini": 17,
     "make_adapter": 13,
     "seed_variety": 8,
     "schedule_doctor": 8,
