@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from toy import CHANNELS, ToyBackend, toy_conds
 
-from distill_core.data.buckets import report
+from distill_core.data.buckets import report, spell
 from distill_core.data.cache import CacheConfig
 from distill_core.data.dataset import LatentDataset
 from distill_core.data.manifest import OtherDataset
@@ -261,3 +262,28 @@ def test_folders_without_one_pair_are_refused(tmp_path):
     (tmp_path / "rejected" / "more" / "0.bmp").unlink()
     with pytest.raises(ValueError, match="no picture has a rejected one in .*: more/0.png has no rejected picture"):
         cache_folders(tmp_path, tmp_path / "out")
+
+
+def test_the_rejected_folder_may_lie_inside_of_the_others(tmp_path):
+    """Its pictures are no chosen ones then, and are not named among what is left out."""
+    draw_folders(tmp_path)
+    shutil.move(tmp_path / "rejected", tmp_path / "chosen" / "rejected")
+    config = replace(SETTINGS, rejected=str(tmp_path / "chosen" / "rejected"))
+    pictures, unread = survey(tmp_path / "chosen", config)
+    assert len(pictures) == 12 and not unread
+    found, left_out = with_rejected(pictures, config)
+    assert len(found) == 6 and left_out == {} and all(picture.rejected for picture in found)
+    assert "each with a rejected one: 6 pairs" in spell(report(found, left_out, config))
+    with pytest.raises(ValueError, match="all pictures are rejected ones, of .*give the folder of the preferred ones"):
+        with_rejected(survey(config.rejected, config)[0], config)
+
+
+def test_the_example_pairs_are_the_example_pictures_lit_from_two_sides():
+    """Inverted back, and darker by up to 70 % towards the right (preferred) or the left (rejected)."""
+    folders = [mini.ASSETS.parent / name for name in ("pictures", "preferred", "rejected")]
+    for plain in sorted(folders[0].glob("*.png")):
+        read = [np.asarray(Image.open(folder / plain.name).convert("L"), dtype=float) for folder in folders]
+        light = np.linspace(1, 0.3, read[0].shape[1])
+        for picture, side in zip(read[1:], (light, light[::-1]), strict=True):
+            assert np.abs(picture - (255 - read[0]) * side).max() <= 0.5
+        assert (folders[1] / plain.name).with_suffix(".txt").read_text() == plain.with_suffix(".txt").read_text()

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from distill_core.evaluation.live_plots import COLOURS, curves, grid, stack
-from distill_core.evaluation.plots import line, panels
+from distill_core.evaluation.plots import line, panels, training_curves
 
 
 def logs(values) -> list[dict]:
@@ -77,3 +77,21 @@ def test_every_term_and_player_of_a_log_has_its_curve():
     many = {"step": 1} | {f"term {i}": float(i) for i in range(12)}
     pixels = np.asarray(curves([many, many]))[30:, :400].reshape(-1, 3)
     assert all((pixels == np.array(colour)).all(-1).any() for colour in COLOURS), "no line is left out"
+
+
+def test_what_is_told_of_pairs_is_no_loss_and_has_panels_of_its_own(tmp_path):
+    """They are drawn by both kinds of curves, beside a run that has none."""
+    entry = {"step": 1, "preference": 0.7, "implicit_accuracy": 0.5, "margin": 2.0, "chosen": -0.1, "rejected": -0.2}
+    entry |= {"validation": 0.6, "validation_accuracy": 0.9, "generator_grad_norm": 1.0}
+    drawn = {title: names for title, names in panels([entry])}
+    assert drawn["losses"] == ["preference", "validation"] and len(drawn) == 7
+    assert drawn["pairs in the right order"] == ["implicit_accuracy", "validation_accuracy"]
+    assert drawn["margin of the pairs"] == ["margin"]
+    assert drawn["errs less than the reference by"] == ["chosen", "rejected"]
+    assert len(panels([{"step": 1, "adversarial": 1.0}])) == 4
+    plain = [{"step": 1, "denoising": 1.0, "generator_grad_norm": 1.0}] * 2
+    with_pairs, without = (np.asarray(curves(logs)) for logs in ([entry, entry], plain))
+    third = lambda pixels: (pixels[320:345, :200] < 100).all(-1).any()  # noqa: E731  a title
+    assert third(with_pairs) and not third(without) and with_pairs.shape == without.shape, "a third row of panels"
+    training_curves({"pairs": [entry, entry], "plain": plain}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
