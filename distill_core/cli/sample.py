@@ -22,7 +22,7 @@ from ..models.denoiser import Cond, Denoiser, Guided
 from ..models.guidance import edits, guided
 from ..models.items import IMAGE_STRENGTH, TEXT_STRENGTH
 from ..models.pipelines import open_source, read_prompts
-from ..models.strengths import IN_FILES, NAMES, StrengthsConfig, split_strengths
+from ..models.strengths import NAMES, chosen_strengths, config_of_file, split_strengths
 from ..models.teachers import teacher_view
 from ..presets.origin import origin_notes
 from ..presets.recipe import student_levels
@@ -64,9 +64,7 @@ def open_student(source: Any, state: dict[str, Tensor], description: dict) -> De
     else:
         student = Denoiser(source.backend, source.backend.open_lora(state))
     if told := description.get("strengths"):
-        (_, text, _), (_, image, _) = (told[name] for name in NAMES)
-        width = len(embedding.get(f"{IN_FILES}hidden.bias", ())) or StrengthsConfig.width
-        student.strengths = source.backend.new_strengths(StrengthsConfig(True, text, image, width))
+        student.strengths = source.backend.new_strengths(config_of_file(told, embedding))
         student.strengths.load_export(embedding)
     return student
 
@@ -155,14 +153,8 @@ def student_strengths(args: argparse.Namespace, description: dict, count: int) -
                 "--text-strength and --image-strength out, or train one with [strengths] told = true"
             )
         return {}
-    for name, value in asked.items():
-        low, _, high = told[name]
-        if not low <= value <= high:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, where {args.lora} was trained, not "
-                f"{value:g}"
-            )
-    return {name: torch.full((count,), asked.get(name, told[name][1])) for name in NAMES}
+    strengths = chosen_strengths(told, asked, str(args.lora), lambda name: f"--{name.replace('_', '-')}")
+    return {name: torch.full((count,), value) for name, value in zip(NAMES, strengths, strict=True)}
 
 
 def first_items(dataset: LatentDataset, count: int) -> Batch:

@@ -7,7 +7,7 @@ is our choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,21 +67,22 @@ def sinusoids(strengths: Tensor) -> Tensor:
 class StrengthEmbedding(nn.Module):
     """e(s) = W (h(s) - h(default)) [B, D] with h = silu(V sin(s) + b), added to the output of a module.
 
-    module: of the network, its output [B, D] modulates the blocks (the embedding of the timestep).  W begins as 0, so
-    it begins without effect, and e(default) is 0 whatever is learnt: who does not know of it has the student at the
-    default strengths. Nothing is added but inside `told`.
+    module: of the network, its output [B, D] modulates the blocks (the embedding of the timestep); None for an
+    embedding that is only asked.  W begins as 0, so it begins without effect, and e(default) is 0 whatever is learnt:
+    who does not know of it has the student at the default strengths. Nothing is added but inside `told`.
     """
 
     added: Tensor | None = None
 
-    def __init__(self, module: nn.Module, dim: int, config: StrengthsConfig) -> None:
+    def __init__(self, module: nn.Module | None, dim: int, config: StrengthsConfig) -> None:
         super().__init__()
         self.config = config
         self.hidden = nn.Linear(4 * FREQUENCIES, config.width)
         self.out = nn.Linear(config.width, dim, bias=False)
         nn.init.zeros_(self.out.weight)
-        on_device(self, next(module.parameters()).device)
-        self.handle = module.register_forward_hook(self._hook())
+        if module is not None:
+            on_device(self, next(module.parameters()).device)
+            self.handle = module.register_forward_hook(self._hook())
 
     def _hook(self) -> Callable:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
@@ -134,3 +135,43 @@ def split_strengths(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     """The tensors of a student's file without those of a `StrengthEmbedding`, and these."""
     own = {name: value for name, value in state.items() if name.startswith(IN_FILES)}
     return {name: value for name, value in state.items() if name not in own}, own
+
+
+def config_of_file(told: Mapping[str, Sequence[float]], state: Mapping[str, Tensor]) -> StrengthsConfig:
+    """The settings of a student's embedding, by its file. told: of each strength the lowest, the default and the
+    highest, as the file's description has them.  state: of `split_strengths`."""
+    (_, text, _), (_, image, _) = (told[name] for name in NAMES)
+    width = len(state.get(f"{IN_FILES}hidden.bias", ())) or StrengthsConfig.width
+    return StrengthsConfig(True, text, image, width)
+
+
+def chosen_strengths(
+    told: Mapping[str, Sequence[float]], asked: Mapping[str, float], file: str, option: Callable[[str], str]
+) -> tuple[float, float]:
+    """The strengths of text and picture that a student is told: those asked for, else the defaults of its file.
+
+    told: as in `config_of_file`.  option: what a strength is called where it is asked for. Raises ValueError for one
+    beyond those that the student was trained at.
+    """
+    for name, value in asked.items():
+        low, _, high = told[name]
+        if not low <= value <= high:
+            raise ValueError(
+                f"{option(name)} must be from {low:g} to {high:g}, where {file} was trained, not {value:g}"
+            )
+    text, image = (asked.get(name, told[name][1]) for name in NAMES)
+    return text, image
+
+
+@torch.no_grad()
+def added_at(
+    told: Mapping[str, Sequence[float]], state: Mapping[str, Tensor], strengths: tuple[float, float]
+) -> Tensor:
+    """What the embedding in a student's file adds at strengths of text and picture, [1, D] in float32 on the CPU.
+
+    told, state: as in `config_of_file`. Raises ValueError for tensors that are no such embedding.
+    """
+    dim = len(state.get(f"{IN_FILES}out.weight", ())) or 1
+    embedding = StrengthEmbedding(None, dim, config_of_file(told, state))
+    embedding.load_export(state)
+    return embedding(torch.tensor([strengths]))

@@ -87,6 +87,7 @@ class Architecture:
     misplacing: values of a CONDITIONING that put other tokens where ``image`` expects the image.
     scales: read-outs and entries of a multi-scale discriminator, where the network has scales of its own.
     others: models with this network that no preset is for.
+    modulation: the layer whose output [B, D] the timestep modulates the blocks by, of networks that edit pictures.
     text, pooled: layers that text tokens and pooled text go into, by the end of the name ("": they fit any width).
     """
 
@@ -104,6 +105,7 @@ class Architecture:
     misplacing: tuple[str, ...] = ()
     scales: Callable[[nn.Module], tuple[list[str], list[str]]] | None = None
     others: tuple[str, ...] = ()
+    modulation: str = ""
     text: str = ""
     pooled: str = ""
 
@@ -169,7 +171,7 @@ ARCHITECTURES = {
         text="context_embedder",
         pooled="y_embedder.mlp.0",
     ),
-    "Flux": Architecture("flux", foreign=_FLUX2_ONLY, **_FLUX),
+    "Flux": Architecture("flux", foreign=_FLUX2_ONLY, modulation="time_in", **_FLUX),
     "Flux2": Architecture("flux2", foreign=_FLUX1_ONLY, patch_size=1, **_FLUX),
     "NextDiT": Architecture(
         "lumina",
@@ -203,6 +205,7 @@ ARCHITECTURES = {
         checkpointed=lambda network: list(_unet_parts(network)),
         key_prefix="lora_unet_",
         scales=_unet_scales,
+        modulation="time_embed",
         text="attn2.to_k",
     ),
 }

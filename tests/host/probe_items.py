@@ -6,26 +6,38 @@ Each function measures one thing and returns what JSON can hold; test_items_in_g
 from host_tools import PATHS, Warnings, a_run, excite, folder, host_denoised, latents, load, relative, write
 
 # isort: split
+from pathlib import Path
+
 import comfy.sd
 import comfy.utils
 import comfy_extras.nodes_train as core_train
+import folder_paths
 import tiny_models
 import torch
 from pack.distill_core.data.dataset import Batch
 from pack.distill_core.data.masks import for_latents, for_pixels
 from pack.distill_core.data.real import save_latents
+from pack.distill_core.files import load_tensors
+from pack.distill_core.lora_files import save_lora
 from pack.distill_core.models.denoiser import Cond, Denoiser
-from pack.distill_core.models.items import MASK, MASKED_IMAGE, PIXEL_MASK, SOURCE_IMAGE
+from pack.distill_core.models.items import IMAGE_STRENGTH, MASK, MASKED_IMAGE, PIXEL_MASK, SOURCE_IMAGE, TEXT_STRENGTH
+from pack.distill_core.models.lora import is_linear
+from pack.distill_core.models.strengths import StrengthEmbedding, StrengthsConfig
 from pack.distill_core.training.loop import training_step
+from pack.nodes.host.architectures import architecture_of
 from pack.nodes.host.backend import training_backend
 from pack.nodes.host.datasets import open_dataset
 from pack.nodes.host.items import items_of
+from pack.nodes.host.results import with_turbo_lora
+from pack.nodes.host.sampling import ImageByImage
 from pack.nodes.host.shown import keep_items, of_items
 from pack.nodes.host.side_by_side import sample_prompts, teacher_recipe
+from pack.nodes.host.strengths import KIND, ToldStrengths, with_strengths
 from probe_gradients import errors_of_student
 from safetensors.torch import save_file
 
 NETWORKS = list(tiny_models.WITH_ITEMS)
+EDITING, DEFAULT = ("sd15 editing", "flux control"), (7.5, 1.5)  # strengths of text and picture
 PATHS |= {name: tiny_models.write(name, folder) for name in NETWORKS}
 
 
@@ -175,30 +187,90 @@ def first_row(asked: dict) -> dict:
     return asked | {"latent": asked["latent"][:1], "mask": asked["mask"][:1]}
 
 
+def told_strengths() -> dict:
+    """A student that is told strengths, as it is trained; its file by core's loader, and Editing Strengths on that."""
+    result, loras = {}, folder / "loras"
+    folder_paths.add_model_folder_path("loras", str(loras))
+    for network in EDITING:
+        model, x, sigma = load(network), latents(network), torch.tensor([0.8, 0.3])
+        pictures, file = Pictures(network, model), loras / f"{network}.safetensors"
+        ours = told_answers(model, pictures, x, sigma, file)
+
+        def answer(either, network=network, pictures=pictures, x=x, sigma=sigma) -> torch.Tensor:
+            return torch.cat([host_denoised(either, pictures.conditioning(i), x[[i]], sigma[[i]]) for i in range(2)])
+
+        with torch.inference_mode(), Warnings() as warnings:
+            loaded = with_turbo_lora(model, file)
+        with torch.inference_mode():
+            plain, found = answer(loaded), {"warnings": warnings.texts}
+            found["default"] = relative(plain, ours[DEFAULT])
+            told = loaded
+            for asked, strengths in (((4.0, 0.0), (4.0, 1.5)), ((0.0, 1.1), (7.5, 1.1))):  # one after the other
+                told, said = with_strengths(told, *asked)
+                other = {"difference": relative(answer(told), ours[strengths]), "effect": relative(plain, answer(told))}
+                found[str(strengths)] = other | {"said": said}
+            found["taken back"] = relative(answer(with_strengths(told, 0.0, 0.0)[0]), plain)
+            found["left alone"] = relative(answer(loaded), plain)
+            tensors, metadata = load_tensors(file)
+            half = comfy.sd.load_lora_for_models(model, None, tensors, 0.5, 0.0, lora_metadata=metadata)[0]
+            added = [wrapper_of(with_strengths(either, 4.0, 0.0)[0]).added for either in (loaded, half)]
+            found["at half strength"] = relative(2 * added[1], added[0])
+        found["beyond"] = refusal(lambda loaded=loaded: with_strengths(loaded, 11.0, 0.0))
+        found["no such lora"] = refusal(lambda model=model: with_strengths(model, 4.0, 0.0))
+        result[network] = found
+    return result
+
+
+def told_answers(model, pictures: Pictures, x: torch.Tensor, sigma: torch.Tensor, file: Path) -> dict:
+    """{strengths of text and picture: what a student makes of ``x`` when it is told them}; the student's file."""
+    layer, spans = architecture_of(model.model.diffusion_model).modulation, {TEXT_STRENGTH: [3.0, 7.5, 10.0]}
+    spans |= {IMAGE_STRENGTH: [1.0, 1.5, 2.0]}
+    with training_backend(model) as backend, torch.no_grad():
+        path, place = backend.new_lora(3), backend.network.get_submodule(layer)
+        excite(path)
+        width = [module for module in place.modules() if is_linear(module)][-1].out_features
+        told = StrengthEmbedding(place, width, StrengthsConfig(True, *DEFAULT, 16))
+        told.out.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(3))
+        student, cond, answers = Denoiser(backend, path), pictures.cond(backend), {}
+        for strengths in (DEFAULT, (4.0, 1.5), (7.5, 1.1)):
+            told.added = told(torch.tensor([strengths, strengths]))  # of each row, as `told.told` has it in training
+            answers[strengths] = student(x, sigma, cond)
+        said = {"method": "LADD", "sigmas": [1.0], "sampler": "renoise", "strengths": spans}
+        save_lora(file, backend.export(path) | told.export(), said)
+        told.handle.remove()
+    return answers
+
+
+def wrapper_of(model) -> ToldStrengths:
+    (wrapper,) = model.wrappers[KIND][ImageByImage.KEY]
+    return wrapper
+
+
+def refusal(function) -> str:
+    try:
+        function()
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
 def mistakes() -> dict:
     """Items for a model that has no input for them, and none for one that takes some."""
     filling, plain = load("sd15 inpainting"), load("sd15")
     pictures = Pictures("sd15 inpainting", filling)
 
-    def said(function) -> str:
-        try:
-            function()
-        except ValueError as error:
-            return str(error)
-        return "accepted"
-
     with training_backend(plain) as backend:
         masked = pictures.cond(backend)
         rows = [masked[[row]] for row in range(2)]
         texts = [backend.cond([entry]) for entry in tiny_models.conditioning("sd15") * 2]
-        result = {"no input": said(lambda: Denoiser(backend)(latents("sd15"), torch.ones(2), masked))}
+        result = {"no input": refusal(lambda: Denoiser(backend)(latents("sd15"), torch.ones(2), masked))}
     for name, conds in (("masked", rows), ("plain", texts)):
         save_latents(list(latents("sd15")), conds, texts[0], folder / name, {"family": "sd15"})
     for name, model in (("masked", filling), ("masked", plain), ("plain", filling), ("plain", plain)):
         kind = "filling" if model is filling else "ordinary"
-        result[f"{name}, {kind}"] = said(lambda name=name, model=model: open_dataset(folder / name, model, False))
+        result[f"{name}, {kind}"] = refusal(lambda name=name, model=model: open_dataset(folder / name, model, False))
     return result
 
 
 if __name__ == "__main__":
-    write("items", [names, same_as_sampling, gradients, steps, exported_loras, reports, mistakes])
+    write("items", [names, same_as_sampling, gradients, steps, exported_loras, reports, told_strengths, mistakes])

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
+from graphs import node
+from run_files import fails
+from safetensors.torch import load_file
 from server import run_probe
 
 NETWORKS = {
@@ -17,9 +22,15 @@ every = pytest.mark.parametrize("network", NETWORKS)
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory) -> dict:
+def folder(tmp_path_factory) -> Path:
+    """What probe_items.py leaves: networks, LoRAs, and items.json."""
     folder = tmp_path_factory.mktemp("items")
     run_probe("probe_items.py", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def probe(folder) -> dict:
     return json.loads((folder / "items.json").read_text())
 
 
@@ -57,6 +68,58 @@ def test_a_report_fills_the_hole_and_leaves_the_rest(probe, network):
     found = probe["reports"][network]
     assert found["picture"] < 1e-6 and found["given"] == ["to fill"]
     assert found["outside"] and found["inside"] > 1e-2 and found["alone"] < 1e-5
+
+
+@pytest.mark.parametrize("network", ["sd15 editing", "flux control"])
+def test_a_student_is_told_strengths_as_it_was_trained(probe, network):
+    """Core's loader has it at its default strengths; Editing Strengths at others, each time at those that it says."""
+    found = probe["told_strengths"][network]
+    assert found["default"] < 1e-6 and found["left alone"] == found["taken back"] == 0
+    assert all("lora_strengths." in text for text in found["warnings"]) and len(found["warnings"]) == 3
+    for strengths, said in (
+        ("(4.0, 1.5)", ["text_strength 4 (trained from 3 to 10, 7.5 where it is not told)", "image_strength 1.5 ("]),
+        ("(7.5, 1.1)", ["text_strength 7.5 (", "image_strength 1.1 (trained from 1 to 2, 1.5 where it is not told)"]),
+    ):
+        assert found[strengths]["difference"] < 1e-6 < 1e-3 < found[strengths]["effect"]
+        assert all(words in found[strengths]["said"] for words in [f"{network}.safetensors is told:", *said])
+    assert found["at half strength"] < 1e-6
+    assert f"text_strength must be from 3 to 10, where {network}.safetensors was trained, not 11" == found["beyond"]
+    assert "no LoRA on this model is of a student that is told strengths" in found["no such lora"]
+
+
+def test_strengths_turn_what_cores_sampler_makes_of_an_eight_channel_network(folder, host):
+    """On the real server: Load LoRA alone is the node at 0 and 0; other strengths give other latents, and are said."""
+    network = host.add_model("diffusion_models", folder / "sd15 editing.safetensors", "editing.safetensors")
+    lora = host.add_model("loras", folder / "loras" / "sd15 editing.safetensors", "told.safetensors")
+    sampling = dict(seed=3, steps=1, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0)
+    graph = {
+        "model": node("UNETLoader", unet_name=network, weight_dtype="default"),
+        "loaded": node("LoraLoaderModelOnly", model=["model", 0], lora_name=lora, strength_model=1.0),
+        "clip": node("TestRandomClip", width=768, tokens=77, pooled=0),
+        "text": node("CLIPTextEncode", text="a red dog", clip=["clip", 0]),
+        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=2),
+    }
+    asked = {"plain": None, "default": (0.0, 0.0), "turned": (4.0, 0.0), "closer": (0.0, 1.1)}
+    for name, strengths in asked.items():
+        source = ["loaded", 0]
+        if strengths is not None:
+            told = dict(text_strength=strengths[0], image_strength=strengths[1])
+            graph[name], source = node("TurboDistillEditingStrengths", model=source, **told), [name, 0]
+        wired = dict(model=source, positive=["text", 0], negative=["text", 0], latent_image=["empty", 0])
+        graph[f"sample {name}"] = node("KSampler", **wired, **sampling)
+        graph[f"keep {name}"] = node("SaveLatent", samples=[f"sample {name}", 0], filename_prefix=name)
+    outputs = host.run(graph, 120)["outputs"]
+    made = {}
+    for name in asked:
+        (file,) = outputs[f"keep {name}"]["latents"]
+        made[name] = load_file(host.base_dir / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
+    assert torch.equal(made["plain"], made["default"])
+    for name in ("turned", "closer"):
+        assert (made[name] - made["plain"]).abs().max() > 1e-3 * made["plain"].abs().max()
+    assert not torch.allclose(made["turned"], made["closer"], rtol=1e-3)
+    assert "text_strength 4 (trained from 3 to 10" in "".join(outputs["turned"]["text"])
+    graph["closer"]["inputs"]["image_strength"] = 2.5
+    assert "image_strength must be from 1 to 2, where told.safetensors was trained, not 2.5" in fails(host, graph)
 
 
 def test_items_that_do_not_fit_the_model_are_refused(probe):

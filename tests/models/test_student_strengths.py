@@ -9,7 +9,14 @@ from torch import nn
 from distill_core.discriminators.latent import LatentDiscriminator
 from distill_core.models.denoiser import Denoiser
 from distill_core.models.lora_start import parts_by_name
-from distill_core.models.strengths import StrengthsConfig, split_strengths, strengths_of
+from distill_core.models.strengths import (
+    StrengthsConfig,
+    added_at,
+    chosen_strengths,
+    config_of_file,
+    split_strengths,
+    strengths_of,
+)
 
 CONFIG = StrengthsConfig(told=True, text=7.5, image=1.5, width=16)
 CHANNELS = {"unet": 8, "sd3": 8, "flux": 32}
@@ -148,3 +155,25 @@ def test_the_discriminators_heads_see_them(make_cond):
     assert not torch.allclose(first[0], second[0]) and torch.equal(first[1], second[1])
     assert strengths_of(make_cond(2)) is None
     assert torch.equal(strengths_of(told(make_cond(2), [3.0, 7.5], [1.5, 1.5])), one)
+
+
+SPANS = {"text_strength": [3.0, 7.5, 10.0], "image_strength": [1.0, 1.5, 2.0]}
+
+
+def test_what_a_file_adds_is_asked_without_a_network(student):
+    view, *_ = student
+    state = view.strengths.export()
+    assert config_of_file(SPANS, state) == CONFIG
+    torch.testing.assert_close(added_at(SPANS, state, (4.0, 1.1)), view.strengths(torch.tensor([[4.0, 1.1]])).detach())
+    assert not added_at(SPANS, state, (7.5, 1.5)).any()
+    for damaged in ({}, {**state, "lora_strengths.more": torch.ones(1)}, dict(list(state.items())[1:])):
+        with pytest.raises(ValueError, match="are of another model"):
+            added_at(SPANS, damaged, (4.0, 1.1))
+
+
+def test_strengths_that_are_not_asked_for_are_the_files_and_others_inside_of_its_range():
+    option = lambda name: f"<{name}>"  # noqa: E731
+    assert chosen_strengths(SPANS, {}, "a.safetensors", option) == (7.5, 1.5)
+    assert chosen_strengths(SPANS, {"image_strength": 2.0, "text_strength": 3.0}, "a", option) == (3.0, 2.0)
+    with pytest.raises(ValueError, match="<text_strength> must be from 3 to 10, where a was trained, not 10.5"):
+        chosen_strengths(SPANS, {"text_strength": 10.5}, "a", option)
