@@ -84,6 +84,7 @@ ADV, DISTIL = "ADD, adversarial only", "ADD, distillation only"
 HUBER, LADD, D2GAN = "pairs only", "LADD", "Diffusion2GAN"
 LOW, HIGH = "LADD, m = -1", "LADD, m = 1"
 KD, PAIRED, MATCHED = "KD", "LADD + pairs", "DMD2 + pairs"
+ROLLED_OUT = "LADD + pairs, rollouts, four budgets"
 
 CLAIMS = [
     Claim(
@@ -176,6 +177,14 @@ CLAIMS = [
             order
             for variant in ("adversarial late", "judged beside photographs", "long average")
             for order in steps_of(f"{PAIRED}, {variant}", PAIRED, "1", "4")
+        ],
+    ),
+    Claim(
+        22,
+        "With rollouts and four budgets 4 steps are no worse than the teacher's 25 (our own)",
+        [
+            Order((ROLLED_OUT, "4"), ("teacher", "25"), metric, higher=metric == "accuracy", ties_allowed=True)
+            for metric in ("fd", "fd_pixels", "accuracy", "detail_error")
         ],
     ),
 ]

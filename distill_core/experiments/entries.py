@@ -84,6 +84,12 @@ LADD = LADDConfig(
     probabilities=(0.4, 0.2, 0.2, 0.2), warmup_probabilities=(0.5, 0.5, 0.0, 0.0), warmup_steps=30, renoise_mean=0.0
 )
 LADD_PAIRS = replace(ladd(terms={"adversarial": 0.25, "pairs": 1.0}), eta=1.0)
+ROLLED_OUT = replace(
+    ladd(terms={"adversarial": 0.5, "pairs": 1.0}, rollout_share=0.7),
+    train=settings(150, student_lr=3e-4),
+    eta=0.0,
+    rank=0,
+)
 DMD2 = DMD2Config({"distribution_matching": 1.0, "pairs": 1.0}, fake_score_updates=1, fake_score_lr=1e-3)
 KD = LADDConfig({"pairs": 1.0}, probabilities=(1.0,) * 4, warmup_steps=0, regression="mse")
 ADD = ADDConfig(probabilities=(0.7, 0.1, 0.1, 0.1), r1=0.05, r1_every=4)
@@ -102,6 +108,7 @@ ENTRIES: dict[str, Entry] = {
     "LADD + pairs, adversarial late": ladd_pairs(194, adversarial_from=97),
     "LADD + pairs, judged beside photographs": replace(ladd_pairs(250, adversarial_on="own"), real=0.5),
     "LADD + pairs, long average": replace(LADD_PAIRS, train=replace(LADD_PAIRS.train, ema_ramp=2.0)),
+    "LADD + pairs, rollouts, four budgets": ROLLED_OUT.longer(4),
     "LADD, m = 1": ladd(renoise_mean=1.0),
     "LADD, m = -1": ladd(renoise_mean=-1.0),
     "LADD, real latents": replace(ladd(), real=1.0),

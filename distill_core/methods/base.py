@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -145,6 +146,19 @@ class StudentMethod:
                 f"the pairs term needs a level that is both trained and stored: trained {self.levels}, "
                 f"stored {batch.state_sigmas}"
             )
+        if self.config.rollout_share and self.config.weight("pairs"):
+            self.first_state(batch)
+
+    def first_state(self, batch: Batch) -> int:
+        """Which of the stored states is at the student's highest level. Raises ValueError for none."""
+        top = max(self.levels)
+        for index, level in enumerate(batch.state_sigmas):
+            if same_level(top, level):
+                return index
+        raise ValueError(
+            f"rollout_share begins at the student's highest level, {top:g}, and stored are {batch.state_sigmas}: add "
+            "it to [cache] state_sigmas and make the dataset again, or set rollout_share = 0"
+        )
 
     def held_out_figures(self, batch: Batch, random: ItemNoise) -> dict[str, Tensor] | None:
         """What is measured on items that are held out, [B] by name; None for `training.validation`'s own figure."""
@@ -266,11 +280,13 @@ class StudentStep:
         # 4. At the highest level sampling starts from noise alone, so the student never sees an image there.
         pure = process.noise_scaling(self.sigma, self.noise, torch.zeros_like(self.noise), max_denoise=True)
         self.x = torch.where(expand_like(self.at_top, pure), pure, self.x)
-        # 5. Items that start elsewhere: on a stored path of the teacher, or from the student's own sample.
+        # 5. Items that start elsewhere: on a stored path of the teacher, or from what the student makes itself.
         if (self.places.state >= 0).any():
             assert batch.states is not None
             index = state.clamp(min=0).view(-1, *[1] * (batch.states.ndim - 1))  # [B, 1, 1, 1, 1]
             self.x = torch.where(expand_like(self.on_path, self.x), batch.states.take_along_dim(index, 1)[:, 0], self.x)
+        if config.rollout_share and method.follows_paths(batch):
+            self._roll_out(random.named("rollout").uniform() < config.rollout_share)
         if config.own_share:
             self._start_from_own_samples(random.named("own sample"))
         # 6. The one forward of the student, with its graph.
@@ -289,6 +305,24 @@ class StudentStep:
         use = (draw < self.method.config.state_share) & ~self.places.denoises
         for index, level in enumerate(self.batch.state_sigmas):
             self.places.state[use & same_level(self.places.sigma, level)] = index
+
+    @torch.no_grad()
+    def _roll_out(self, chosen: Tensor) -> None:
+        """Chosen items [B] below the highest level start where the student's Euler steps from the path's noise lead."""
+        levels, places, student = sorted(self.method.levels, reverse=True), self.places, self.method.student
+        chosen = chosen & (places.state >= 0) & ~places.on_grid
+        assert self.batch.states is not None
+        x = self.batch.states[:, self.method.first_state(self.batch)]
+        for level, lower in pairwise(levels):
+            rows = (chosen & (places.sigma <= lower * (1 + 1e-4))).nonzero().flatten().tolist()
+            rows = rows or [0] * student.together  # other processes may have some, and wait for this one
+            if rows:
+                sigma = self.sigma.new_full((len(rows),), level)
+                part = pick(x, rows)
+                x = put(x, rows, euler_step(part, student(part, sigma, self.batch.cond[rows]), sigma, lower))
+                torch.clear_autocast_cache()  # see `_start_from_own_samples`
+        own = upload(chosen & (places.sigma < levels[0]), x.device)
+        self.x = torch.where(expand_like(own, x), x, self.x)
 
     @torch.no_grad()
     def _start_from_own_samples(self, random: ItemNoise) -> None:
@@ -341,9 +375,7 @@ class StudentStep:
 
     def one_level_down(self, lower: Tensor) -> Tensor:
         """Where the guided teacher's Euler step leads from the items' levels to lower ones [B]."""
-        sigma, below = expand_like(self.sigma, self.x), expand_like(lower, self.x)
-        denoised = self.guided_teacher(self.x, self.sigma, self.batch.cond)
-        return self.x + (self.x - denoised) / sigma * (below - sigma)
+        return euler_step(self.x, self.guided_teacher(self.x, self.sigma, self.batch.cond), self.sigma, lower)
 
     def release(self) -> None:
         """Let go of what an update computed, but for ``kept``, which later updates on this batch use as it is."""
@@ -357,3 +389,10 @@ class StudentStep:
         for name in self.redrawn:
             self.__dict__.pop(name, None)
         self.fake = self.fake.detach()
+
+
+def euler_step(x: Tensor, denoised: Tensor, sigma: Tensor, lower: Tensor | float) -> Tensor:
+    """From x [B, C, H, W] at levels sigma [B] to lower ones, [B] or one for all, towards ``denoised``."""
+    sigma = expand_like(sigma, x)
+    below = expand_like(lower, x) if isinstance(lower, Tensor) else lower
+    return x + (x - denoised) / sigma * (below - sigma)

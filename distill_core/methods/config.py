@@ -72,9 +72,19 @@ class MethodConfig(Checked):
     own_share: float = setting(
         0.0,
         "Part (0 to 1) of the items below the highest level that start from the student's own one-step sample, noised, "
-        "instead of a teacher latent (backward simulation; DMD2, arXiv 2405.14867, section 4.5).",
+        "instead of a teacher latent (backward simulation; DMD2, arXiv 2405.14867, section 4.5). With the pairs term "
+        "only those that state_share leaves.",
         low=0,
         high=1,
+    )
+    rollout_share: float = setting(
+        0.0,
+        "With the pairs term: part (0 to 1) of the items at a stored noise level below the highest that start where "
+        "the student's own Euler steps from the path's noise lead, instead of the teacher's state there; what they "
+        "shall reach stays the teacher's result. For students that are sampled without new noise (sampler euler).",
+        low=0,
+        high=1,
+        added=True,
     )
     consistency_levels: int = setting(
         12,

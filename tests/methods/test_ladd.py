@@ -1,3 +1,6 @@
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 from benchmarks.step_flops import count
@@ -109,6 +112,42 @@ def test_own_share_starts_lower_levels_from_the_students_own_samples(start):
     pure = again.normal_like(at.x)
     expected = method.student(pure, torch.ones(16), at.batch.cond)[~top]
     torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rollouts_start_where_the_student_itself_arrives(dataset):
+    """As sampling by Euler steps from the path's noise would; what they shall reach stays the teacher's result."""
+    terms, levels = {"adversarial": 1.0, "pairs": 1.0}, [1.0, 0.75, 0.5, 0.25]
+    method = toy_method(dataset, LADDConfig(terms, rollout_share=1.0, warmup_steps=0, probabilities=(0.25,) * 4))
+    batch = dataset.batch(0, 16, 0)
+    stored = batch.states.clone()
+    at = method.start(batch, ItemNoise(3, range(16)), 1)
+    assert at.on_path.all() and set(at.sigma.tolist()) == set(levels)
+    for row, sigma in enumerate(at.sigma.tolist()):
+        path = sample(method.student, stored[row : row + 1, 0], batch.cond[row : row + 1], levels, sigma)
+        torch.testing.assert_close(at.x[row : row + 1], path, atol=1e-5, rtol=1e-5)
+    assert torch.equal(batch.states, stored)
+    alone = toy_method(dataset, LADDConfig(terms, warmup_steps=0, probabilities=(0.25,) * 4))
+    of_teacher = alone.start(batch, ItemNoise(3, range(16)), 1)
+    top = at.sigma == 1
+    assert torch.equal(at.sigma, of_teacher.sigma) and torch.equal(at.x[top], of_teacher.x[top])
+    assert all(not torch.equal(a, b) for a, b in zip(at.x[~top], of_teacher.x[~top], strict=True))
+
+
+def sample(student, x, cond, levels, until):
+    """Euler steps of a student from pure noise at the first level to ``until``."""
+    for sigma, lower in pairwise(levels):
+        if sigma > until:
+            x = x + (x - student(x, torch.tensor([sigma]), cond)) / sigma * (lower - sigma)
+    return x
+
+
+def test_rollouts_need_the_noise_of_the_paths(dataset):
+    config = LADDConfig({"adversarial": 1.0, "pairs": 1.0}, rollout_share=0.5)
+    method, batch = toy_method(dataset, config), dataset.batch(0, 4, 0)
+    method.check(batch, 4)
+    later = replace(batch, states=batch.states[:, 1:], state_sigmas=batch.state_sigmas[1:])
+    with pytest.raises(ValueError, match="rollout_share begins .* level, 1, and stored are .*state_sigmas"):
+        method.check(later, 4)
 
 
 @pytest.mark.parametrize("mean, std", [(1.0, 1.0), (-0.5, 0.6)])
