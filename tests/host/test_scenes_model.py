@@ -87,6 +87,7 @@ def test_the_scenes_model_is_distilled_in_the_graph(host):
         "classes": node("TurboDistillScenesConditioning", prompts="", all_prompts=True),
         "none": node("TurboDistillScenesConditioning", prompts="", all_prompts=False),
     }
+    before = len(host.log())
     host.run(graph, 180)
     (dataset,) = (host.base_dir / "output").glob("**/scenes/dataset.json")
     latents = LatentDataset(dataset.parent)
@@ -94,7 +95,7 @@ def test_the_scenes_model_is_distilled_in_the_graph(host):
     contexts = {tuple(latents.read([item]).cond.context.flatten().tolist()) for item in items}
     assert len(items) == len(contexts) == 108
     (student,) = (host.base_dir / "output" / "loras").glob("on_scenes*.safetensors")
-    assert "lora key not loaded" not in host.log()
+    assert "lora key not loaded" not in host.log()[before:]
     assert len(load_file(student)) > 30
 
 
