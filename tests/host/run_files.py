@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from server import Host, failure_text
 
+from distill_core.lora_files import read_lora
 from distill_core.training.run_folder import RunFolder
 
 
@@ -49,3 +52,21 @@ def assert_same_files(a: Path, b: Path) -> None:
     first, second = load_file(a), load_file(b)
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def check_cancelled_run(host: Host, graph: Callable[..., dict]) -> None:
+    """A run that is cancelled somewhere has saved what it did, and goes on to the same files as an undisturbed one.
+
+    graph: by a run's name, steps and seed; its trainer is the node "train".
+    """
+    host.run(graph("whole", steps=20, seed=1), 300)
+    prompt = host.queue(graph("cut", steps=20, seed=1))
+    wait_for_step(host, "cut", random.randint(2, 12))
+    host.post("/interrupt")
+    assert "interrupted in node train" in failure_text(host.wait(prompt, 120))
+    stopped = len(steps_of(host, "cut"))
+    assert 2 <= stopped < 20 and read_lora(lora_of(host, "cut"))[1]["steps"] == stopped
+    host.run(graph("cut", steps=20, seed=1), 300)
+    assert steps_of(host, "cut") == list(range(1, 21))
+    assert_same_files(lora_of(host, "cut"), lora_of(host, "whole"))
+    assert_same_files(*(run_folder(host, name) / "checkpoint.safetensors" for name in ("cut", "whole")))

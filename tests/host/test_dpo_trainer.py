@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 
 import numpy as np
@@ -11,8 +10,8 @@ import pytest
 import torch
 from graphs import node
 from PIL import Image
-from run_files import assert_same_files, fails, log_of, lora_of, run_folder, steps_of, wait_for_step
-from server import Host, failure_text, run_probe
+from run_files import check_cancelled_run, fails, log_of, lora_of, run_folder, steps_of
+from server import Host, run_probe
 from test_datasets import folder_of
 from test_picture_folder import by_bucket
 
@@ -181,17 +180,7 @@ def test_the_report_shows_before_and_after(tuned):
 
 
 def test_a_cancelled_run_goes_on_to_the_same_weights(host):
-    host.run(training("whole", steps=20, seed=1), 300)
-    prompt = host.queue(training("cut", steps=20, seed=1))
-    wait_for_step(host, "cut", random.randint(2, 12))
-    host.post("/interrupt")
-    assert "interrupted in node train" in failure_text(host.wait(prompt, 120))
-    stopped = len(steps_of(host, "cut"))
-    assert 2 <= stopped < 20 and read_lora(lora_of(host, "cut"))[1]["steps"] == stopped
-    host.run(training("cut", steps=20, seed=1), 300)
-    assert steps_of(host, "cut") == list(range(1, 21))
-    assert_same_files(lora_of(host, "cut"), lora_of(host, "whole"))
-    assert_same_files(*(run_folder(host, name) / "checkpoint.safetensors" for name in ("cut", "whole")))
+    check_cancelled_run(host, training)
 
 
 def test_it_is_the_commands_run(host, tmp_path):

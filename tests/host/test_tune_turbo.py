@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from graphs import node
-from run_files import assert_same_files, fails, log_of, lora_of, run_folder, steps_of, wait_for_step
+from run_files import assert_same_files, check_cancelled_run, fails, log_of, lora_of, run_folder, steps_of
 from safetensors.torch import load_file
-from server import Host, failure_text, run_probe
+from server import Host, run_probe
 
 from distill_core.data.dataset import LatentDataset
 from distill_core.lora_files import read_lora
@@ -166,17 +165,7 @@ def test_without_kept_prompts_nothing_is_sampled(tuned):
 
 
 def test_a_cancelled_run_goes_on_to_the_same_weights(host):
-    host.run(tuning("whole", steps=20, seed=1), 300)
-    prompt = host.queue(tuning("cut", steps=20, seed=1))
-    wait_for_step(host, "cut", random.randint(2, 12))
-    host.post("/interrupt")
-    assert "interrupted in node train" in failure_text(host.wait(prompt, 120))
-    stopped = len(steps_of(host, "cut"))
-    assert 2 <= stopped < 20 and read_lora(lora_of(host, "cut"))[1]["steps"] == stopped
-    host.run(tuning("cut", steps=20, seed=1), 300)
-    assert steps_of(host, "cut") == list(range(1, 21))
-    assert_same_files(lora_of(host, "cut"), lora_of(host, "whole"))
-    assert_same_files(*(run_folder(host, name) / "checkpoint.safetensors" for name in ("cut", "whole")))
+    check_cancelled_run(host, tuning)
 
 
 def test_a_killed_server_loses_neither_the_turbos_samples_nor_the_run(host, tmp_path):
