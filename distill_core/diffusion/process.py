@@ -25,6 +25,13 @@ def expand_like(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.reshape(sigma.shape[:1] + (1,) * (x.ndim - 1)) if sigma.ndim else sigma
 
 
+def euler_step(x: Tensor, denoised: Tensor, sigma: Tensor, lower: Tensor | float) -> Tensor:
+    """From x [B, C, H, W] at levels sigma [B] towards ``denoised``, to lower levels: [B], or one for all."""
+    sigma = expand_like(sigma, x)
+    below = expand_like(lower, x) if isinstance(lower, Tensor) else lower
+    return x + (x - denoised) / sigma * (below - sigma)
+
+
 class NoiseProcess(Protocol):
     """What samplers, training and presets ask of a noise process; sigma is [B] everywhere, latents [B, C, H, W].
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..data.dataset import Batch
 from ..devices import pick, put, upload
 from ..diffusion.noise import ItemNoise
-from ..diffusion.process import expand_like
+from ..diffusion.process import euler_step, expand_like
 from ..diffusion.schedules import draw_from_grid, draw_whole_schedule, same_level
 from ..models.denoiser import Cond, Denoiser, Guided
 from ..models.guidance import guided
@@ -389,10 +389,3 @@ class StudentStep:
         for name in self.redrawn:
             self.__dict__.pop(name, None)
         self.fake = self.fake.detach()
-
-
-def euler_step(x: Tensor, denoised: Tensor, sigma: Tensor, lower: Tensor | float) -> Tensor:
-    """From x [B, C, H, W] at levels sigma [B] to lower ones, [B] or one for all, towards ``denoised``."""
-    sigma = expand_like(sigma, x)
-    below = expand_like(lower, x) if isinstance(lower, Tensor) else lower
-    return x + (x - denoised) / sigma * (below - sigma)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.dataset import Batch
 from ..devices import like
 from ..diffusion.noise import ItemNoise
-from ..diffusion.process import expand_like
+from ..diffusion.process import euler_step, expand_like
 from ..models.denoiser import Cond, Denoiser
 from ..settings import setting
 from . import losses
@@ -189,7 +189,6 @@ class DistillationStep(StudentStep):
         denoised = self.guided_teacher(x, sigma, self.batch.cond)
         for left in range(steps - 1, 0, -1):
             lower = method.teacher.process.sigma_at_flow_time(self.teacher_time * left / steps)
-            x = x + (x - denoised) * expand_like((lower - sigma) / sigma, x)
-            sigma = lower
+            x, sigma = euler_step(x, denoised, sigma, lower), lower
             denoised = self.guided_teacher(x, sigma, self.batch.cond)
         return denoised
