@@ -61,7 +61,7 @@ def load_classifier(space: str) -> tuple[FeatureClassifier, dict[str, Tensor]]:
 
 def load_transformer() -> Any:
     """The mini teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode."""
-    return shipped.load_transformer(TRANSFORMER_CONFIG, ASSETS)
+    return shipped.load_transformer(shipped.new_transformer(TRANSFORMER_CONFIG), ASSETS / "transformer.safetensors")
 
 
 def load_conditioning() -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 WORDS = tuple(word for group in GROUPS.values() for word in group)
 SILENT = ("a", "on", "the")  # read over
 SIZE = 64  # pixels of a side
+PIXELS = 8  # of a side of a latent's position
 LATENT_SHAPE = (16, 8, 8)
 AUTOENCODER_WIDTH = 32  # the trained width; the file is zero-padded to the 64 channels that TAESD readers expect
 GUIDANCE = 2.0
@@ -114,6 +115,11 @@ class TextEncoder(nn.Module):
         return context, self.pool(context.mean(1))
 
 
+TEXT, INPAINTING, EDITING = "text", "inpainting", "editing"
+MODELS = {TEXT: "transformer.safetensors", INPAINTING: "inpainting.safetensors", EDITING: "editing.safetensors"}
+CHANNELS = {TEXT: 16, INPAINTING: 33, EDITING: 32}  # that go in: the latent's, and those of what a model is told
+
+
 def new_classifier(space: str) -> FeatureClassifier:
     """The evaluator of a feature space, ``"latent"`` (16 channels, 8 x 8) or ``"pixel"`` (64 px); its classes are all
     words, group after group."""
@@ -132,9 +138,14 @@ def load_classifier(space: str) -> tuple[FeatureClassifier, dict[str, Tensor]]:
     return shipped.load_classifier(new_classifier(space), ASSETS, space)
 
 
-def load_transformer() -> Any:
-    """The teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode."""
-    return shipped.load_transformer(TRANSFORMER_CONFIG, ASSETS)
+def new_transformer(kind: str = TEXT) -> Any:
+    """A fresh network of one of `MODELS`, diffusers' ``SD3Transformer2DModel``."""
+    return shipped.new_transformer({**TRANSFORMER_CONFIG, "in_channels": CHANNELS[kind]})
+
+
+def load_transformer(kind: str = TEXT) -> Any:
+    """One of `MODELS` as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode."""
+    return shipped.load_transformer(new_transformer(kind), ASSETS / MODELS[kind])
 
 
 @cache
@@ -161,6 +172,6 @@ def training_log() -> dict:
     return shipped.training_log(ASSETS)
 
 
-def scenes_backend(gradient_checkpointing: bool = False) -> DiffusersBackend:
-    """The shipped transformer as a backend (flow, no shift)."""
-    return shipped.backend_of(load_transformer(), gradient_checkpointing)
+def scenes_backend(gradient_checkpointing: bool = False, kind: str = TEXT) -> DiffusersBackend:
+    """One of `MODELS` as a backend (flow, no shift)."""
+    return shipped.backend_of(load_transformer(kind), gradient_checkpointing)

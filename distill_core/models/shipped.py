@@ -52,12 +52,16 @@ def load_classifier(net: FeatureClassifier, folder: Path, space: str) -> tuple[F
     return net.eval().requires_grad_(False), reference
 
 
-def load_transformer(config: Mapping[str, Any], folder: Path) -> Any:
-    """A teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode."""
+def new_transformer(config: Mapping[str, Any]) -> Any:
+    """A fresh network of that config, diffusers' ``SD3Transformer2DModel``."""
     from diffusers import SD3Transformer2DModel
 
-    net = SD3Transformer2DModel(**config)
-    net.load_state_dict({k: v.float() for k, v in load_file(folder / "transformer.safetensors").items()})
+    return SD3Transformer2DModel(**config)
+
+
+def load_transformer(net: Any, path: Path) -> Any:
+    """A fresh network with the weights of a file, in float32, frozen, in eval mode."""
+    net.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return net.eval().requires_grad_(False)
 
 
