@@ -67,7 +67,7 @@ class Test:
     def __init__(self, out: Path, count: int) -> None:
         folder = out / f"data-{TEST}"
         data: LatentDataset = dataset(folder, config_of(folder, TEST, count), TEST, count, edits=True)
-        self.items, self.uncond, self.count = data.read(range(count)), data.uncond(), count
+        self.items, self.uncond, self.count = data.read(data.largest), data.uncond(), count
         self.source = open_source(ModelConfig(path="scenes_editing"))
         before, after = draw_edits(TEST, range(count))
         self.group = (before != after).int().argmax(1)
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--items", type=int, default=64, help="pictures that are edited (default 64)")
-    parser.add_argument("--count", type=int, default=1536, help="edits of a seed's training (default 1536)")
+    parser.add_argument("--count", type=int, default=1024, help="edits of a seed's training (default 1024)")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--shown", type=int, default=0)
     args = parser.parse_args()

@@ -56,7 +56,7 @@ class Test:
 
     def __init__(self, out: Path, images: int) -> None:
         data = pictures(out, TEST, images)
-        self.items = data.read(range(images))
+        self.items = data.read(data.largest)
         self.uncond, self.images = data.uncond(), images
         self.source = open_source(ModelConfig(path="scenes_inpainting"))
         mask = self.items.cond.extra[MASK]
