@@ -23,7 +23,7 @@ from ..compiled import INDUCTOR, check_compilable, compiled
 from ..denoiser import Cond, Limits
 from ..families import FAMILIES, family_of_network
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
-from ..items import ITEM_TENSORS, MASK, MASKED_IMAGE, SOURCE_IMAGE, missing
+from ..items import ITEM_TENSORS, MASK, MASKED_IMAGE, PIXEL_MASK, SOURCE_IMAGE, missing
 from ..lora import Lora, LoraSwitch, add_differences, is_linear, linear_layers, weight_differences
 from ..lora_stack import LoraFile, put_into_weights, read_lora_file
 from ..lora_start import Parts, parts_by_name
@@ -187,7 +187,8 @@ class Architecture:
         return ()
 
 
-INPAINTING, EDITING = (MASK, MASKED_IMAGE), (SOURCE_IMAGE,)  # orders of diffusers' pipelines
+# Orders of diffusers' pipelines; FLUX.1 Fill's mask is of pixels.
+INPAINTING, FILLING, EDITING = (MASK, MASKED_IMAGE), (MASKED_IMAGE, PIXEL_MASK), (SOURCE_IMAGE,)
 
 ARCHITECTURES = {  # by diffusers' class of the network
     "SD3Transformer2DModel": Architecture(
@@ -206,7 +207,7 @@ ARCHITECTURES = {  # by diffusers' class of the network
         lora_under=("transformer_blocks", "single_transformer_blocks"),
         default_process=lambda: FlowProcess(timestep_multiplier=1.0, shift_alpha=1.0),
         limits=_flux_limits,
-        items=(EDITING,),
+        items=(FILLING, EDITING),
         values=4,
     ),
     "UNet2DConditionModel": Architecture(
