@@ -104,6 +104,10 @@ def flux_fill():
     return flux(kind="FluxFillPipeline", vae=blocks, in_channels=4 * (4 + 4 + 64), out_channels=16)
 
 
+def flux_kontext():
+    return flux(kind="FluxKontextPipeline")
+
+
 def sd_inpainting():
     return sd("StableDiffusionInpaintPipeline", in_channels=9)
 
