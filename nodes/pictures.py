@@ -39,6 +39,22 @@ def rejected_input() -> io.Combo.Input:
     )
 
 
+def guidance_input() -> io.Float.Input:
+    """For models that are told their guidance."""
+    return io.Float.Input(
+        "embedded_guidance",
+        default=0.0,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        optional=True,
+        advanced=True,
+        tooltip="The guidance scale that a FLUX.1 model is told with every caption, as core's FluxGuidance does: "
+        "usually 3.5, and 30 for FLUX.1 Fill. The student learns at it. 0: that of positive, or ComfyUI's 3.5. Other "
+        "models have no such input.",
+    )
+
+
 class PictureFolder(DatasetNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -52,7 +68,7 @@ class PictureFolder(DatasetNode):
                 *("own images", "load images from folder", "image dataset", "captions", "buckets", "train lora"),
                 *("inpainting", "masks", "fill", "outpainting", "preference", "pairs", "rejected"),
             ],
-            more=[*mask_inputs(), rejected_input()],
+            more=[*mask_inputs(), rejected_input(), guidance_input()],
             inputs=[
                 io.Model.Input("model", tooltip="The model to be trained; it defines how latents are scaled."),
                 io.Vae.Input("vae", tooltip="The model's own VAE, which encodes the pictures."),

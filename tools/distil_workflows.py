@@ -238,15 +238,20 @@ def sd15_diffusion2gan() -> dict:
     )
 
 
-def sd15_inpainting() -> dict:
-    """SD 1.5's inpainting model in one step, on own pictures with random masks; both fill a square of a picture."""
-    name, side, hole = "distil_sd15_inpainting", 512, 192
-    loaders, model, clip, vae = checkpoint("sd-v1-5-inpainting.safetensors")
-    data = dict(folder=EXAMPLES, dataset_name=name, size=side, masks="random", masks_each=4)
-    trainer = dict(target_steps=1, steps=5000, batch_size=4, accumulation=4, pairs_weight=0.0)
-    real = dict(distillation_weight=2.5, teacher_cfg=5.0)
-    told = dict(latent_image=link("inpainting", 2), seed=link("seed"), denoise=1.0, denoise_mode="snap", preset="auto")
-    told |= dict(positive=link("inpainting"), steps=0)
+def inpainting(
+    name: str, source: tuple[dict, list, list, list], side: int, cfg: float, batch: int = 4, told: float = 0.0
+) -> dict:
+    """An inpainting model in one step, on own pictures with random masks; both fill a square of a picture.
+
+    told: the guidance scale that the network is told as an input, 0 for none.
+    """
+    loaders, model, clip, vae = source
+    hole, corner = 3 * side // 8, 5 * side // 16
+    data = dict(folder=EXAMPLES, dataset_name=name, size=side, masks="random", masks_each=4, embedded_guidance=told)
+    trainer = dict(target_steps=1, steps=5000, batch_size=batch, accumulation=16 // batch, pairs_weight=0.0)
+    real = dict(distillation_weight=2.5, teacher_cfg=cfg)
+    given = dict(latent_image=link("inpainting", 2), seed=link("seed"), denoise=1.0, denoise_mode="snap", preset="auto")
+    given |= dict(positive=link("inpainting"), steps=0)
     guided = dict(negative=link("inpainting", 1), sigmas=link("levels"), sampler="euler", cfg=real["teacher_cfg"])
     workflow = {
         **loaders,
@@ -264,10 +269,12 @@ def sd15_inpainting() -> dict:
         ),
         "keep": node("SolidMask", value=0.0, width=side, height=side),
         "square": node("SolidMask", value=1.0, width=hole, height=hole),
-        "mask": node("MaskComposite", destination=link("keep"), source=link("square"), x=160, y=160, operation="add"),
+        "mask": node(
+            "MaskComposite", destination=link("keep"), source=link("square"), x=corner, y=corner, operation="add"
+        ),
         "inpainting": node(
             "InpaintModelConditioning",
-            positive=link("compared"),
+            positive=link("guided compared" if told else "compared"),
             negative=link("negative"),
             vae=vae,
             pixels=link("small"),
@@ -276,9 +283,11 @@ def sd15_inpainting() -> dict:
         ),
         "seed": node("PrimitiveInt", value=7),
         "levels": node("BasicScheduler", model=model, scheduler="simple", steps=25, denoise=1.0),
-        "teacher": node("TurboDistillSampler", model=model, **told, **guided),
-        "student": node("TurboDistillSampler", model=link("train"), **told, sampler="of the preset", cfg=0.0),
+        "teacher": node("TurboDistillSampler", model=model, **given, **guided),
+        "student": node("TurboDistillSampler", model=link("train"), **given, sampler="of the preset", cfg=0.0),
     }
+    if told:
+        workflow["guided compared"] = node("FluxGuidance", conditioning=link("compared"), guidance=told)
     for who in ("teacher", "student"):
         workflow |= {
             f"decode {who}": node("VAEDecode", samples=link(who), vae=vae),
@@ -294,6 +303,19 @@ def sd15_inpainting() -> dict:
             f"save {who}": node("SaveImage", images=link(f"paste {who}"), filename_prefix=f"{name}_{who}"),
         }
     return workflow
+
+
+def sdxl_inpainting() -> dict:
+    """The published file is a network alone; text encoders and VAE are those of SDXL."""
+    loaders, _, clip, vae = checkpoint("sd_xl_base_1.0.safetensors")
+    unet = node("UNETLoader", unet_name="sdxl_inpainting_0.1_fp16.safetensors", weight_dtype="default")
+    return inpainting("distil_sdxl_inpainting", (loaders | {"unet": unet}, link("unet"), clip, vae), 1024, 5.0)
+
+
+def flux_fill() -> dict:
+    """FLUX.1 Fill is told its guidance, so the teacher runs at cfg 1."""
+    source = parts("flux1-fill-dev.safetensors", FLUX_CLIP, "ae.safetensors")
+    return inpainting("distil_flux1_fill", source, 1024, 1.0, 2, 30.0)
 
 
 def flux_dev() -> dict:
@@ -328,7 +350,11 @@ DISTIL_WORKFLOWS = {
     "own_pictures": own_pictures(),
     "distil_sdxl_add": sdxl_add(),
     "distil_sd1.5_diffusion2gan": sd15_diffusion2gan(),
-    "distil_sd15_inpainting": sd15_inpainting(),
+    "distil_sd15_inpainting": inpainting(
+        "distil_sd15_inpainting", checkpoint("sd-v1-5-inpainting.safetensors"), 512, 5.0
+    ),
+    "distil_sdxl_inpainting": sdxl_inpainting(),
+    "distil_flux1_fill": flux_fill(),
     "distil_sdxl_fine_tune": distil(
         "distil_sdxl_fine_tune",
         checkpoint("my_sdxl_fine_tune.safetensors"),

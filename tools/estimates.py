@@ -55,7 +55,7 @@ def in_words(needs: Needs, teacher: dict | None, training: dict) -> str:
         else:
             lines.append(f"- **{card} GB card**: does not fit.")
     lines += [
-        f"- Memory while training, as set here: {needs.memory:.0f} GiB.",
+        f"- Memory while training, as set here: {needs.memory:g} GiB.",
         f"- Disk: dataset {needs.dataset:g} GB, checkpoint {needs.checkpoint:g} GB, LoRA {needs.lora:g} GB.",
     ]
     return "\n".join(lines)
@@ -100,6 +100,17 @@ NEEDS = {
         60.0, 30.0, {24: "set weight_dtype of Load Diffusion Model to fp8_e4m3fn"}, 0.8, 0.8, 0.2
     ),
     "tune_sdxl_turbo": Needs(1.5, 8.6, {12: "as it is", 16: "as it is", 24: "as it is"}, 0.1, 0.9, 0.3),
+    "distil_sdxl_inpainting": Needs(
+        6.0, 13.2, {12: "set batch_size to 2 and rank to 16", 16: "as it is", 24: "as it is"}, 0.1, 2.7, 0.7
+    ),
+    "distil_flux1_fill": Needs(
+        60.0,
+        36.0,
+        {24: "set weight_dtype of Load Diffusion Model to fp8_e4m3fn and rank to 16 (21.5 GiB); it fits barely"},
+        0.2,
+        4.9,
+        1.4,
+    ),
     "distil_sd15_inpainting": Needs(0.8, 4.3, {12: "as it is", 16: "as it is", 24: "as it is"}, 0.1, 0.5, 0.1),
     "distil_sd1.5_diffusion2gan": Needs(0.8, 4.7, {12: "as it is", 16: "as it is", 24: "as it is"}, 8.0, 0.5, 0.1),
 }

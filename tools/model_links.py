@@ -25,6 +25,11 @@ LINKS = {  # file name: (folder under models/, address)
         "checkpoints",
         f"{HUB}/webui/stable-diffusion-inpainting/resolve/main/sd-v1-5-inpainting.safetensors",
     ),
+    "sdxl_inpainting_0.1_fp16.safetensors": (
+        "diffusion_models",
+        f"{HUB}/diffusers/stable-diffusion-xl-1.0-inpainting-0.1/resolve/main/unet/"
+        "diffusion_pytorch_model.fp16.safetensors",
+    ),
     "sd3.5_medium.safetensors": (
         "checkpoints",
         f"{HUB}/stabilityai/stable-diffusion-3.5-medium/resolve/main/sd3.5_medium.safetensors",
@@ -34,6 +39,10 @@ LINKS = {  # file name: (folder under models/, address)
         f"{HUB}/stabilityai/stable-diffusion-3.5-large-turbo/resolve/main/sd3.5_large_turbo.safetensors",
     ),
     "flux1-dev.safetensors": ("diffusion_models", f"{HUB}/Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors"),
+    "flux1-fill-dev.safetensors": (
+        "diffusion_models",
+        f"{HUB}/Comfy-Org/flux1-dev/resolve/main/split_files/diffusion_models/flux1-fill-dev.safetensors",
+    ),
     "flux1-schnell.safetensors": (
         "diffusion_models",
         f"{HUB}/Comfy-Org/flux1-schnell/resolve/main/flux1-schnell.safetensors",

@@ -315,6 +315,22 @@ def notes(workflows: dict[str, dict]) -> dict[str, str]:
             "LADD on your own pictures with masks, as LADD's authors did it with SD3 (section 6.2 of the paper).",
             large["distil_sd15_inpainting"],
         ),
+        "distil_sdxl_inpainting": fill_large(
+            "distil_sdxl_inpainting",
+            "Distil SDXL inpainting into one step",
+            "LADD on your own pictures with masks.",
+            large["distil_sdxl_inpainting"],
+            "`sdxl_inpainting_0.1_fp16.safetensors` is `unet/diffusion_pytorch_model.fp16.safetensors` of "
+            "diffusers/stable-diffusion-xl-1.0-inpainting-0.1 under another name, in `models/diffusion_models`. Text "
+            "encoders and VAE come from the SDXL checkpoint.",
+        ),
+        "distil_flux1_fill": fill_large(
+            "distil_flux1_fill",
+            "Distil FLUX.1 Fill into one step",
+            "LADD on your own pictures with masks. FLUX.1 Fill takes its guidance (30) as an input, so the teacher "
+            "runs at cfg 1. Keep *embedded_guidance* of Picture Folder and FluxGuidance the same.",
+            large["distil_flux1_fill"],
+        ),
         "sdxl_turbo": turbo(
             "SDXL-Turbo in 1 step",
             "At 512 px, as it was trained.",

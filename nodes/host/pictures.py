@@ -100,13 +100,14 @@ def make_picture_dataset(
     clip=None,
     positive: list | None = None,
     negative: list | None = None,
+    embedded_guidance: float = 0.0,
 ) -> Path:
     """Encode the pictures of a folder and their captions; returns the dataset's folder.
 
     positive: one CONDITIONING for all, instead of a clip that encodes the captions.  negative: the empty one; without
     it the clip's of an empty text, or zeros.  masks: of an inpainting model's pictures.  say: shows the report of the
-    sizes. Raises ValueError for pictures,
-    settings or parts that cannot become a dataset.
+    sizes.  embedded_guidance: that a model with such an input is told, 0 for that of the conditionings.
+    Raises ValueError for pictures, settings or parts that cannot become a dataset.
     """
     layout, out = model.get_model_object("latent_format"), dataset_folder(dataset_name)
     scale = layout.spacial_downscale_ratio
@@ -130,8 +131,14 @@ def make_picture_dataset(
     say("\n".join([buckets.spell(buckets.report(pictures, left_out, config)), *spell_masks(masks, len(pictures))]))
     if clip is not None and negative is None:
         negative = encoded(clip, "")
-    conds, uncond, description = training_conditionings(model, captions_of(pictures, clip, positive), negative)
+    captions = captions_of(pictures, clip, positive)
+    if embedded_guidance:
+        check_told_guidance(model)
+        captions = [with_guidance(caption, embedded_guidance) for caption in captions]
+        negative = with_guidance(negative, embedded_guidance) if negative is not None else None
+    conds, uncond, description = training_conditionings(model, captions, negative)
     made_from = {"family": description["family"], "autoencoder": weights_digest(autoencoder_of(vae).state_dict())}
+    made_from |= {"embedded_guidance": embedded_guidance} if embedded_guidance else {}
     bar = comfy.utils.ProgressBar(len(pictures) * masks.each)
     made = cache_pictures(
         pictures,
@@ -172,6 +179,20 @@ def captions_of(pictures: list[Picture], clip, positive: list | None) -> list[li
         return [positive] * len(pictures)
     by_text = {text: encoded(clip, text) for text in dict.fromkeys(picture.caption for picture in pictures)}
     return [by_text[picture.caption] for picture in pictures]
+
+
+def check_told_guidance(model) -> None:
+    """Raises ValueError for a model without an input for a guidance scale."""
+    if not model.model.model_config.unet_config.get("guidance_embed", False):
+        raise ValueError(
+            "this model has no input for a guidance scale (FLUX.1 dev and those made from it have one): set "
+            "embedded_guidance to 0, and teacher_cfg of the trainer"
+        )
+
+
+def with_guidance(conditioning: list, scale: float) -> list:
+    """As core's FluxGuidance does."""
+    return [[tokens, {**values, "guidance": scale}] for tokens, values in conditioning]
 
 
 def encoded(clip, text: str) -> list:

@@ -34,21 +34,26 @@ from pack.nodes.host.plan import plan_of  # noqa: E402
 
 BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
 D2GAN = Diffusion2GANConfig(critic="lora")
+FILL = LADDConfig(terms={"adversarial": 1.0, "distillation": 2.5})
 ROWS = {  # name: model, method, batch, format of the base, rank
     "sd15": ("sd15", LADDConfig(), 2, BF16, 64),
     "sd15 fp16": ("sd15", LADDConfig(), 2, FP16, 64),
-    "sd15 fill": ("sd15", LADDConfig(terms={"adversarial": 1.0, "distillation": 2.5}), 4, FP16, 64),
+    "sd15 fill": ("sd15", FILL, 4, FP16, 64),
     "sd15 d2gan": ("sd15", D2GAN, 2, BF16, 64),
     "sd15 d2gan 8": ("sd15", D2GAN, 8, BF16, 64),
     "sdxl": ("sdxl", LADDConfig(), 2, BF16, 64),
     "sdxl 4": ("sdxl", LADDConfig(), 4, BF16, 64),
     "sdxl fp16": ("sdxl", LADDConfig(), 2, FP16, 64),
+    "sdxl fill": ("sdxl", FILL, 4, FP16, 64),
+    "sdxl fill 16": ("sdxl", FILL, 2, FP16, 16),
     "sdxl dmd2": ("sdxl", DMD2Config(), 2, BF16, 64),
     "sdxl fp8": ("sdxl", LADDConfig(), 2, FP8, 64),
     "sd35m": ("sd35m", LADDConfig(), 2, BF16, 64),
     "sd35m 4": ("sd35m", LADDConfig(), 4, BF16, 64),
     "flux fp8 16": ("flux", LADDConfig(), 2, FP8, 16),
     "flux": ("flux", LADDConfig(), 2, BF16, 64),
+    "flux fill": ("flux", FILL, 2, BF16, 64),
+    "flux fill fp8 16": ("flux", FILL, 2, FP8, 16),
     "zimage": ("zimage", LADDConfig(), 2, BF16, 16),
     "sdxl turbo tune": ("sdxl 512", TuneConfig(), 4, FP16, 32),
     "schnell fp8 tune": ("schnell", TuneConfig(), 2, FP8, 16),

@@ -14,8 +14,9 @@ import comfy_extras.nodes_train as core_train
 import folder_paths
 import tiny_models
 import torch
-from pack.distill_core.data.dataset import Batch
-from pack.distill_core.data.masks import for_latents, for_pixels
+from pack.distill_core.data.dataset import Batch, LatentDataset
+from pack.distill_core.data.masks import MaskConfig, for_latents, for_pixels
+from pack.distill_core.data.pictures import PictureConfig
 from pack.distill_core.data.real import save_latents
 from pack.distill_core.files import load_tensors
 from pack.distill_core.lora_files import save_lora
@@ -24,6 +25,7 @@ from pack.distill_core.models.items import IMAGE_STRENGTH, MASK, MASKED_IMAGE, P
 from pack.distill_core.models.lora import is_linear
 from pack.distill_core.models.strengths import StrengthEmbedding, StrengthsConfig
 from pack.distill_core.training.loop import training_step
+from pack.nodes.host import pictures as own_pictures
 from pack.nodes.host.architectures import architecture_of
 from pack.nodes.host.backend import training_backend
 from pack.nodes.host.datasets import open_dataset
@@ -254,6 +256,30 @@ def refusal(function) -> str:
     return "accepted"
 
 
+def told_guidance() -> dict:
+    """What items of Picture Folder, and their empty text, say of the guidance that the network is told."""
+    folder_paths.set_output_directory(str(folder))
+    own_pictures.latents_of = lambda vae, model, images: torch.zeros(
+        len(images), 16, *(s // 8 for s in images.shape[2:])
+    )
+    own_pictures.autoencoder_of = lambda vae: torch.nn.Linear(1, 1)
+    texts = dict(positive=tiny_models.conditioning("flux fill"), negative=tiny_models.conditioning("flux fill", 2))
+    parts = own_pictures.EXAMPLES, "told", PictureConfig(size=64, step=16, dtype="float32")
+    asked = [*parts, MaskConfig(source="random"), lambda text: None]
+    made = LatentDataset(
+        own_pictures.make_picture_dataset(load("flux fill"), None, *asked, **texts, embedded_guidance=30.0)
+    )
+    return {
+        "items": made.read(made.largest).cond.guidance.tolist(),
+        "empty": made.uncond().guidance.tolist(),
+        "tensors": sorted(made.conditions),
+        "no input": refusal(lambda: own_pictures.check_told_guidance(load("sd15 inpainting"))),
+        "another": refusal(
+            lambda: own_pictures.make_picture_dataset(load("flux fill"), None, *asked, **texts, embedded_guidance=3.5)
+        ),
+    }
+
+
 def mistakes() -> dict:
     """Items for a model that has no input for them, and none for one that takes some."""
     filling, plain = load("sd15 inpainting"), load("sd15")
@@ -273,4 +299,7 @@ def mistakes() -> dict:
 
 
 if __name__ == "__main__":
-    write("items", [names, same_as_sampling, gradients, steps, exported_loras, reports, told_strengths, mistakes])
+    write(
+        "items",
+        [names, same_as_sampling, gradients, steps, exported_loras, reports, told_strengths, told_guidance, mistakes],
+    )

@@ -129,3 +129,12 @@ def test_items_that_do_not_fit_the_model_are_refused(probe):
         assert "and this model has no input for it in the graph" in found[name]
     assert "the dataset plain has no inpaint_mask (a mask, 1 where" in found["plain, filling"]
     assert "make it with masks of Picture Folder" in found["plain, filling"]
+
+
+def test_pictures_are_stored_with_the_guidance_that_a_model_is_told(probe):
+    """FLUX.1 Fill's: with every item and with the empty text. A dataset of another guidance is another."""
+    found = probe["told_guidance"]
+    assert set(found["items"]) == {30.0} and found["empty"] == [30.0]
+    assert found["tensors"] == ["masked_image", "pixel_mask"]
+    assert "this model has no input for a guidance scale" in found["no input"]
+    assert "embedded_guidance" in found["another"]
