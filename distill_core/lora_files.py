@@ -20,9 +20,9 @@ def save_lora(path: str | Path, state: dict[str, Tensor], description: dict) -> 
     """A LoRA in diffusers' key layout with ``turbo_distill.*`` metadata.
 
     description: method, sigmas (student levels), sampler, sampler_options, cfg, prediction, family, base
-    (digest), steps, config; reference_pixels, those of a picture that the sigmas are meant for, of a student whose levels
-    are shifted for others; strengths of a student that is told them, by name [lowest, default, highest]; from ComfyUI
-    also base_layout and below (`presets.origin`).
+    (digest), steps, config; reference_pixels of a picture that the sigmas are for, where those of others are shifted;
+    strengths of a student that is told them, by name [lowest, default, highest]; from ComfyUI also base_layout and
+    below (`presets.origin`).
     Every value becomes a string; what is not one is written as JSON.
     """
     description = {"format": LORA_FORMAT, **description}

@@ -24,7 +24,7 @@ from ..digests import file_digest
 from ..files import check_finite, load_tensors, read_json
 from ..models.denoiser import Cond
 from ..models.items import EXTRA, conditions_in, of_file, wrong_shape, wrong_values
-from .epochs import BatchSize, Epochs, Item, items_in
+from .epochs import BatchSize, Epochs, Item
 from .shards import shard_files
 
 
@@ -158,10 +158,6 @@ class LatentDataset:
         items = self.items_of(number, size, seed)
         share = len(items) // part[1]
         return self.read(items[part[0] * share : (part[0] + 1) * share])
-
-    def batch_sizes(self, size: BatchSize) -> set[int]:
-        """The numbers of items that a batch may have."""
-        return {items_in(size, bucket) for bucket in self.buckets}
 
     def items_of(self, number: int, size: BatchSize, seed: int) -> list[Item]:
         """The items of batch ``number``."""

@@ -89,7 +89,8 @@ class Run:
         self.step = 0
         self.between_steps = True  # False while a step has updated some of the weights and not yet all
         self.batch_size, self.part = config.batches(method.student.backend.limits(), world), (rank, world)
-        sizes = self.dataset.batch_sizes(self.batch_size)
+        whole = self.batch_size  # items of a batch, which are fewer where latents are large
+        sizes = {whole} if isinstance(whole, int) else {whole.of(*shape[1:]) for shape in self.dataset.shapes}
         self.largest, self.smallest_share = max(sizes), min(sizes) // world
         self.is_main = rank == 0
 

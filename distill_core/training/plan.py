@@ -62,9 +62,6 @@ class Shapes:
     def uncond(self) -> Cond:
         return self.cond
 
-    def batch_sizes(self, size: BatchSize) -> set[int]:
-        return {items_in(size, self.latent)}
-
     def batch(self, number: int, size: BatchSize, seed: int, part: tuple[int, int] = (0, 1)) -> Batch:
         """A batch of that size, of noise."""
         count = items_in(size, self.latent) // part[1]

@@ -403,9 +403,6 @@ class InOrder:
         (places,) = self.dataset.buckets.values()
         return self.dataset.read([places[(number * size + i) % len(places)] for i in range(size)])
 
-    def batch_sizes(self, size):
-        return {size}
-
 
 @pytest.mark.parametrize("terms", LADD_TERMS)
 def test_accumulation_equals_one_large_batch(dataset, terms):
