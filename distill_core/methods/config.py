@@ -144,8 +144,8 @@ class MethodConfig(Checked):
     reference_tokens: int = setting(
         0,
         "Tokens of the latents that all noise levels are meant for. A batch of latents of another size has every level "
-        "shifted by a = sqrt(tokens / reference_tokens) (SD3, arXiv 2403.03206, equation 23), the mean of LADD's "
-        "renoise_mean by ln a. Flow models only; 1024 for SD3 and FLUX at 512 x 512 pixels, 4096 at 1024 x 1024. The "
+        "shifted by a = sqrt(tokens / reference_tokens) (SD3, arXiv 2403.03206, equation 23), which adds ln a to "
+        "LADD's renoise_mean. Flow models only; 1024 for SD3 and FLUX at 512 x 512 pixels, 4096 at 1024 x 1024. The "
         "student's file says it, and sampling shifts likewise. 0: the same levels at every size.",
         added=True,
         low=0,

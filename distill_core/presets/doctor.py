@@ -141,7 +141,7 @@ def _takes(row: Preset, cfg: float) -> bool:
 
 
 def _compare_with_file(case: Case, description: dict[str, Any]) -> Case:
-    levels, shift = description["sigmas"], shift_of(description, 16 * case.tokens, 16) if case.tokens else 1.0
+    levels, shift = description["sigmas"], shift_of(description, 16, 16 * (case.tokens or 0))
     lists = [student_levels(levels, count, shift) for count in range(len(levels), 0, -1)]
     parts = [(find_part(case.sigmas, trained, case.facts.table), trained) for trained in lists]
     found = [(part, trained) for part, trained in parts if part is not None]

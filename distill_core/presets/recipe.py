@@ -48,15 +48,16 @@ def make_recipe(
     sigmas: Tensor | None = None,
     sampler: str | None = None,
     cfg: float | None = None,
-    width: int = DEFAULT_SIZE,
-    height: int = DEFAULT_SIZE,
+    width: int | None = None,
+    height: int | None = None,
     video: bool = False,
 ) -> Recipe:
     """The recipe for ``model``.
 
     preset: a key of the table or "auto" (the file's own metadata, else the family).  steps: None for the preset's own.
     denoise in (0, 1], mode: ``schedules.DENOISE_MODES``.  sigmas, sampler, cfg: override what the preset says.
-    video: whether the latents have more than one frame.
+    width, height: of the picture in pixels; where they are not said, a preset takes `DEFAULT_SIZE`, and a student its
+    reference.  video: whether the latents have more than one frame.
     Raises ValueError for a preset of another family, steps it was not made for, denoise out of range, sigmas that no
     sampler can walk or that this model cannot have, and choices that nothing decides.
     """
@@ -66,7 +67,7 @@ def make_recipe(
     base = (
         base
         or _from_metadata(model, preset, steps, width, height)
-        or _from_preset(model, preset, steps, sampler, width, height, video)
+        or _from_preset(model, preset, steps, sampler, width or DEFAULT_SIZE, height or DEFAULT_SIZE, video)
     )
     check_range(base.sigmas, model.table)
     base = replace(base, explanation="\n".join([base.explanation, *unfit_loras(model)]))
@@ -127,13 +128,14 @@ def student_levels(trained: list[float], steps: int | None = None, shift: float 
     )
 
 
-def shift_of(description: Mapping[str, Any], width: int, height: int) -> float:
-    """The factor that shifts a student's levels for a picture of that many pixels; 1 where they are those of any size.
+def shift_of(description: Mapping[str, Any], width: int | None, height: int | None) -> float:
+    """The factor that shifts a student's levels for a picture of that many pixels; 1 where they are those of any size,
+    or the size is not known.
 
     description: of its file, as `parse_description` gives it.
     """
     reference = description.get("reference_pixels")
-    return size_shift(width * height, reference) if reference else 1.0
+    return size_shift(width * height, reference) if reference and width and height else 1.0
 
 
 def own_description(model: ModelFacts) -> tuple[dict[str, str], str]:
@@ -184,7 +186,9 @@ def is_of_family(described: dict[str, str], family: str | None) -> bool:
     return family is None or take_the_same_loras(described.get("family", ""), family)
 
 
-def _from_metadata(model: ModelFacts, preset: str, steps: int | None, width: int, height: int) -> Recipe | None:
+def _from_metadata(
+    model: ModelFacts, preset: str, steps: int | None, width: int | None, height: int | None
+) -> Recipe | None:
     described, file = own_description(model) if preset == AUTO else ({}, "")
     if "sigmas" not in described:
         return None
