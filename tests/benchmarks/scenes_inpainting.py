@@ -3,8 +3,8 @@
     python tests/benchmarks/scenes_inpainting.py --out DIR [--seeds 0 1 2] [--images 1080] [--terms NAME ...]
 
 A seed draws its own pictures and masks and trains by the commands of configs/scenes_inpainting_ladd.toml, once with
-each of `TERMS`. Teacher and students fill the same pictures, of which no seed trains on any, from the same noises. What
-is there is not done again. --picture FILE: a picture of filled pictures.
+each of `TERMS`. Teacher and students fill the same pictures, of which no seed trains on any, from the same noises; no
+mask there hides the whole picture. What is there is not done again. --picture FILE: a picture of filled pictures.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ TERMS = {  # and steps of about equal processor seconds
 
 
 def pictures(out: Path, seed: int, count: int) -> LatentDataset:
-    folder = out / f"data-{seed}"
-    config = changed(CONFIG, folder / "config.toml", {"source =": f'source = "random"\nseed = {seed}'})
+    folder, line = out / f"data-{seed}", f'source = "random"\nseed = {seed}'
+    if seed == TEST:
+        line += "\nshares = { strokes = 1, discs = 1, rectangles = 1, outpainting = 1 }"
+    config = changed(CONFIG, folder / "config.toml", {"source =": line})
     return dataset(folder, config, seed, count)
 
 
