@@ -45,6 +45,7 @@ ABSENT = {
     "progress": logging.info,
     "notes": (),
     "teacher_cfg": 0.0,
+    "teacher_model": None,
 }
 # Words under which people look for what a trainer makes, and for turbo models in general.
 SEARCH = (
@@ -194,6 +195,7 @@ class Trainer(io.ComfyNode):
             notes=widgets.notes,
             start_again=widgets.existing_run == START_AGAIN,
             guidance=widgets.teacher_cfg or None,
+            teacher=widgets.teacher_model,
             **cls.extra(widgets),
         )
 
