@@ -4,9 +4,8 @@
 
 Runs configs/scenes_aspects_ladd.toml once, on pictures that the program draws, and for each seed
 configs/scenes_aspects_dmd2.toml. Then 384 latents of each shape are compared with real scenes of that shape, in
-features of the shipped classifier of latents: of the student at 4 steps, and of its teacher at 25 with guidance. About
-50 minutes of one processor. What is there is not done again. --set KEY=VALUE: another value in the second config, to be
-tried on a seed that is not reported.
+features of the shipped classifier of latents: of the student at 4 steps, and of its teacher at 25 with guidance. What
+is there is not done again. --set KEY=VALUE: another value in the second config, to be tried on a seed not reported.
 """
 
 from __future__ import annotations
