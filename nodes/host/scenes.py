@@ -67,6 +67,7 @@ def config_of(kind: str) -> type[comfy.supported_models.SD3]:
 
     class ScenesSD3(comfy.supported_models.SD3):
         unet_config = comfy.supported_models.SD3.unet_config | {"in_channels": scenes.CHANNELS[kind]}
+        sampling_settings = {"shift": 1.0}  # as it was trained
 
         def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> Any:
             return MODELS[kind](self, device)

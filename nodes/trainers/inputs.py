@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ...distill_core.diffusion.samplers import SAMPLERS
 from ...distill_core.methods.config import MethodConfig
 from ...distill_core.methods.defaults import MOST_STEPS, NO_PRESET
+from ...distill_core.models.strengths import StrengthsConfig
 from ...distill_core.presets.recipe import AUTO
 from ...distill_core.presets.table import presets
 from ...distill_core.settings import help_of
@@ -115,6 +116,32 @@ def teacher_cfg_input(term: str = "the distillation term") -> io.Float.Input:
         tooltip=f"The teacher's guidance in {term}. 0: that of the dataset, which is cfg of Teacher Latents, or 1 for "
         "real images.",
     )
+
+
+def strengths_inputs() -> list:
+    """Of a student that edits pictures: whether it is told the strengths of its items."""
+    return [
+        io.Boolean.Input(
+            "strengths_told",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="For models that edit, on a dataset of Teacher Edits: the student is told the text and image "
+            "strength of each item, so that Editing Strengths turns both when it samples.",
+        ),
+        *(
+            setting_input(
+                io.Float,
+                StrengthsConfig,
+                name,
+                widget=f"usual_{name}_strength",
+                default=default,
+                step=0.1,
+                advanced=True,
+            )
+            for name, default in (("text", StrengthsConfig.text), ("image", StrengthsConfig.image))
+        ),
+    ]
 
 
 def loss_input(default: str, of: str) -> Any:

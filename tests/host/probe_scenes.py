@@ -1,6 +1,7 @@
 """Runs inside the host's Python: the scenes models that are shown a picture.  probe_scenes.py FOLDER
 
-FOLDER/kind says which. FOLDER/in.safetensors has x, sigma, context, pooled, and as the host has them pictures [B, H, W, 3] and masks [B, H, W].
+FOLDER/kind says which. FOLDER/in.safetensors has x, sigma, context, pooled, and as the host has them pictures
+[B, H, W, 3] and masks [B, H, W].
 out.safetensors receives what core's own nodes and samplers make of them (``told``), what they make without a picture
 (``untold``), and what training has (``trained``).
 """
@@ -8,7 +9,6 @@ out.safetensors receives what core's own nodes and samplers make of them (``told
 from as_host import folder
 
 # isort: split
-import nodes
 import torch
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from host_denoised import host_denoised
@@ -17,6 +17,8 @@ from pack.nodes.host.backend import training_backend
 from pack.nodes.host.items import items_of
 from pack.nodes.host.scenes import load_scenes_model
 from safetensors.torch import load_file, save_file
+
+import nodes
 
 KIND = (folder / "kind").read_text()
 
@@ -40,6 +42,6 @@ with torch.inference_mode():
         for name, conds in (("told", told), ("untold", plain))
     }
 with training_backend(model) as backend, torch.no_grad():
-    result["trained"] = Denoiser(backend)(x, sigma, backend.cond([entry for entry, in told]))
+    result["trained"] = Denoiser(backend)(x, sigma, backend.cond([entry for (entry,) in told]))
 save_file({name: value.float().contiguous().clone() for name, value in result.items()}, folder / "out.safetensors")
 print("takes:", *items_of(model.model))
