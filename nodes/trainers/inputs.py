@@ -130,16 +130,18 @@ def strengths_inputs() -> list:
             "strength of each item, so that Editing Strengths turns both when it samples.",
         ),
         *(
-            setting_input(
-                io.Float,
-                StrengthsConfig,
-                name,
-                widget=f"usual_{name}_strength",
-                default=default,
+            io.Float.Input(
+                f"usual_{name}_strength",
+                default=usual,
+                min=0.0,
+                max=100.0,
                 step=0.1,
+                optional=True,
                 advanced=True,
+                tooltip=f"With strengths_told: the {name} strength that the student has without Editing Strengths, and "
+                "in other programs. Inside of the range of the dataset.",
             )
-            for name, default in (("text", StrengthsConfig.text), ("image", StrengthsConfig.image))
+            for name, usual in (("text", StrengthsConfig.text), ("image", StrengthsConfig.image))
         ),
     ]
 
