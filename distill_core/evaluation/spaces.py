@@ -77,7 +77,7 @@ def shipped_spaces(source: MiniSource | PipelineSource) -> list[Space]:
     """Those of a shipped model, on latents and on images; none for another."""
     if not isinstance(source, MiniSource):
         return []
-    make = {MiniSource: mini_space, ScenesSource: scenes_space}[type(source)]
+    make = scenes_space if isinstance(source, ScenesSource) else mini_space
     return [make("latent"), make("pixel")]
 
 

@@ -61,7 +61,7 @@ def draw(kind: str, seed: int, count: int, size: int = 100) -> dict[str, Tensor]
     parts = []
     for start in trange(0, count, size, desc="pictures", mininterval=5):
         parts.append(ITEMS[kind](seed, range(start, min(start + size, count)), encode))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
 
 
 def widened(kind: str) -> Any:
@@ -98,13 +98,13 @@ def train(kind: str, data: dict[str, Tensor], stage: Stage) -> tuple[dict[str, T
         silent, blind = left_out(kind, len(pick), generator)
         x, sigma, target = noised(data["latents"][pick].float(), generator)
         shown = [data[name][pick].float() * ~blind.view(-1, 1, 1, 1) for name in told]
-        rows = torch.where(silent, len(texts.context) - 1, pick)
+        text = texts[torch.where(silent, len(texts) - 1, pick).tolist()]
         with torch.autocast("cpu", torch.bfloat16):
             velocity = net(
                 hidden_states=torch.cat([x, *shown], 1),
                 timestep=1000 * sigma,
-                encoder_hidden_states=texts.context[rows],
-                pooled_projections=texts.pooled[rows],
+                encoder_hidden_states=text.context,
+                pooled_projections=text.pooled,
             ).sample
         return F.mse_loss(velocity.float(), target)
 
@@ -115,8 +115,8 @@ def train(kind: str, data: dict[str, Tensor], stage: Stage) -> tuple[dict[str, T
 def main() -> None:
     parser = makers_parser(__doc__, scenes.ASSETS, "scenes-editors-work", "pictures' latents")
     parser.add_argument("kind", choices=sorted(ITEMS))
-    parser.add_argument("--pictures", type=int, default=24_000)
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
     args.work /= args.kind
     making = Making(args)

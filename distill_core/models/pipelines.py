@@ -35,8 +35,9 @@ class ModelConfig(Checked):
 
     path: str = setting(
         "mini",
-        'The folder of a diffusers pipeline on disk, or a shipped model: "mini" (pictures of clothes) or "scenes" '
-        "(coloured objects, prompts of a few words).",
+        'The folder of a diffusers pipeline on disk, or a shipped model: "mini" (pictures of clothes), "scenes" '
+        '(coloured objects, prompts of a few words), "scenes_inpainting" (fills a part of one) or "scenes_editing" '
+        "(makes another of one).",
         decides=False,
     )
     loras: tuple[str, ...] = setting(
@@ -154,9 +155,10 @@ class ScenesSource(MiniSource):
     """The shipped model of scenes; its prompts are any of `scenes.WORDS`."""
 
     channels = scenes.LATENT_SHAPE[0]
+    kind = scenes.TEXT
 
     def _load(self, gradient_checkpointing: bool) -> tuple[DiffusersBackend, Any]:
-        return scenes.scenes_backend(gradient_checkpointing), scenes.load_autoencoder()
+        return scenes.scenes_backend(gradient_checkpointing, self.kind), scenes.load_autoencoder()
 
     def default_prompts(self) -> list[str]:
         """Every combination of words that the model was trained on."""
@@ -170,7 +172,24 @@ class ScenesSource(MiniSource):
         return scenes.labels(prompts)
 
 
-SHIPPED = {"mini": MiniSource, "scenes": ScenesSource}  # by what stands in the place of a folder
+class ScenesInpainting(ScenesSource):
+    """The shipped model that fills a part of a scene."""
+
+    kind = scenes.INPAINTING
+
+
+class ScenesEditing(ScenesSource):
+    """The shipped model that makes another scene of one, by the caption of the other."""
+
+    kind = scenes.EDITING
+
+
+SHIPPED = {  # by what stands in the place of a folder
+    "mini": MiniSource,
+    "scenes": ScenesSource,
+    "scenes_inpainting": ScenesInpainting,
+    "scenes_editing": ScenesEditing,
+}
 
 
 class PipelineSource:
@@ -303,7 +322,8 @@ def open_source(
         return SHIPPED[config.path](config)
     if not Path(config.path).is_dir():
         raise ValueError(
-            f'[model] path: {config.path} is not a folder; give a diffusers pipeline folder, "mini" or "scenes"'
+            f"[model] path: {config.path} is not a folder; give a diffusers pipeline folder, or one of "
+            f"{', '.join(SHIPPED)}"
         )
     source = PipelineSource(config, weights, on_device)
     source.embedded_guidance = embedded_guidance

@@ -111,7 +111,7 @@ def teachers_backend(path: str, model: ModelConfig, weights: bool = True) -> Dif
         return SHIPPED[path](replace(model, path=path, loras=())).backend
     if not Path(path).is_dir():
         raise ValueError(
-            f'[teacher] path: {path} is not a folder; give a diffusers pipeline folder, "mini" or "scenes"'
+            f"[teacher] path: {path} is not a folder; give a diffusers pipeline folder, or one of {', '.join(SHIPPED)}"
         )
     return load_backend(path, DTYPES[model.dtype], model.gradient_checkpointing, weights)
 
