@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from networks import build_network
+from networks import CONTEXT_DIM, build_network
 
 
 def tokenizer():
@@ -75,6 +75,37 @@ def sd(kind: str = "StableDiffusionPipeline", **network):
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def flux(guidance: bool = True, kind: str = "FluxPipeline", vae: dict | None = None, **network):
+    import diffusers
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = dict(vocab_size=54, d_model=CONTEXT_DIM, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+    dynamic = {"use_dynamic_shifting": True, "max_shift": 1.15} if guidance else {"shift": 1.0}
+    return getattr(diffusers, kind)(
+        transformer=build_network("flux", guidance_embeds=guidance, **network),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**dynamic),
+        vae=autoencoder(scaling_factor=0.5, shift_factor=0.1, **(vae or {})),
+        text_encoder=text_encoder(16),
+        tokenizer=tokenizer(),
+        text_encoder_2=T5EncoderModel(T5Config(**sizes)).eval(),
+        tokenizer_2=tokenizer(),
+    )
+
+
+def flux_fill():
+    """Latents of four channels, whose positions are of 8 x 8 pixels."""
+    blocks = dict(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 16),
+    )
+    return flux(kind="FluxFillPipeline", vae=blocks, in_channels=4 * (4 + 4 + 64), out_channels=16)
+
+
+def flux_kontext():
+    return flux(kind="FluxKontextPipeline")
 
 
 def sd_inpainting():

@@ -117,7 +117,8 @@ def ingredients(config: Config, dataset: LatentDataset | None) -> tuple[RunConfi
 
     def make(mode: FakeTensorMode) -> Components:
         network = without_data(source.backend.network, mode, DTYPES[model.dtype])
-        backend = DiffusersBackend(network, source.backend.process, model.gradient_checkpointing)
+        own = source.backend
+        backend = DiffusersBackend(network, own.process, model.gradient_checkpointing, own.items)
         components = with_eyes(config, source, backend, mode) if "vision" in method.sections else Components(backend)
         return replace(components, teacher=teacher_without_data(config, backend, mode))
 
@@ -138,7 +139,7 @@ def teacher_without_data(config: Config, backend: DiffusersBackend, mode: FakeTe
     if wanted.path:
         opened = teachers_backend(wanted.path, model, weights=False)
         network = without_data(opened.network, mode, DTYPES[model.dtype])
-        backend = DiffusersBackend(network, opened.process, model.gradient_checkpointing)
+        backend = DiffusersBackend(network, opened.process, model.gradient_checkpointing, opened.items)
     lora = None
     if wanted.lora:
         layers, rank = list(backend.lora_parts(load_tensors(wanted.lora)[0])[0]), rank_of_file(wanted.lora)
@@ -160,7 +161,7 @@ def shapes_of(config: Config, source: MiniSource | PipelineSource) -> Shapes:
         cond = Cond(torch.zeros(1, tokens, limits.context or 1), pooled, told)
     height, width = max(config.cache.sizes, key=lambda size: size[0] * size[1])
     latent = (source.channels, height, width)
-    zeros = lambda name: torch.zeros(1, *ITEM_TENSORS[name].shape(latent))  # noqa: E731
+    zeros = lambda name: torch.zeros(1, *ITEM_TENSORS[name].shape(latent, latent[1:]))  # noqa: E731
     cond, method = cond.with_items({name: zeros(name) for name in limits.items}), config.method_config
     beside = {name: zeros(name) for name in method.needs}
     return Shapes(latent, cond, stored(method, backend), config.cache.guidance, beside)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..files import alone_in
 from ..models.denoiser import Cond, cat_conds
-from ..models.items import EXTRA, MASK, MASKED_IMAGE, PIXEL_MASK, REJECTED, SOURCE_IMAGE
+from ..models.items import EXTRA, MASK, MASKED_IMAGE, PIXEL_MASK, REFERENCE, REJECTED, SOURCE_IMAGE
 from .buckets import differences, report, save
 from .manifest import OtherDataset, begin
 from .masks import ALPHA, NONE, MaskConfig, for_latents, for_pixels, hidden, masks_of
@@ -85,7 +85,7 @@ def cache_pictures(
     position of a latent.  lengths: tokens of each caption where they differ.  masks: of an inpainting model's pictures;
     an item then has its mask and the latent of the picture that it hides a part of. Where the pictures have sources, an
     item has the latent of its own, and likewise where they have rejected ones.  takes: per-item tensors of the model;
-    one of `PIXEL_MASK` gets the mask in pixels.
+    one of `PIXEL_MASK` gets the mask in pixels, and one of `REFERENCE` the source under that name.
     Raises OtherDataset, which names the pictures that are other ones now.
     """
     folder, said = Path(folder), report(pictures, left_out, config)
@@ -94,6 +94,8 @@ def cache_pictures(
     manifest = {"guidance": 1.0, "state_sigmas": [], "content": content, "pictures": settings, "dtype": config.dtype}
     masked, mask = masks.source != NONE, PIXEL_MASK if PIXEL_MASK in takes else MASK
     others = {name: field for name, field in OTHER_PICTURES.items() if getattr(pictures[0], field) is not None}
+    if REFERENCE in takes and EXTRA + SOURCE_IMAGE in others:  # it is told the same picture in another way
+        others[EXTRA + REFERENCE] = others.pop(EXTRA + SOURCE_IMAGE)
     if masked:
         manifest["masks"] = masks.description() | ({"of": mask} if mask != MASK else {})
     background = None if masks.source == ALPHA else config.background  # what is hidden is learnt from

@@ -17,13 +17,13 @@ from ..data.dataset import Batch
 from ..diffusion.samplers import sample
 from ..diffusion.schedules import explicit_sigmas
 from ..models.denoiser import Cond, Guided
-from ..models.items import MASKED_IMAGE, SOURCE_IMAGE, filled
+from ..models.items import MASKED_IMAGE, REFERENCE, SOURCE_IMAGE, filled
 from ..training.loop import Run
 from ..training.student import StudentConfig
 from . import live_plots
 
 MOST = 6  # pictures in a row
-GIVEN = {MASKED_IMAGE: "to fill", SOURCE_IMAGE: "to edit"}  # what a model is shown, in words
+GIVEN = {MASKED_IMAGE: "to fill", SOURCE_IMAGE: "to edit", REFERENCE: "to edit"}  # what a model is shown, in words
 
 
 class StudentPictures:

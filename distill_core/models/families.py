@@ -46,6 +46,7 @@ PIPELINES |= {  # inpainting models are saved as pipelines of their own
     name.replace("Pipeline", "InpaintPipeline"): PIPELINES[name]
     for name in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 }
+PIPELINES |= dict.fromkeys(("FluxFillPipeline", "FluxKontextPipeline"), PIPELINES["FluxPipeline"])
 PIPELINES |= {  # and so are those that edit
     "StableDiffusionInstructPix2PixPipeline": replace(PIPELINES["StableDiffusionPipeline"], method="_encode_prompt"),
     "StableDiffusionXLInstructPix2PixPipeline": PIPELINES["StableDiffusionXLPipeline"],

@@ -32,16 +32,17 @@ class ItemTensor:
     low: float = -math.inf
     high: float = math.inf
 
-    def shape(self, latent: Sequence[int]) -> tuple[int, ...]:
-        """Its shape beside a latent [C, H, W]; -1 for a side that may be any."""
+    def shape(self, latent: Sequence[int], any_size: Sequence[int] = (-1, -1)) -> tuple[int, ...]:
+        """Its shape beside a latent [C, H, W]; ``any_size`` for sides that may be any."""
         if self.channels == NUMBER:
             return ()
-        sides = (-1, -1) if self.of_any_size else tuple(latent[1:])
+        sides = tuple(any_size if self.of_any_size else latent[1:])
         return (latent[0] if self.channels == SAME else self.channels, *sides)
 
 
 MASK, MASKED_IMAGE, SOURCE_IMAGE, REJECTED = "inpaint_mask", "masked_image", "source_image", "rejected"
 PIXEL_MASK, TEXT_STRENGTH, IMAGE_STRENGTH = "pixel_mask", "text_strength", "image_strength"
+REFERENCE = "reference_image"
 PIXELS = 8  # a side of a latent's position, in the pixels of a mask for FLUX.1 Fill
 
 ITEM_TENSORS = {
@@ -49,9 +50,7 @@ ITEM_TENSORS = {
     PIXEL_MASK: ItemTensor("the same of each pixel, 8 x 8 to a position of the latent", PIXELS**2, low=0, high=1),
     MASKED_IMAGE: ItemTensor("the latent of the picture without what the mask hides", SAME),
     SOURCE_IMAGE: ItemTensor("the latent of the picture that is to be edited", SAME),
-    "reference_image": ItemTensor(
-        "the latent of a picture to go by; several are reference_image#0, #1", SAME, True, True
-    ),
+    REFERENCE: ItemTensor("the latent of a picture to go by; several are reference_image#0, #1", SAME, True, True),
     TEXT_STRENGTH: ItemTensor("the guidance scale of the text", NUMBER, low=0),
     IMAGE_STRENGTH: ItemTensor("the guidance scale of the picture that is edited", NUMBER, low=0),
     REJECTED: ItemTensor("a latent of the same text that was found the worse one", SAME, condition=False),

@@ -103,6 +103,16 @@ def frozen_lora(backend: Any, path: str, what: str) -> Lora:
             f"{what}: {file.name} changes {len(strange)} layers that are none of this model's blocks (first: "
             f"{strange[0]}), which would be lost; choose one of this model"
         )
-    lora = backend.new_lora(max(sum(len(part.down) for part in given) for given in parts.values()), list(parts))
-    start_lora(lora, parts, strange, file.name, what)
+    return frozen_parts(backend, parts, file.name, what)
+
+
+def frozen_parts(backend: Any, parts: Parts, name: str, what: str) -> Lora:
+    """The same of matrices that were read already.  name: of where they are from."""
+    lora = backend.new_lora(rank_of_parts(parts), list(parts))
+    start_lora(lora, parts, [], name, what)
     return lora.requires_grad_(False)
+
+
+def rank_of_parts(parts: Parts) -> int:
+    """The rank of a LoRA that can be all of them."""
+    return max(sum(len(part.down) for part in given) for given in parts.values())

@@ -48,15 +48,19 @@ from .quantized import in_full, with_gradient
 
 @contextmanager
 def training_backend(
-    model, checkpointing: bool = True, train: TrainConfig | None = None, folder: Path | None = None
+    model,
+    checkpointing: bool = True,
+    train: TrainConfig | None = None,
+    folder: Path | None = None,
+    beside: ComfyBackend | None = None,
 ) -> Iterator[ComfyBackend]:
     """MODEL as something that can be trained on, outside of inference mode; everything is as before on exit.
 
     The backend has its own copy of the weights with MODEL's LoRAs in them (the teacher is MODEL as it is) and its own
     patches, so nothing that is trained reaches the MODEL other nodes hold. checkpointing: recompute blocks in the
     backward, one at a time. train: where its offload says so, the blocks' weights are not on MODEL's device (in host
-    memory, or mapped from ``folder``). Raises ValueError for a model that cannot be distilled, or that carries what
-    training would leave out (`carried`).
+    memory, or mapped from ``folder``). beside: another one that is on the device at the same time. Raises ValueError
+    for a model that cannot be distilled, or that carries what training would leave out (`carried`).
     """
     architecture, process = architecture_of(model.model.diffusion_model), training_process_of(model)
     check_teachable(model)
@@ -65,6 +69,9 @@ def training_backend(
         shared = away and train.offload == FILE and can_share(model)
         patcher = shared_copy(model) if shared else own_copy(model)
         backend = ComfyBackend(patcher, architecture, process, checkpointing)
+        if beside is not None:
+            backend.together = beside.together
+            backend.together.append(patcher)
         if away:
             patcher.load_device = patcher.offload_device
         try:
@@ -80,6 +87,7 @@ def training_backend(
             yield backend
         finally:
             backend.release()
+            backend.together.remove(patcher)
             forget(patcher)
 
 
@@ -92,6 +100,7 @@ class ComfyBackend:
     def __init__(self, patcher, architecture: Architecture, process, checkpointing: bool) -> None:
         self.patcher, self.model, self.architecture, self.process = patcher, patcher.model, architecture, process
         self.checkpointing, self.copies, self.original = checkpointing, [], None
+        self.together = [patcher]  # what is on the device at the same time
         self.offloaded: Offload | None = None
         self.compiled_by = ""  # what has compiled the blocks, if they are
         self.processed: tuple[Cond, torch.Size, list] | None = None  # the last conditioning as the host wants it
@@ -112,9 +121,9 @@ class ComfyBackend:
         self.guard()
 
     def to_device(self) -> None:
-        """Have the device for this network alone, whatever else the host has on it."""
+        """Have the device for this network, and for one beside it, whatever else the host has on it."""
         if self.offloaded is None:
-            comfy.model_management.load_models_gpu([self.patcher], memory_required=1e20, force_full_load=True)
+            comfy.model_management.load_models_gpu(self.together, memory_required=1e20, force_full_load=True)
         elif self.offloaded.device.type != "cpu":  # the host counts it as a model on the CPU, and leaves it as it is
             comfy.model_management.free_memory(1e30, self.offloaded.device)
 

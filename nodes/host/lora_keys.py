@@ -8,7 +8,7 @@ of its rows: A is repeated and B is split row-wise, which loses nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import comfy.lora
 import torch
@@ -81,15 +81,30 @@ def read_parts(state: dict[str, Tensor], model) -> tuple[Parts, list[str]]:
     read: set[str] = set()
     for target, adapter in patches.items():
         weight, rows, reorder = (*(target if isinstance(target, tuple) else (target,)), None, None)[:3]
-        up, down, alpha, mid, dora, reshape = adapter.weights if isinstance(adapter, LoRAAdapter) else [None] * 6
-        if up is None or any(value is not None for value in (mid, dora, reshape)):
+        part = part_of(adapter, rows, reorder)
+        if part is None:
             raise ValueError(f"{weight} is no plain LoRA of two matrices there: another kind of adapter cannot be used")
         read |= adapter.loaded_keys
-        scale, layer = 1.0 if alpha is None else alpha / len(down), weight.removeprefix(GENERIC).removesuffix(".weight")
-        up = reorder(up) if reorder else up  # the host has the rows of some layers in another order than the file
-        parts[layer].append(Part(up.float() * scale, down.float(), rows[1] if rows else 0))
+        parts[layer_of(weight)].append(part)
     strange = {key for key in state if key not in read and not key.endswith(".alpha") and not key.startswith(OF_TEXT)}
     return dict(parts), sorted(strange)
+
+
+def part_of(adapter, rows: tuple[int, int, int] | None, reorder: Callable | None, strength: float = 1.0) -> Part | None:
+    """What the host has read of a LoRA for a weight, or for some of its rows; None for another kind of adapter.
+
+    rows: (dimension, first row, rows).  reorder: the host has the rows of some layers in another order than the file.
+    """
+    up, down, alpha, *others = adapter.weights if isinstance(adapter, LoRAAdapter) else [None] * 6
+    if up is None or any(value is not None for value in others) or (rows and rows[0] != 0):
+        return None
+    scale, up = strength * (1.0 if alpha is None else alpha / len(down)), reorder(up) if reorder else up
+    return Part(up.float() * scale, down.float(), rows[1] if rows else 0)
+
+
+def layer_of(weight: str) -> str:
+    """The layer in the network whose weight the host calls this."""
+    return weight.removeprefix(GENERIC).removesuffix(".weight")
 
 
 def export_differences(network: nn.Module, original: nn.Module) -> dict[str, Tensor]:
@@ -105,7 +120,7 @@ def _names_by_weight(model, architecture: Architecture) -> dict[str, dict[str, T
         weight, rows, reorder = (*(to if isinstance(to, tuple) else (to,)), None, None)[:3]
         wanted = name.startswith(architecture.key_prefix) and not name.endswith(architecture.foreign)
         if wanted and weight.startswith(GENERIC) and weight.endswith(".weight"):
-            names[weight.removeprefix(GENERIC).removesuffix(".weight")][name] = (weight, rows, reorder)
+            names[layer_of(weight)][name] = (weight, rows, reorder)
     return names
 
 

@@ -188,15 +188,21 @@ def prediction_of(model_sampling: Any) -> str:
     return next((PREDICTIONS[name] for name in names if name in PREDICTIONS), "unknown")
 
 
-def file_metadata(model: ModelPatcher) -> dict[str, str]:
-    """Metadata of the file a MODEL was loaded from."""
+def file_of(model: ModelPatcher) -> Path | None:
+    """The file a MODEL was loaded from, None where its loader does not tell."""
     source = getattr(model, "cached_patcher_init", None)  # (loader, its arguments): how the host would load it again
     path = source[1][0] if source and source[1] else None
-    if not isinstance(path, str) or Path(path).suffix != ".safetensors":
+    return Path(path) if isinstance(path, str) else None
+
+
+def file_metadata(model: ModelPatcher) -> dict[str, str]:
+    """Metadata of the file a MODEL was loaded from."""
+    path = file_of(model)
+    if path is None or path.suffix != ".safetensors":
         return {}
     try:
-        now = Path(path).stat()
-        return _metadata(path, now.st_mtime_ns, now.st_size)
+        now = path.stat()
+        return _metadata(str(path), now.st_mtime_ns, now.st_size)
     except (OSError, SafetensorError):
         return {}  # moved or replaced since it was loaded: the model in memory is still good
 

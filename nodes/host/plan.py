@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import comfy.model_management
@@ -19,7 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ...distill_core.data.dataset import LatentDataset
 from ...distill_core.errors import first_line
 from ...distill_core.methods.components import Components
+from ...distill_core.models.denoiser import Denoiser
 from ...distill_core.models.lora import is_linear
+from ...distill_core.models.lora_stack import rank_of_parts
+from ...distill_core.models.teachers import Teacher
 from ...distill_core.training.fits import verdict, ways
 from ...distill_core.training.ledger import without_data
 from ...distill_core.training.plan import Plan, plan_step
@@ -28,6 +32,7 @@ from .architectures import architecture_of
 from .backend import ComfyBackend, in_training
 from .decoder import Decoder
 from .model import training_process_of
+from .other_teacher import further_loras
 from .quantized import is_quantized
 
 if TYPE_CHECKING:
@@ -83,7 +88,7 @@ def plan_on(request: Request, config: RunConfig, dataset: LatentDataset) -> Plan
             components.decode.network = without_data(components.decode.network, mode)
         if components.vision is not None:
             components.vision.network = without_data(components.vision.network, mode)
-        return components
+        return replace(components, teacher=unloaded_teacher(request, backend, mode))
 
     def distance(mode: FakeTensorMode):
         found = request.parts.perceptual
@@ -112,6 +117,19 @@ def unloaded_backend(model, checkpointing: bool, mode: FakeTensorMode) -> ComfyB
     patcher.patch_model(load_weights=False)
     backend.network.requires_grad_(False).eval()
     return backend
+
+
+def unloaded_teacher(request: Request, backend: ComfyBackend, mode: FakeTensorMode) -> Teacher | None:
+    """The teacher as `other_teacher.open_teacher` gives it, without data; None where it is the model itself."""
+    if (other := request.other_teacher) is None:
+        return None
+    lora, parts = None, further_loras(request.model, other)
+    if parts is None:
+        backend = unloaded_backend(other, request.checkpointing, mode)
+    else:
+        with mode:
+            lora = backend.new_lora(rank_of_parts(parts), list(parts)).requires_grad_(False)
+    return Teacher(Denoiser(backend, lora), "")
 
 
 class Dequantizing(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ def as_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).unsqueeze(0)
 
 
-def lasting_report(run_name: str, model, vae, positive: Sequence, negative, kept: Sequence = ()) -> Image.Image:
+def lasting_report(
+    run_name: str, model, vae, positive: Sequence, negative, kept: Sequence = (), teacher=None
+) -> Image.Image:
     """`report`, kept in the run's folder as long as its log, its student and what is looked at are the same."""
     folder, digest = RunFolder(run_folder(run_name)), hashlib.sha256()
     for file in (folder.log, lora_file(run_name), folder.path / "started.json", items_file(folder.path)):
@@ -126,7 +129,7 @@ def lasting_report(run_name: str, model, vae, positive: Sequence, negative, kept
                 return picture.convert("RGB")
     except OSError:
         pass  # none yet, or a damaged one: it is drawn again
-    picture, info = report(run_name, model, vae, positive, negative, kept=kept), PngInfo()
+    picture, info = report(run_name, model, vae, positive, negative, kept=kept, teacher=teacher), PngInfo()
     info.add_text("made_of", made_of)
     with replacing(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=info)
@@ -134,11 +137,19 @@ def lasting_report(run_name: str, model, vae, positive: Sequence, negative, kept
 
 
 def report(
-    run_name: str, model=None, vae=None, positive: Sequence = (), negative=None, seed: int = 0, kept: Sequence = ()
+    run_name: str,
+    model=None,
+    vae=None,
+    positive: Sequence = (),
+    negative=None,
+    seed: int = 0,
+    kept: Sequence = (),
+    teacher=None,
 ) -> Image.Image:
     """The picture of Training Report; of a run whose log is gone, as far as its LoRA goes.
 
-    kept: prompts that a tuned turbo was to keep. Raises ValueError for a run that has left neither.
+    kept: prompts that a tuned turbo was to keep.  teacher: the MODEL that taught, where it is another. Raises
+    ValueError for a run that has left neither.
     """
     folder, lora = RunFolder(run_folder(run_name)), lora_file(run_name)
     logs = folder.logs()
@@ -164,7 +175,7 @@ def report(
             for text, some in listed.items()
             if some
         }
-    rows = tuned if started.get("tunes") else before_after
+    rows = tuned if started.get("tunes") else partial(before_after, teacher=teacher)
     grids = [live_plots.grid(rows(model, vae, lora, shown, started, seed), text) for text, shown in columns.items()]
     width = max(WIDTH, *(grid.width for grid in grids))
     return live_plots.stack([live_plots.curves(logs, width, title=title), *grids])
@@ -200,19 +211,23 @@ def report_warnings(run_name: str, model) -> list[str]:
     return origin_notes(described, weights_identity(model), LAYOUT, loras_below(model))
 
 
-def before_after(model, vae, lora: Path, shown: Shown, started: dict, seed: int) -> list[tuple[str, Tensor]]:
+def before_after(
+    model, vae, lora: Path, shown: Shown, started: dict, seed: int, teacher=None
+) -> list[tuple[str, Tensor]]:
     """Rows (label, images [N, H, W, 3]): what they are given; the teacher at 1, at the trained number and at its usual
     number of steps, and the student at 1 and at the trained number.
 
-    started: what the run noted of itself (`RunFolder.started`): the teacher's guidance and its steps.
+    started: what the run noted of itself (`RunFolder.started`): the teacher's guidance and its steps, and its name
+    where it was another than the model.  teacher: that one's MODEL; without it, the rows are the model's, and say so.
     """
     student, trained = with_turbo_lora(model, lora), len(read_turbo_lora(lora).description["sigmas"])
     usual, cfg = usual_steps(started), started["guidance"] if shown.guidable else 1.0
-    rows = shown.given_rows(vae)
+    rows, guide = shown.given_rows(vae), teacher or model
+    name = "model" if started.get("teacher") and teacher is None else "teacher"
     for steps in sorted({1, trained, usual}):
         guided = "guided" if cfg != 1 else "cfg 1"
-        pictures = shown.row(model, vae, teacher_recipe(model, steps, cfg), seed)
-        rows.append((f"teacher, {counted(steps)}\n{guided}", pictures))
+        pictures = shown.row(guide, vae, teacher_recipe(guide, steps, cfg), seed)
+        rows.append((f"{name}, {counted(steps)}\n{guided}", pictures))
     for steps in sorted({1, trained}):
         rows.append((f"student, {counted(steps)}", shown.row(student, vae, student_recipe(student, steps), seed)))
     return rows

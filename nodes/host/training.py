@@ -26,11 +26,13 @@ from ...distill_core.evaluation.run_page import RunPage, note
 from ...distill_core.evaluation.student_pictures import StudentPictures, first_items
 from ...distill_core.methods.config import MethodConfig
 from ...distill_core.models.offload import NONE
+from ...distill_core.models.teachers import Teacher
 from ...distill_core.training.aside import put_aside
 from ...distill_core.training.changes import OtherSettings
 from ...distill_core.training.loop import Event, Run
 from ...distill_core.training.loop_config import TrainConfig
 from ...distill_core.training.monitor import Condition
+from ...distill_core.training.other_teacher import teacher_notes
 from ...distill_core.training.preflight import preflight
 from ...distill_core.training.progress import StatusLine
 from ...distill_core.training.run import RunConfig, StudentConfig, longer, new_run, pairs_notes, train_to_end
@@ -42,6 +44,7 @@ from .datasets import open_dataset
 from .folders import lora_file, run_folder
 from .identity import identity
 from .kept import TurboSamples
+from .other_teacher import check_other, is_itself, open_teacher
 from .parts import Parts, check_dataset_pairs
 from .plan import check_memory, memory_verdict
 from .results import TurboLora, read_turbo_lora, with_turbo_lora
@@ -63,6 +66,7 @@ class Request:
     model.  guidance: of the teacher, None for that of the dataset.  say: shows what is to be known of the run; notes:
     what it has shown.  progress: shows how far the preparation is, for now.  start_again: put a run of this name aside
     unless it is the finished one that is asked for.
+    teacher: a MODEL that teaches in the place of ``model``.
     tunes: MODEL changes and is sampled as before, a turbo for one.  kept: its own samples, which are made first.
     keep_share: of the batches, the others are of the dataset (None: there is no other).
     """
@@ -87,12 +91,18 @@ class Request:
     tunes: bool = False
     kept: TurboSamples | None = None
     keep_share: float = 0.5
+    teacher: Any = None
 
-    def looked_at(self) -> tuple[Any, Any, Sequence, Any, Sequence]:
+    @property
+    def other_teacher(self) -> Any:
+        """Its teacher where that is another MODEL, else None."""
+        return None if self.teacher is None or is_itself(self.model, self.teacher) else self.teacher
+
+    def looked_at(self) -> tuple[Any, Any, Sequence, Any, Sequence, Any]:
         """What the report of the run shows: of `results.lasting_report`."""
         kept = self.kept.prompts if self.kept and self.dataset else ()
         negative = self.preview_negative or (self.kept.empty if self.kept else None)
-        return self.model, self.vae, self.preview_positive, negative, kept
+        return self.model, self.vae, self.preview_positive, negative, kept, self.teacher
 
     def run_config(self, dataset: LatentDataset) -> RunConfig:
         """What decides the run, known before anything is copied for it."""
@@ -105,6 +115,8 @@ class Request:
             "dtype": str(self.model.model.get_dtype()).removeprefix("torch."),
             **self.parts.identities(),
         }
+        if (other := self.other_teacher) is not None:
+            identities["teacher"] = identity(other)
         vision = self.parts.vision_config()
         return RunConfig(method, self.train, self.student, identities, vision=vision, guidance=self.guidance)
 
@@ -123,8 +135,11 @@ def train_in_graph(request: Request) -> tuple[object, TurboLora, dict]:
     if not answered:
         try:
             check_memory(request, config, dataset)
-            with training_backend(request.model, request.checkpointing, request.train, folder.path) as backend:
-                run = open_run(request, config, dataset, backend, folder)
+            with (
+                training_backend(request.model, request.checkpointing, request.train, folder.path) as backend,
+                open_teacher(request, backend, folder.path) as teacher,
+            ):
+                run = open_run(request, config, dataset, backend, folder, teacher)
                 if request.train.preflight:
                     preflight(run)
                 if request.start_again and (aside := put_aside(folder, lora_path)):
@@ -164,6 +179,8 @@ def describe(request: Request) -> tuple[LatentDataset, RunConfig]:
     if request.train.offload != NONE and not request.checkpointing:
         raise ValueError("offload needs gradient_checkpointing: without it, it saves nothing. Switch one of them")
     check_teachable(request.model)  # before the pairs are compared: its message is the better one
+    if request.teacher is not None:
+        check_other(request.model, request.teacher)
     source = request.dataset if request.kept is None else with_turbo_samples(request, request.kept)
     dataset = open_dataset(source, request.model, request.method.weight("pairs") > 0)
     return dataset, request.run_config(dataset)
@@ -180,21 +197,30 @@ def with_turbo_samples(request: Request, kept: TurboSamples) -> Path | Mix:
 
 
 def open_run(
-    request: Request, config: RunConfig, dataset: LatentDataset, backend: ComfyBackend, folder: RunFolder
+    request: Request,
+    config: RunConfig,
+    dataset: LatentDataset,
+    backend: ComfyBackend,
+    folder: RunFolder,
+    teacher: Teacher | None = None,
 ) -> Run:
     """The run on the opened backend; resumes later, when its first step is asked for."""
     check_dataset_pairs(config.method, dataset, backend.process)
     for sentence in pairs_notes(config.method, dataset, backend.process):
         levels = len(config.method.levels(backend.process))
         request.say(f"{sentence}: for all of them make it with Teacher Latents and pairs_for_steps = {levels}")
+    components = request.parts.components(backend, request.train, request.checkpointing)
+    components = replace(components, teacher=teacher)
     run = new_run(
         config,
-        request.parts.components(backend, request.train, request.checkpointing),
+        components,
         dataset,
         folder.path,
         distance=request.parts.distance(backend.channels),
         path_tolerance=PATH_TOLERANCE,
     )
+    for sentence in teacher_notes(components, dataset):
+        request.say(sentence)
     return run
 
 
@@ -204,6 +230,7 @@ def note_start(folder: RunFolder, run: Run, request: Request) -> None:
     usual = manifest.get("config", {}).get("steps")
     facts = {"teacher_steps": usual} if usual else {}
     facts |= {"tunes": True} if request.tunes else {}
+    facts |= {"teacher": run.method.teacher.name} if request.other_teacher is not None else {}
     guidance = manifest["guidance"] if request.guidance is None else request.guidance
     if not request.method.few_steps:
         guidance = request.student.cfg  # it is sampled as the model is

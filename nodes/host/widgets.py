@@ -23,6 +23,7 @@ WIDGETS = {
     **{f"terms.{term}": f"{term}_weight" for term in ("pairs", "adversarial", "distillation", *TuneConfig.known_terms)},
     "gan_loss": "loss",
     "base": "model",
+    "teacher": "teacher_model",
     "dtype": "the model's precision",
     "vision_network": "clip_vision",
     "vision.size": "vision_size",

@@ -8,7 +8,7 @@ from ...distill_core.methods.add import SPACES, ADDConfig
 from ..common import setting_input
 from ..host.parts import VisionParts
 from .base import Trainer
-from .inputs import loss_input, r1_input, task_inputs, teacher_cfg_input, weight_input
+from .inputs import loss_input, r1_input, task_inputs, teacher_cfg_input, teacher_input, weight_input
 
 
 def vision_inputs() -> list:
@@ -83,6 +83,7 @@ class ADDTrainer(Trainer):
             method=method_inputs(),
             parts=vision_inputs(),
             preview_vae=False,
+            more=[teacher_input()],
         )
 
     @classmethod

@@ -47,6 +47,7 @@ ABSENT = {
     "notes": (),
     "teacher_cfg": 0.0,
     "strengths_told": False,
+    "teacher_model": None,
 }
 # Words under which people look for what a trainer makes, and for turbo models in general.
 SEARCH = (
@@ -199,6 +200,7 @@ class Trainer(io.ComfyNode):
             notes=widgets.notes,
             start_again=widgets.existing_run == START_AGAIN,
             guidance=widgets.teacher_cfg or None,
+            teacher=widgets.teacher_model,
             **cls.extra(widgets),
         )
 

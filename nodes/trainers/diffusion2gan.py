@@ -9,7 +9,7 @@ from ..common import setting_input
 from ..host.parts import Parts
 from ..perceptual import Perceptual
 from .base import Trainer
-from .inputs import loss_input, r1_input, task_inputs, weight_input
+from .inputs import loss_input, r1_input, task_inputs, teacher_input, weight_input
 
 
 def method_inputs() -> list:
@@ -58,6 +58,7 @@ class Diffusion2GANTrainer(Trainer):
             aliases=["one step", "pairs", "dmd"],
             task=task_inputs("Made by Teacher Latents with pairs_for_steps = 1 (the target_steps of this node).", 1),
             method=method_inputs(),
+            more=[teacher_input()],
         )
 
     @classmethod

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ...distill_core.methods.dmd2 import MATCHING, DMD2Config
 from ..common import setting_input
 from .base import Trainer
-from .inputs import loss_input, task_inputs, teacher_cfg_input, weight_input
+from .inputs import loss_input, task_inputs, teacher_cfg_input, teacher_input, weight_input
 
 
 def method_inputs() -> list:
@@ -46,6 +46,7 @@ class DMD2Trainer(Trainer):
             aliases=["dmd", "distribution matching", "fake score"],
             task=task_inputs("Made by Teacher Latents, or by Latents Dataset.", 4),
             method=method_inputs(),
+            more=[teacher_input()],
         )
 
     @classmethod

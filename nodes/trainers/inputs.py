@@ -146,6 +146,17 @@ def strengths_inputs() -> list:
     ]
 
 
+def teacher_input() -> io.Model.Input:
+    """Another teacher than the model."""
+    return io.Model.Input(
+        "teacher_model",
+        optional=True,
+        tooltip="Another teacher than model: the same model with one LoRA more, or another checkpoint or size with the "
+        "same latents and text encoders. Only a LoRA more takes no second copy in memory. Not connected: model is the "
+        "teacher.",
+    )
+
+
 def loss_input(default: str, of: str) -> Any:
     """The adversarial loss. of: whose choice the default is."""
     return setting_input(

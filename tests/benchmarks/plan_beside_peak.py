@@ -42,7 +42,9 @@ def main(side: int = 32, batch: int = 2, rank: int = 64, checkpointing: int = 1)
     model = load(FILE)
     weights = anonymous() - before
     config = RunConfig(method, train, student, {"base": "", "dataset": ""})
-    parts = SimpleNamespace(model=model, train=train, student=student, parts=Parts(), checkpointing=bool(checkpointing))
+    parts = SimpleNamespace(
+        model=model, train=train, student=student, parts=Parts(), checkpointing=bool(checkpointing), other_teacher=None
+    )
     plan = plan_of(parts, config, shapes_of(NAME, side))
     print(plan.said(), flush=True)
     planning = anonymous() - before - weights  # what the planner has left of itself

@@ -114,7 +114,9 @@ def planned(case: Case, measures: tuple[str, ...]) -> Plan:
     guidance = torch.full((1,), 3.5) if case.model == "flux" else None
     cond = Cond(torch.zeros(1, tokens, width), torch.zeros(1, pooled) if pooled else None, guidance)
     model = model_of(case.model, case.base)
-    request = SimpleNamespace(model=model, train=train, student=student, parts=Parts(), checkpointing=True)
+    request = SimpleNamespace(
+        model=model, train=train, student=student, parts=Parts(), checkpointing=True, other_teacher=None
+    )
     return plan_of(request, config, Shapes(latent, cond))
 
 

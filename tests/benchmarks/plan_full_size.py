@@ -76,7 +76,9 @@ def plan_row(row: str):
     cond = Cond(torch.zeros(1, tokens, width), torch.zeros(1, pooled) if pooled else None, guidance)
     stored = method.weight("pairs") or method.weight("keep")  # of a tuning: a batch of what is kept, the larger one
     levels = (14.6146,) if stored else ()
-    request = SimpleNamespace(model=model, train=train, student=student, parts=Parts(), checkpointing=True)
+    request = SimpleNamespace(
+        model=model, train=train, student=student, parts=Parts(), checkpointing=True, other_teacher=None
+    )
     return plan_of(request, config, Shapes(latent, cond, levels, guidance=5.0))
 
 

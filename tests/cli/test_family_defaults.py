@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from networks import CONTEXT_DIM, build_network
-from tiny_pipelines import autoencoder, sd, sd3, sdxl, text_encoder, tokenizer
+from tiny_pipelines import flux, sd, sd3, sdxl
 
 from distill_core.cli.main import main
 from distill_core.data.dataset import LatentDataset
@@ -23,23 +22,6 @@ def discrete(build=sd, scheduler: str = "DDIMScheduler", **config):
     pipeline = build()
     pipeline.scheduler = getattr(diffusers, scheduler)(**TABLE, **config)
     return pipeline
-
-
-def flux(guidance: bool):
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-    from transformers import T5Config, T5EncoderModel
-
-    sizes = dict(vocab_size=54, d_model=CONTEXT_DIM, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
-    dynamic = {"use_dynamic_shifting": True, "max_shift": 1.15} if guidance else {"shift": 1.0}
-    return FluxPipeline(
-        transformer=build_network("flux", guidance_embeds=guidance),
-        scheduler=FlowMatchEulerDiscreteScheduler(**dynamic),
-        vae=autoencoder(scaling_factor=0.5, shift_factor=0.1),
-        text_encoder=text_encoder(16),
-        tokenizer=tokenizer(),
-        text_encoder_2=T5EncoderModel(T5Config(**sizes)).eval(),
-        tokenizer_2=tokenizer(),
-    )
 
 
 SD = [14.6146, 4.0817, 1.6129, 0.6932]  # timesteps 999, 749, 499 and 249

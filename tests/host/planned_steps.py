@@ -22,7 +22,9 @@ def asked(model, family: str, method, **student):
         levels = method.levels(backend.process) if method.weight("pairs") else ()
     heads, train = DiscriminatorConfig(width=8, blocks=1), TrainConfig(batch_size=4)
     config = RunConfig(method, train, StudentConfig(4), {"base": "", "dataset": ""}, heads)
-    request = SimpleNamespace(model=model, train=train, student=config.student, parts=Parts(), checkpointing=True)
+    request = SimpleNamespace(
+        model=model, train=train, student=config.student, parts=Parts(), checkpointing=True, other_teacher=None
+    )
     return request, config, Shapes(tuple(latents(family).shape[1:]), cond, levels, 2.0)
 
 

@@ -21,11 +21,13 @@ from distill_core.training.preflight import preflight
 from distill_core.training.run import RunConfig, StudentConfig, train_to_end
 from distill_core.training.run_folder import RunFolder
 
-# Family, channels of the latent, of the input, and the names of what is between them.
+# Family, channels of the latent, of the input, and the names of what is beside it.
 NETWORKS = {
     "sd15 inpainting": ("unet", 4, 9, ("inpaint_mask", "masked_image")),
     "sd3 inpainting": ("sd3", 16, 33, ("inpaint_mask", "masked_image")),
     "instruct-pix2pix": ("unet", 4, 8, ("source_image",)),
+    "flux fill": ("flux", 4, 72, ("masked_image", "pixel_mask")),
+    "flux kontext": ("flux", 4, 4, ("reference_image",)),
 }
 SIZE = (4, 6)
 
@@ -44,6 +46,8 @@ def dataset(kind, tmp_path_factory) -> LatentDataset:
         "inpaint_mask": (torch.rand(count, 1, *SIZE, generator=g) > 0.5).float(),
         "masked_image": torch.randn(count, channels, *SIZE, generator=g),
         "source_image": torch.randn(count, channels, *SIZE, generator=g),
+        "reference_image": torch.randn(count, channels, SIZE[0], SIZE[1] + 2, generator=g),
+        "pixel_mask": (torch.rand(count, 64, *SIZE, generator=g) > 0.5).float(),
     }
     conds = conds.with_items({name: every[name] for name in names})
     latents = [torch.randn(channels, *SIZE, generator=g) for _ in range(count)]
@@ -54,10 +58,12 @@ def dataset(kind, tmp_path_factory) -> LatentDataset:
 @pytest.fixture
 def make_method(kind, dataset, make_backend):
     """make_method(rank=2, method=LADDConfig, **config) -> it at the model's highest level, its LoRA not 0."""
-    family, channels, inputs, _ = NETWORKS[kind]
+    family, channels, inputs, names = NETWORKS[kind]
 
     def make(rank: int = 2, method=LADDConfig, **config):
-        backend = make_backend(family, in_channels=inputs, out_channels=channels)
+        values = 4 if family == "flux" else 1  # of a channel that are channels of the network's
+        backend = make_backend(family, in_channels=values * inputs, out_channels=values * channels)
+        backend.items = names  # which the network of FLUX.1 Kontext does not tell
         settings = {"terms": {"adversarial": 1.0, "denoising": 0.5}, "warmup_steps": 0, **config}
         config = method(student_sigmas=(backend.process.sigma_max,), **settings)
         with torch.random.fork_rng():
@@ -78,7 +84,7 @@ def make_method(kind, dataset, make_backend):
     return make
 
 
-def test_the_students_gradient_is_that_of_differences(make_method, dataset):
+def test_the_students_gradient_is_that_of_differences(make_method, dataset, float64_rotary_embedding):
     method, batch = make_method(terms={"adversarial": 1.0}), dataset.batch(0, 4, 0)  # others round to float32
     method.student.backend.network.double()
     method.student.lora.double()

@@ -158,23 +158,6 @@ class GeneratorStep:
         return (values[0] - values[1]) / (2 * h)
 
 
-@pytest.fixture
-def float64_rotary_embedding(monkeypatch):
-    """diffusers rotates FLUX's queries in float32, whose rounding would drown a small finite difference."""
-    from diffusers.models.transformers import transformer_flux
-
-    def rotate(x, freqs, sequence_dim=2):
-        cos, sin = (f.to(x.dtype)[None, :, None, :] for f in freqs)
-        assert sequence_dim == 1
-        turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
-        return x * cos + turned * sin
-
-    x, angle = torch.randn(1, 3, 2, 4), torch.randn(3, 2).repeat_interleave(2, 1)
-    freqs = (angle.cos(), angle.sin())
-    torch.testing.assert_close(rotate(x, freqs, 1), transformer_flux.apply_rotary_emb(x, freqs, sequence_dim=1))
-    monkeypatch.setattr(transformer_flux, "apply_rotary_emb", rotate)
-
-
 def test_generator_gradient_agrees_with_finite_differences(
     family, make_backend, randomise, batch, float64_rotary_embedding
 ):

@@ -126,6 +126,13 @@ def test_sd3s_real_channels_are_known(make_backend):
     assert make_backend("sd3", in_channels=16, out_channels=16).limits().items == ()
 
 
+def test_fluxs_real_channels_are_known(make_backend):
+    """FLUX.1 Fill, the control models (Canny, Depth), and FLUX.1 dev."""
+    for channels, names in ((384, ("masked_image", "pixel_mask")), (128, ("source_image",)), (64, ())):
+        backend = make_backend("flux", in_channels=channels, out_channels=64)
+        assert backend.limits().items == names and backend.limits().channels == 16
+
+
 def test_instruct_pix2pix_takes_its_picture_as_the_autoencoder_gave_it(make_backend, make_cond, batch):
     backend = make_backend("unet", in_channels=8)
     backend.family_name = "sd15"
@@ -143,8 +150,8 @@ def test_what_is_missing_or_unknown_is_refused_in_words(make_backend, batch):
         ValueError, match=r"takes 3 channels beside the latent's 4, .* 5 \(inpaint_mask, masked_image\); 4"
     ):
         make_backend("unet", in_channels=7)
-    with pytest.raises(ValueError, match=r"takes 80 channels beside the latent's 16"):  # FLUX.1 Fill
-        make_backend("flux", in_channels=384, out_channels=64)
+    with pytest.raises(ValueError, match=r"takes 17 channels beside the latent's 16, .* 80 \(masked_image, pixel_mask"):
+        make_backend("flux", in_channels=4 * 33, out_channels=64)
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.5])

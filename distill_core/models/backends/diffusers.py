@@ -23,7 +23,7 @@ from ..compiled import INDUCTOR, check_compilable, compiled
 from ..denoiser import Cond, Limits
 from ..families import FAMILIES, family_of_network
 from ..features import BlockInput, collect_taps, depth_scales, hidden_states_of, spread_taps, tokens_to_map
-from ..items import ITEM_TENSORS, MASK, MASKED_IMAGE, SOURCE_IMAGE, missing
+from ..items import ITEM_TENSORS, MASK, MASKED_IMAGE, PIXEL_MASK, REFERENCE, SOURCE_IMAGE, missing
 from ..lora import Lora, LoraSwitch, add_differences, is_linear, linear_layers, weight_differences
 from ..lora_stack import LoraFile, put_into_weights, read_lora_file
 from ..lora_start import Parts, parts_by_name
@@ -47,12 +47,12 @@ def has_embedded_guidance(config: Any) -> bool:
 
 
 def _call_flux(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
-    """FLUX takes 2x2 patches as tokens, positions as ids and a time in [0, 1]."""
+    """FLUX takes 2x2 patches as tokens, positions as ids and a time in [0, 1]; a picture to go by is further tokens."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
-    tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
-    sides = (torch.arange(side, device=x.device) for side in (height, width))
-    rows, columns = torch.meshgrid(*sides, indexing="ij")
-    img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x.dtype)
+    tokens, img_ids = _flux_tokens(x, 0)
+    if REFERENCE in cond.extra:
+        more, their_ids = _flux_tokens(like(cond.extra[REFERENCE], x), 1)
+        tokens, img_ids = torch.cat([tokens, more], dim=1), torch.cat([img_ids, their_ids])
     guidance = None if cond.guidance is None else like(cond.guidance, x)
     if has_embedded_guidance(network.config) and guidance is None:  # items stored before there was a setting
         guidance = x.new_ones(len(x))
@@ -65,7 +65,16 @@ def _call_flux(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Ten
         img_ids=img_ids,
         txt_ids=img_ids.new_zeros(cond.context.shape[1], 3),
     ).sample
+    out = out[:, : height * width]
     return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=2, q=2)
+
+
+def _flux_tokens(x: Tensor, picture: int) -> tuple[Tensor, Tensor]:
+    """Latents [B, C, H, W] as tokens [B, N, 4 C], and the positions [N, 3] of these: picture, row, column."""
+    sides = (torch.arange(side // 2, device=x.device) for side in x.shape[2:])
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    ids = torch.stack([torch.full_like(rows, picture), rows, columns], dim=-1)
+    return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2), ids.reshape(-1, 3).to(x.dtype)
 
 
 def _call_unet(network: Network, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
@@ -187,7 +196,8 @@ class Architecture:
         return ()
 
 
-INPAINTING, EDITING = (MASK, MASKED_IMAGE), (SOURCE_IMAGE,)  # orders of diffusers' pipelines
+# Orders of diffusers' pipelines; FLUX.1 Fill's mask is of pixels.
+INPAINTING, FILLING, EDITING = (MASK, MASKED_IMAGE), (MASKED_IMAGE, PIXEL_MASK), (SOURCE_IMAGE,)
 
 ARCHITECTURES = {  # by diffusers' class of the network
     "SD3Transformer2DModel": Architecture(
@@ -206,7 +216,7 @@ ARCHITECTURES = {  # by diffusers' class of the network
         lora_under=("transformer_blocks", "single_transformer_blocks"),
         default_process=lambda: FlowProcess(timestep_multiplier=1.0, shift_alpha=1.0),
         limits=_flux_limits,
-        items=(EDITING,),
+        items=(FILLING, EDITING),
         values=4,
     ),
     "UNet2DConditionModel": Architecture(
@@ -231,18 +241,25 @@ class DiffusersBackend:
 
     network: one of the classes in `ARCHITECTURES`, in any precision.  process: default that of the architecture.
     gradient_checkpointing: recompute blocks in the backward; views stay correct (`LoraSwitch.checkpoint`).
+    items: per-item tensors that it takes, None for those that its input channels tell; FLUX.1 Kontext's `REFERENCE` is
+    further tokens, and nothing in the network says so.
     Raises ValueError for another class, or input channels that nobody knows.
     """
 
     def __init__(
-        self, network: Network, process: NoiseProcess | None = None, gradient_checkpointing: bool = False
+        self,
+        network: Network,
+        process: NoiseProcess | None = None,
+        gradient_checkpointing: bool = False,
+        items: tuple[str, ...] | None = None,
     ) -> None:
         kind = type(network).__name__
         if kind not in ARCHITECTURES:
             raise ValueError(f"{kind} is not supported; known: {', '.join(ARCHITECTURES)}")
         self.architecture = ARCHITECTURES[kind]
         self.family_name = family_of_network(kind, network.config) or self.architecture.name
-        self.items = self.architecture.items_of(network.config)
+        self.items = self.architecture.items_of(network.config) if items is None else items
+        self.tokens = 0  # of the image in the forward of `maps` that is running
         self.network: Network = network.eval().requires_grad_(False)
         self.process = process or self.architecture.default_process()
         self.switch = LoraSwitch()
@@ -317,7 +334,10 @@ class DiffusersBackend:
         return scales(self.network) if scales else depth_scales(self.tap_names, count)
 
     def block_input(self, args: tuple, kwargs: dict) -> BlockInput:
-        return hidden_states_of(args, kwargs)
+        hidden, put = hidden_states_of(args, kwargs)
+        if REFERENCE not in self.items:
+            return hidden, put
+        return hidden[:, : self.tokens], lambda image: put(torch.cat([image, hidden[:, self.tokens :]], dim=1))
 
     def trainable_copy(self, dtype: torch.dtype = torch.float32) -> DiffusersBackend:
         """The same network once more, with weights to train; nothing that was hooked onto this one comes along.
@@ -334,7 +354,7 @@ class DiffusersBackend:
             on_device(network, next(self.network.parameters()).device)
         if dtype != next(network.parameters()).dtype:
             network.to(dtype)
-        copied = DiffusersBackend(network, self.process, self.gradient_checkpointing)
+        copied = DiffusersBackend(network, self.process, self.gradient_checkpointing, self.items)
         copied.network.requires_grad_(True)
         if self.compiled_by:
             copied.compile(self.compiled_by)
@@ -349,11 +369,12 @@ class DiffusersBackend:
         if cond.mask is not None:
             raise ValueError("texts of different lengths in a batch: encode all, the empty one too, to one length")
         dtype = next(self.network.parameters()).dtype
-        if self.items:
-            x = torch.cat([x, *self._items_of(cond, x)], dim=1)
-        return self.architecture.call(self.network, x.to(dtype), timestep, cond.to(dtype=dtype))
+        items = self._items_of(cond, x)
+        shown = {name: items.pop(name) for name in (REFERENCE,) if name in items}
+        x = torch.cat([x, *items.values()], dim=1)
+        return self.architecture.call(self.network, x.to(dtype), timestep, replace(cond, extra=shown).to(dtype=dtype))
 
-    def _items_of(self, cond: Cond, x: Tensor) -> list[Tensor]:
+    def _items_of(self, cond: Cond, x: Tensor) -> dict[str, Tensor]:
         """Per-item tensors [B, ., H, W] that the network takes after the latent x [B, C, H, W]; noise scales none."""
         if lacking := missing(self.items, cond.extra):
             raise ValueError(
@@ -362,12 +383,12 @@ class DiffusersBackend:
                 "[pictures] sources)"
             )
         space = FAMILIES[self.family_name].space if self.family_name in FAMILIES else None
-        found = []
+        found = {}
         for name in self.items:
             value = like(cond.extra[name], x)
             if space and name in self.architecture.unscaled:
                 value = value / space.scale + space.shift
-            found.append(value)
+            found[name] = value
         return found
 
     def maps(self, x: Tensor, timestep: Tensor, cond: Cond, taps: Sequence[str], whole: bool = False) -> list[Tensor]:
@@ -375,10 +396,11 @@ class DiffusersBackend:
 
         whole: run to the end, and give the network's output behind them.
         """
-        outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch, whole=whole)
         patch = self.limits().patch
         height, width = (side // patch for side in x.shape[2:])
-        return [out if out.ndim == 4 else tokens_to_map(out, height, width) for out in outputs]
+        self.tokens = height * width
+        outputs = collect_taps(self.network, taps, lambda: self.forward(x, timestep, cond), self.switch, whole=whole)
+        return [out if out.ndim == 4 else tokens_to_map(out[:, : self.tokens], height, width) for out in outputs]
 
     def lora_targets(self) -> list[str]:
         """All linear layers of the blocks that a forward without extras runs."""

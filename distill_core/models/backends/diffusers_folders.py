@@ -12,8 +12,10 @@ import torch
 from ...diffusion.process import DiscreteProcess, FlowProcess, NoiseProcess, cumulative_alphas, zero_terminal_snr
 from ...errors import opening
 from ...files import read_json
+from ..items import REFERENCE
 from .diffusers import ARCHITECTURES, DiffusersBackend, Network
 
+BY_REFERENCE = ("FluxKontextPipeline",)  # pipelines that show the network a picture as further tokens
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # files of diffusers and transformers
 
 
@@ -46,7 +48,14 @@ def load_backend(
     if scheduler.exists():
         with opening(scheduler, "a scheduler's settings"):
             process = process_from_scheduler(read_json(scheduler), class_name)
-    return DiffusersBackend(network, process, gradient_checkpointing)
+    return DiffusersBackend(network, process, gradient_checkpointing, items_of_pipeline(root))
+
+
+def items_of_pipeline(root: Path) -> tuple[str, ...] | None:
+    """Per-item tensors of a pipeline whose network does not tell them; None where it does."""
+    index = root / "model_index.json"
+    kind = read_json(index, "download the pipeline again").get("_class_name") if index.exists() else None
+    return (REFERENCE,) if kind in BY_REFERENCE else None
 
 
 def unloaded(kind: Any, folder: Path) -> Network:
