@@ -20,8 +20,9 @@ def save_lora(path: str | Path, state: dict[str, Tensor], description: dict) -> 
     """A LoRA in diffusers' key layout with ``turbo_distill.*`` metadata.
 
     description: method, sigmas (student levels), sampler, sampler_options, cfg, prediction, family, base
-    (digest), steps, config; strengths of a student that is told them, by name [lowest, default, highest]; from ComfyUI
-    also base_layout and below (`presets.origin`).
+    (digest), steps, config; reference_pixels of a picture that the sigmas are for, where those of others are shifted;
+    strengths of a student that is told them, by name [lowest, default, highest]; from ComfyUI also base_layout and
+    below (`presets.origin`).
     Every value becomes a string; what is not one is written as JSON.
     """
     description = {"format": LORA_FORMAT, **description}
@@ -61,6 +62,7 @@ STORED = {
     "cfg": float,
     "embedded_guidance": float,
     "strengths": dict,
+    "reference_pixels": int,
     "steps": int,
     "config": dict,
     "below": list,
@@ -86,6 +88,8 @@ def parse_description(texts: Mapping[str, str]) -> dict:
         map(_is_number, [description.get("cfg", 1.0), description.get("embedded_guidance", 1.0), *options.values()])
     ):
         raise ValueError(f"cfg or the sampler's options are no finite numbers: {str(options):.60}")
+    if not 0 < description.get("reference_pixels", 1) < 1e12:
+        raise ValueError(f"its reference_pixels are {str(description['reference_pixels']):.60}, not a size of pictures")
     strengths = description.get("strengths")
     if strengths is not None and set(strengths) != {"text_strength", "image_strength"}:
         raise ValueError(f"its strengths are of {str(list(strengths)):.60}, not of text and picture")

@@ -134,7 +134,8 @@ def _from_pictures(args: argparse.Namespace, config: Config, source: MiniSource 
         pictures, without = with_rejected(pictures, config.pictures)
         left_out |= without
     said = buckets.report(pictures, left_out, config.pictures)
-    print(buckets.spell(said, config.train.batch_size, config.masks.each))
+    limits = source.backend.limits()
+    print(buckets.spell(said, config.train.batches(limits), config.masks.each, limits.pixels))
     _, uncond = source.encode([], config.prompts.negative)
     made_from: dict[str, Any] = {"autoencoder": source.autoencoder_identity()}
     if uncond.guidance is not None:

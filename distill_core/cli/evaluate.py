@@ -22,10 +22,9 @@ from ..files import save_json
 from ..models.denoiser import Cond, Denoiser, Guided
 from ..models.pipelines import MiniSource, PipelineSource, open_source, read_prompts
 from ..models.teachers import teacher_view
-from ..presets.recipe import student_levels
 from ..presets.table import counted
 from ..training.config import load_config
-from .sample import open_student, read_student, sampler_of
+from .sample import levels_for, open_student, read_student, sampler_of
 
 BATCH = 25
 
@@ -75,7 +74,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     student = open_student(source, state, description)
     for steps in range(1, len(description["sigmas"]) + 1):
         guided = Guided(student, conditions.uncond, description.get("cfg", 1.0))
-        latents = conditions.sample(guided, student_levels(description["sigmas"], steps), **sampler_of(description))
+        latents = conditions.sample(
+            guided, levels_for(source.backend, description, shape, steps), **sampler_of(description)
+        )
         scores[f"student, {counted(steps)}"] = evaluator(latents, labels, own)
     report = {
         "count": args.count,

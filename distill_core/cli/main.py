@@ -22,7 +22,7 @@ from .plan import run_plan
 from .presets import add_presets_command
 from .retention import run_retention
 from .sample import run_sample
-from .scenes import run_scenes
+from .scenes import picture_size, run_scenes
 from .train import run_train
 from .turbo_files import run_adapter, run_merge
 
@@ -209,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--count", type=_at_least_1, default=100, help="number of pictures, or of edits (default 100)")
     sub.add_argument("--seed", type=int, default=0, help="seed of the scenes (default 0)")
+    sub.add_argument("--size", type=picture_size, default=(64, 64), help="WIDTHxHEIGHT in pixels (default 64x64)")
     sub.add_argument("--edits", action="store_true", help="each scene twice, one word changed, with the object's masks")
     sub = commands.add_parser(
         "plan",

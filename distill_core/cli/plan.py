@@ -32,6 +32,7 @@ from ..training.plan_optimizers import STATE_BYTES
 from ..training.run import RunConfig
 from ..training.student import rank_of_file
 
+SHARED_OUT = ("batch_size", "tokens_per_batch")  # of what several processes have a share each
 Make = Callable[[FakeTensorMode], Components]
 TOKENS = {"sd3": 77 + 256, "flux": 512}  # of text, where no dataset says it; SD 1.5 and SDXL have 77
 
@@ -80,7 +81,8 @@ def check_memory(config: Config, dataset: LatentDataset) -> None:
 
 def with_share(config: Config, processes: int) -> Config:
     """The run as one of several processes has it: with its share of the batch."""
-    return replace(config, train=replace(config.train, batch_size=max(1, config.train.batch_size // processes)))
+    shares = {name: max(1, n // processes) for name in SHARED_OUT if (n := getattr(config.train, name))}
+    return replace(config, train=replace(config.train, **shares))
 
 
 def cards_of(config: Config, counts: list[int], dataset: LatentDataset | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from ..diffusion.samplers import SAMPLERS, sample_many
 from ..diffusion.schedules import grid_sigmas
 from ..files import save_json
 from ..lora_files import read_lora
-from ..models.denoiser import Cond, Denoiser, Guided
+from ..models.denoiser import Backend, Cond, Denoiser, Guided
 from ..models.guidance import edits, guided
 from ..models.items import IMAGE_STRENGTH, TEXT_STRENGTH
 from ..models.pipelines import open_source, read_prompts
 from ..models.strengths import NAMES, chosen_strengths, config_of_file, split_strengths
 from ..models.teachers import teacher_view
 from ..presets.origin import origin_notes
-from ..presets.recipe import student_levels
+from ..presets.recipe import shift_of, student_levels
 from ..settings import check_value, range_of
 from ..training.config import Config, load_config
 
@@ -81,7 +82,7 @@ def run_sample(args: argparse.Namespace) -> None:
     model: Any
     if args.lora:
         source, model, description = load_student(config, args.lora)
-        sigmas, sampler = student_levels(description["sigmas"], args.steps), sampler_of(description)
+        sampler = sampler_of(description)
     else:
         source = open_source(config.model, config.cache.embedded_guidance)
         model = teacher_view(config.teacher, config.model, source)
@@ -99,6 +100,7 @@ def run_sample(args: argparse.Namespace) -> None:
         shape, count = (source.channels, *config.cache.sizes[0]), args.count
         records = [{"prompt": prompts[i % len(prompts)]} for i in range(count)]
     if args.lora:
+        sigmas = levels_for(source.backend, description, shape, args.steps)
         conds = conds.with_items(student_strengths(args, description, len(conds)))
         model = Guided(model, uncond, description.get("cfg", 1.0))
     else:
@@ -160,6 +162,12 @@ def student_strengths(args: argparse.Namespace, description: dict, count: int) -
 def first_items(dataset: LatentDataset, count: int) -> Batch:
     """Up to ``count`` items of the dataset's largest bucket, in order, with what belongs to each."""
     return dataset.read(dataset.largest[:count])
+
+
+def levels_for(backend: Backend, description: dict, shape: Sequence[int], steps: int | None) -> Tensor:
+    """The grid of a student for latents [C, H, W]."""
+    pixels = backend.limits().pixels
+    return student_levels(description["sigmas"], steps, shift_of(description, pixels * shape[2], pixels * shape[1]))
 
 
 def sampler_of(description: dict) -> dict:

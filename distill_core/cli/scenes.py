@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,19 @@ from torch import Tensor
 from tqdm import trange
 
 from ..data.scenes import draw_edits, draw_rows, draw_words, render
-from ..models.scenes import caption
+from ..models.scenes import SIZE, caption
 
 BATCH = 50
+MOST = 1024  # pixels of a side
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Width and height: "96x64" -> (96, 64). Raises argparse.ArgumentTypeError."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    sides = [int(side) for side in found.groups()] if found else [0]
+    if not SIZE <= min(sides) <= max(sides) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write WIDTHxHEIGHT, each from {SIZE} to {MOST}")
+    return sides[0], sides[1]
 
 
 def run_scenes(args: argparse.Namespace) -> None:
@@ -25,12 +36,12 @@ def run_scenes(args: argparse.Namespace) -> None:
         rows = draw_rows(args.seed, items)
         if args.edits:
             for name, words in zip(("before", "after"), draw_edits(args.seed, items), strict=True):
-                pictures, masks = render(words, rows)
+                pictures, masks = render(words, rows, args.size)
                 save(args.out / name, items, pictures, words)
                 save(args.out / f"{name}_masks", items, 2 * masks - 1)
         else:
             words = draw_words(args.seed, items)
-            save(args.out, items, render(words, rows)[0], words)
+            save(args.out, items, render(words, rows, args.size)[0], words)
 
 
 def save(folder: Path, items: range, pictures: Tensor, words: Tensor | None = None) -> None:

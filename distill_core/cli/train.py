@@ -136,7 +136,7 @@ def train_student(
     run = new_run(run_config, components, dataset, folder.path, distance=distance, accelerator=accelerator)
     if config.train.preflight:
         preflight(run)
-    for sentence in pairs_notes(run_config.method, dataset, source.backend.process):
+    for sentence in pairs_notes(run_config.method, dataset, source.backend.process, source.backend.limits()):
         print(f"note: {sentence}; `cache` with state_sigmas at these levels gives them pairs, too", file=sys.stderr)
     for sentence in teacher_notes(components, dataset):
         print(f"note: {sentence}", file=sys.stderr)

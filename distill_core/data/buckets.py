@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json, save_json
+from .epochs import BatchSize, items_in
 from .pictures import Picture, PictureConfig, by_bucket, cropped_share, scale_of, spell_left_out
 
 NAME = "pictures.json"
@@ -45,14 +46,15 @@ def repeats(count: int, batch_size: int) -> float:
     return max(1.0, batch_size / count)
 
 
-def spell(said: dict[str, Any], batch_size: int | None = None, each: int = 1) -> str:
+def spell(said: dict[str, Any], size: BatchSize | None = None, each: int = 1, pixels: int = 8) -> str:
     """The report as text; with a batch size, how often the pictures of a small bucket are repeated.
 
-    each: items made of a picture.
+    each: items made of a picture.  pixels: of a picture that are one position of its latent, along a side.
     """
     lines = [f"{_count(said['files'], 'picture')} in {_count(said['buckets'], 'size')}"]
     for row in said["buckets"]:
         parts = [f"{row['width']}x{row['height']}: {row['pictures']}"]
+        batch_size = size and items_in(size, (0, row["height"] // pixels, row["width"] // pixels))
         if batch_size and (items := each * row["pictures"]) < batch_size:
             parts.append(
                 f"each comes {each * repeats(items, batch_size):.3g} times an epoch at batch_size {batch_size}"

@@ -24,7 +24,7 @@ from ..digests import file_digest
 from ..files import check_finite, load_tensors, read_json
 from ..models.denoiser import Cond
 from ..models.items import EXTRA, conditions_in, of_file, wrong_shape, wrong_values
-from .epochs import Epochs, Item
+from .epochs import BatchSize, Epochs, Item
 from .shards import shard_files
 
 
@@ -149,15 +149,17 @@ class LatentDataset:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}; delete it and cache the dataset again") from error
 
-    def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, number: int, size: BatchSize, seed: int, part: tuple[int, int] = (0, 1)) -> Batch:
         """Batch ``number`` of an endless shuffled stream; a batch has one latent size and one number of text tokens.
 
-        Only (seed, number, size) decide what is in it. ``rows`` picks the part of one process.
+        Only (seed, number, size) decide what is in it.  part: (i, n) for the i-th of n equal parts, that of a process.
         Raises ValueError for latents that are not finite.
         """
-        return self.read(self.items_of(number, size, seed)[rows])
+        items = self.items_of(number, size, seed)
+        share = len(items) // part[1]
+        return self.read(items[part[0] * share : (part[0] + 1) * share])
 
-    def items_of(self, number: int, size: int, seed: int) -> list[Item]:
+    def items_of(self, number: int, size: BatchSize, seed: int) -> list[Item]:
         """The items of batch ``number``."""
         return self.epochs.batch(number, size, seed)
 

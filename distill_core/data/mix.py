@@ -17,7 +17,7 @@ from ..diffusion.schedules import same_level
 from ..models.denoiser import Cond
 from ..settings import Checked, setting
 from .dataset import LatentDataset
-from .epochs import Epochs, Item
+from .epochs import BatchSize, Epochs, Item
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class MixedDataset(LatentDataset):
         part._begin()
         return part
 
-    def items_of(self, number: int, size: int, seed: int) -> list[Item]:
+    def items_of(self, number: int, size: BatchSize, seed: int) -> list[Item]:
         member, own = self._turn(number)
         return self.streams[member].batch(own, size, seed)
 

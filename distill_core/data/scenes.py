@@ -16,10 +16,11 @@ from torch import Tensor
 from ..diffusion.noise import item_generator
 from ..models.scenes import GROUPS, SIZE
 
-STONES = 24  # at most, of the cobbles
+STONES = 24  # at most, of the cobbles in a square of side `TILE`
+TILE = 2.4
 DRAWS = 24 + 4 * STONES  # uniform numbers of a scene
 
-Field = tuple[Tensor, Tensor]  # coordinates x and y, each [B, h, w], of a scene that reaches from -1 to 1
+Field = tuple[Tensor, Tensor]  # coordinates x and y, each [B, h, w]: -1 to 1 over `SIZE` pixels around the middle
 PIXEL = 2 / SIZE
 
 COLOURS = {  # hue, saturation, value
@@ -61,11 +62,12 @@ def draw_edits(seed: int, items: Sequence[int]) -> tuple[Tensor, Tensor]:
     return before, after
 
 
-def render(words: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, SIZE, SIZE] in [-1, 1] and the objects' masks [B, 1, SIZE, SIZE] in [0, 1].
+def render(words: Tensor, rows: Tensor, size: tuple[int, int] = (SIZE, SIZE)) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, h, w] in [-1, 1] and the objects' masks [B, 1, h, w] in [0, 1].
 
-    words [B, 4] as `draw_words` gives them, rows [B, DRAWS] as `draw_rows`. Raises ValueError for other shapes and for
-    words that do not exist.
+    words [B, 4] as `draw_words` gives them, rows [B, DRAWS] as `draw_rows`.  size: (w, h) in pixels; whatever it is, a
+    scene's middle and its scale are the same, so a wider picture shows more of the ground. Raises ValueError for other
+    shapes, words that do not exist and sides below `SIZE`.
     """
     sizes = [len(group) for group in GROUPS.values()]
     if words.ndim != 2 or words.shape[1] != len(sizes) or rows.shape != (len(words), DRAWS):
@@ -74,9 +76,13 @@ def render(words: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         )
     if (words < 0).any() or (words >= torch.tensor(sizes)).any():
         raise ValueError(f"an index of a word is out of range: the groups have {sizes} words")
+    if min(size) < SIZE:
+        raise ValueError(
+            f"a scene has sides of at least {SIZE} pixels, which its object needs, not {size[0]}x{size[1]}"
+        )
     u = rows.view(*rows.shape, 1, 1)  # [B, DRAWS, 1, 1]
-    line = (torch.arange(SIZE) + 0.5) * PIXEL - 1
-    y, x = (v.expand(len(words), SIZE, SIZE) for v in torch.meshgrid(line, line, indexing="ij"))
+    lines = [(torch.arange(side) + 0.5) * PIXEL - side / SIZE for side in reversed(size)]
+    y, x = (v.expand(len(words), *reversed(size)) for v in torch.meshgrid(*lines, indexing="ij"))
     angle = 2 * math.pi * u[:, 0]
     light = (angle.cos(), angle.sin())
 
@@ -183,13 +189,17 @@ def checks(x: Tensor, y: Tensor, u: Tensor) -> Tensor:
 
 
 def cobbles(x: Tensor, y: Tensor, u: Tensor, light: Field) -> Tensor:
-    """Cells around 12 to `STONES` points, domed towards the light, with dark joints (Worley 1996)."""
-    stones = u[:, 24:].unflatten(1, (STONES, 4))  # [B, STONES, 4, 1, 1]
+    """Cells around 12 to `STONES` points, domed towards the light, with dark joints (Worley 1996).
+
+    The points fill a square of side `TILE`; where a picture is larger, the same ones come again beside it.
+    """
+    beside = torch.cartesian_prod(tiles(x), tiles(y)).repeat_interleave(STONES, 0).T[..., None, None]  # [2, N, 1, 1]
+    stones = u[:, 24:].unflatten(1, (STONES, 4)).repeat(1, beside.shape[1] // STONES, 1, 1, 1)  # [B, N, 4, 1, 1]
     count = 12 + ((STONES - 11) * u[:, 10]).floor()  # [B, 1, 1]
-    dx = x[:, None] - (2.4 * stones[:, :, 0] - 1.2)
-    dy = y[:, None] - (2.4 * stones[:, :, 1] - 1.2)
-    absent = torch.arange(STONES).view(1, -1, 1, 1) >= count[:, None]
-    distance = torch.hypot(dx, dy).masked_fill(absent, 9.0)  # [B, STONES, h, w]
+    dx = x[:, None] - (TILE * stones[:, :, 0] - TILE / 2 + beside[0])
+    dy = y[:, None] - (TILE * stones[:, :, 1] - TILE / 2 + beside[1])
+    absent = torch.arange(beside.shape[1]).view(1, -1, 1, 1) % STONES >= count[:, None]
+    distance = torch.hypot(dx, dy).masked_fill(absent, 9.0)  # [B, N, h, w]
     two, index = distance.topk(2, dim=1, largest=False)
     nearest = index[:, :1]
     joint = ((two[:, 1] - two[:, 0]) / (3.5 * PIXEL)).clamp(0, 1)
@@ -198,6 +208,12 @@ def cobbles(x: Tensor, y: Tensor, u: Tensor, light: Field) -> Tensor:
     hue = (u[:, 9] + 0.16 * (hue_of - 0.5)) % 1
     value = (0.45 + 0.4 * (value_of - 0.5) + 0.1 * u[:, 11]) * (1 - 0.8 * slope).clamp(0.5, 1.5)
     return hsv(hue, 0.3 + 0.15 * hue_of, value.clamp(0, 1)) * (0.12 + 0.88 * joint[:, None])
+
+
+def tiles(line: Tensor) -> Tensor:
+    """How far along an axis of these coordinates the stones' square is repeated, so that it covers them."""
+    count = max(0, math.ceil((line.abs().max().item() - TILE / 2) / TILE))
+    return TILE * torch.arange(-count, count + 1)
 
 
 def waves(x: Tensor, y: Tensor, u: Tensor, light: Field) -> Tensor:

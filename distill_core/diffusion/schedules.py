@@ -56,6 +56,11 @@ def shift_sigmas(sigmas: Tensor, *, shift_alpha: float | None = None, shift_mu: 
     return alpha * sigmas / (1 + (alpha - 1) * sigmas)
 
 
+def size_shift(tokens: float, reference: float) -> float:
+    """The factor a that shifts flow levels for latents of ``reference`` tokens to ones of ``tokens`` (SD3, eq. 23)."""
+    return math.sqrt(tokens / reference)
+
+
 def shifted_sigmas(steps: int, *, shift_alpha: float | None = None, shift_mu: float | None = None) -> Tensor:
     """Evenly spaced flow times 1 .. 0, shifted. ``shift_alpha=1`` is FLUX.1 schnell's list, 3 is SD3.5 Turbo's."""
     check_steps(steps)

@@ -53,7 +53,8 @@ class StudentPictures:
     def latents(self) -> list[Tensor]:
         """What the student makes now, [1, C, H, W] each. Where its weights are shared out, all processes must ask."""
         run, student = self.run, Guided(self.run.method.student, self.uncond, self.cfg)
-        shape, sigmas = run.dataset.shapes[0], explicit_sigmas(run.method.levels)
+        shape = run.dataset.shapes[0]
+        sigmas = explicit_sigmas(run.method.levels_at(shape[1:]))
         with run.ema_weights():
             return [
                 sample(student, student.process, sigmas, cond, shape, seed=0, items=[item], **self.sampler)
@@ -93,7 +94,7 @@ def given(cond: Cond) -> dict[str, str]:
 def first_items(run: Run) -> Batch:
     """At most six items of the first batch that a run learns from; of those with tensors of their own, in one size."""
     shape = run.dataset.shapes[0]  # that of the pictures, and so of their per-item tensors
-    batches = (run.dataset.batch(number, run.config.batch_size, run.config.seed) for number in count())
+    batches = (run.dataset.batch(number, run.batch_size, run.config.seed) for number in count())
     batch = next(batch for batch in batches if not run.dataset.conditions or tuple(batch.latents.shape[1:]) == shape)
     rows = list(range(min(MOST, len(batch.latents))))
     return Batch(batch.latents[rows], batch.cond[rows])

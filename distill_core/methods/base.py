@@ -14,7 +14,7 @@ terms and its players), and a line in `registry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +28,7 @@ from ..data.dataset import Batch
 from ..devices import pick, put, upload
 from ..diffusion.noise import ItemNoise
 from ..diffusion.process import euler_step, expand_like
-from ..diffusion.schedules import draw_from_grid, draw_whole_schedule, same_level
+from ..diffusion.schedules import draw_from_grid, draw_whole_schedule, same_level, shift_sigmas
 from ..models.denoiser import Cond, Denoiser, Guided
 from ..models.guidance import guided
 from ..models.items import TEXT_STRENGTH
@@ -72,6 +72,25 @@ class StudentMethod:
         self.gan_generator, self.gan_discriminator = losses.GAN_LOSSES[config.gan_loss]
         simple = losses.REGRESSIONS[config.regression]
         self.distance = distance or (lambda prediction, target, random: simple(prediction, target))
+
+    def shift_at(self, size: Sequence[int]) -> float:
+        """The factor by which levels are shifted for latents of a size [H, W] (``config.reference_tokens``)."""
+        if not self.config.reference_tokens:
+            return 1.0
+        return self.config.shift(self.student.backend.limits().tokens(*size))
+
+    def levels_of(self, batch: Batch) -> tuple[float, ...]:
+        """The student's levels for a batch."""
+        return self.levels_at(batch.latents.shape[-2:])
+
+    def consistency_grid(self, batch: Batch) -> Tensor:
+        """The levels of the consistency term for a batch, with the closing 0, [K + 1]."""
+        grid = self.config.consistency_grid(self.student.process)
+        return shift_sigmas(grid, shift_alpha=self.shift_at(batch.latents.shape[-2:]))
+
+    def levels_at(self, size: Sequence[int]) -> tuple[float, ...]:
+        """The student's levels for latents of a size [H, W]."""
+        return tuple(shift_sigmas(torch.tensor(self.levels).double(), shift_alpha=self.shift_at(size)).tolist())
 
     @property
     def adversarial(self) -> bool:
@@ -143,7 +162,7 @@ class StudentMethod:
             )
         if self.config.weight("pairs") and not self._stored_levels(batch):
             raise ValueError(
-                f"the pairs term needs a level that is both trained and stored: trained {self.levels}, "
+                f"the pairs term needs a level that is both trained and stored: trained {self.levels_of(batch)}, "
                 f"stored {batch.state_sigmas}"
             )
         if self.config.rollout_share and self.config.weight("pairs"):
@@ -151,7 +170,7 @@ class StudentMethod:
 
     def first_state(self, batch: Batch) -> int:
         """Which of the stored states is at the student's highest level. Raises ValueError for none."""
-        top = max(self.levels)
+        top = max(self.levels_of(batch))
         for index, level in enumerate(batch.state_sigmas):
             if same_level(top, level):
                 return index
@@ -165,10 +184,10 @@ class StudentMethod:
         return None
 
     def _stored_levels(self, batch: Batch) -> list[float]:
-        trained = zip(self.levels, self.probabilities(self.config.warmup_steps, batch), strict=True)
+        trained = zip(self.levels_of(batch), self.probabilities(self.config.warmup_steps, batch), strict=True)
         wanted = [level for level, probability in trained if probability > 0]
         if self.config.weight("consistency"):
-            wanted += self.config.consistency_grid(self.student.process)[:-1].tolist()
+            wanted += self.consistency_grid(batch)[:-1].tolist()
         return [s for s in batch.state_sigmas if any(same_level(level, s) for level in wanted)]
 
     def probabilities(self, step: int, batch: Batch) -> tuple[float, ...]:
@@ -248,11 +267,12 @@ class StudentStep:
     def __init__(self, method: StudentMethod, batch: Batch, random: ItemNoise, step: int) -> None:
         self.method, self.batch, self.random, self.number = method, batch, random, step
         config, process, active = method.config, method.student.process, method.active(batch)
+        self.shift, self.levels = method.shift_at(batch.latents.shape[-2:]), method.levels_of(batch)
         # 1. A noise level for each item, [B]: one of the student's own, of the consistency grid, or of the schedule.
         sigma = self.drawn_levels(random.named("level"))
         on_grid = torch.zeros(len(sigma), dtype=torch.bool)
         if "consistency" in active:
-            grid = config.consistency_grid(process)[:-1]  # [K]
+            grid = method.consistency_grid(batch)[:-1]  # [K]
             consistency = random.named("consistency")
             on_grid = consistency.uniform() < config.consistency_share
             sigma = torch.where(on_grid, draw_from_grid(consistency, grid, [1.0] * len(grid)), sigma)
@@ -262,7 +282,7 @@ class StudentStep:
             chosen = denoising.uniform() < config.denoising_share
             denoises = (chosen & ~on_grid) | torch.tensor(active == ["denoising"])
             if config.denoising_levels == "all":
-                sigma = torch.where(denoises, draw_whole_schedule(denoising, process), sigma)
+                sigma = torch.where(denoises, self.shifted(draw_whole_schedule(denoising, process)), sigma)
         at_top = sigma >= process.sigma_max * (1 - 1e-4)
         self.places = Places(sigma, on_grid, denoises, at_top, torch.full(sigma.shape, -1))
         if method.follows_paths(batch):
@@ -297,7 +317,11 @@ class StudentStep:
     def drawn_levels(self, random: ItemNoise) -> Tensor:
         """A noise level of the student's own for each item, [B] on the CPU."""
         method = self.method
-        return draw_from_grid(random, torch.tensor(method.levels), method.probabilities(self.number, self.batch))
+        return draw_from_grid(random, torch.tensor(self.levels), method.probabilities(self.number, self.batch))
+
+    def shifted(self, levels: Tensor) -> Tensor:
+        """Levels of the process as they are for latents of this size."""
+        return shift_sigmas(levels, shift_alpha=self.shift)
 
     def _choose_states(self, draw: Tensor) -> None:
         """Where the student's level is one of the stored ones, start from the teacher's state there."""
@@ -309,7 +333,7 @@ class StudentStep:
     @torch.no_grad()
     def _roll_out(self, chosen: Tensor) -> None:
         """Chosen items [B] below the highest level start where the student's Euler steps from the path's noise lead."""
-        levels, places, student = sorted(self.method.levels, reverse=True), self.places, self.method.student
+        levels, places, student = sorted(self.levels, reverse=True), self.places, self.method.student
         chosen = chosen & (places.state >= 0) & ~places.on_grid
         assert self.batch.states is not None
         x = self.batch.states[:, self.method.first_state(self.batch)]
@@ -327,7 +351,7 @@ class StudentStep:
     @torch.no_grad()
     def _start_from_own_samples(self, random: ItemNoise) -> None:
         """Below the highest level, start from the student's own one-step sample: what it will meet when it samples."""
-        process, top, places = self.method.student.process, max(self.method.levels), self.places
+        process, top, places = self.method.student.process, max(self.levels), self.places
         chosen, noise = random.uniform() < self.method.config.own_share, random.normal_like(self.batch.latents)
         wanted = chosen & (places.sigma < top) & (places.state < 0) & ~places.on_grid & ~places.denoises
         rows = wanted.nonzero().flatten().tolist()  # R rows of the batch
@@ -362,7 +386,7 @@ class StudentStep:
     @torch.no_grad()
     def consistency_target(self) -> Tensor:
         method = self.method
-        grid = method.config.consistency_grid(method.student.process)
+        grid = method.consistency_grid(self.batch)
         # The next level down for each item, [B]: the largest of the grid [K + 1] that is clearly below its own.
         lower = torch.where(grid < self.places.sigma.unsqueeze(1) * (1 - 1e-4), grid, 0.0).amax(1)
         lower = upload(lower, self.sigma.device)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from ..diffusion.process import NoiseProcess
-from ..diffusion.schedules import explicit_sigmas, grid_sigmas
+from ..diffusion.process import DiscreteProcess, NoiseProcess
+from ..diffusion.schedules import explicit_sigmas, grid_sigmas, size_shift
 from ..settings import Checked, setting
 from . import losses
 
@@ -141,6 +141,16 @@ class MethodConfig(Checked):
         added=True,
         choices=(OWN, BOTH),
     )
+    reference_tokens: int = setting(
+        0,
+        "Tokens of the latents that all noise levels are meant for. A batch of latents of another size has every level "
+        "shifted by a = sqrt(tokens / reference_tokens) (SD3, arXiv 2403.03206, equation 23), which adds ln a to "
+        "LADD's renoise_mean. Flow models only; 1024 for SD3 and FLUX at 512 x 512 pixels, 4096 at 1024 x 1024. The "
+        "student's file says it, and sampling shifts likewise. 0: the same levels at every size.",
+        added=True,
+        low=0,
+        high=10**7,
+    )
 
     name: ClassVar[str]  # of its section in a TOML file and in files' metadata
     title: ClassVar[str]
@@ -197,6 +207,10 @@ class MethodConfig(Checked):
             return "Denoising"
         return " + ".join([self.title, *(term for term in weighted if term not in own)])
 
+    def shift(self, tokens: int) -> float:
+        """The factor by which the levels are shifted for latents of that many tokens; 1 for none."""
+        return size_shift(tokens, self.reference_tokens) if self.reference_tokens else 1.0
+
     def consistency_grid(self, process: NoiseProcess) -> Tensor:
         """The levels of the consistency term, with the closing 0, [K + 1]."""
         if not self.consistency_levels:
@@ -205,6 +219,11 @@ class MethodConfig(Checked):
 
     def levels(self, process: NoiseProcess) -> tuple[float, ...]:
         """The student's levels for a model's noise process. Raises ValueError for one that the model cannot have."""
+        if self.reference_tokens and isinstance(process, DiscreteProcess):
+            raise ValueError(
+                "reference_tokens shifts the noise levels of flow models (SD3, FLUX), and this model counts timesteps "
+                "of a table (SD 1.5, SDXL): set it to 0"
+            )
         levels = self.student_sigmas or tuple(grid_sigmas(process, self.default_levels)[:-1].tolist())
         if max(levels) > process.sigma_max * (1 + 1e-4):
             raise ValueError(f"student_sigmas {levels} go beyond this model's highest level, {process.sigma_max:.4g}")

@@ -167,9 +167,9 @@ class DistillationStep(StudentStep):
 
     @cached_property
     def teacher_time(self) -> Tensor:
-        """Flow time of the noise that the teacher removes, evenly drawn."""
+        """Flow time of the noise that the teacher removes, evenly drawn before any shift."""
         low, high = self.method.config.time_range
-        return like(low + (high - low) * self.random.named("teacher level").uniform(), self.fake)
+        return like(self.shifted(low + (high - low) * self.random.named("teacher level").uniform()), self.fake)
 
     @cached_property
     def teacher_sigma(self) -> Tensor:

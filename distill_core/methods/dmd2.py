@@ -209,7 +209,7 @@ class DMD2Step(StudentStep):
     def renoise_sigma(self) -> Tensor:
         low, high = self.method.config.time_range
         drawn = draw_evenly(self.random.named("renoise level"), self.method.teacher.process, low, high)
-        return upload(drawn, self.fake.device)
+        return upload(self.shifted(drawn), self.fake.device)
 
     @cached_property
     def renoise(self) -> Tensor:

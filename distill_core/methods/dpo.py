@@ -160,7 +160,7 @@ class DPOStep(StudentStep):
         if self.method.config.preference_levels == STUDENT:
             return super().drawn_levels(random)
         process = self.method.student.process
-        return draw_evenly(random, process, 0.0 if process.sigma_min else LOWEST, 1.0)
+        return self.shifted(draw_evenly(random, process, 0.0 if process.sigma_min else LOWEST, 1.0))
 
     @cached_property
     @torch.no_grad()

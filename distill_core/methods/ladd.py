@@ -192,10 +192,10 @@ class LADDStep(DistillationStep):
 
     @cached_property
     def renoise_time(self) -> Tensor:
-        """Flow time of the discriminator's noise, logit-normal(m, s)."""
+        """Flow time of the discriminator's noise, logit-normal(m, s); m + ln a where levels are shifted by a."""
         config = self.method.config
         drawn = logit_normal(self.random.named("renoise level"), config.renoise_mean, config.renoise_std)
-        return upload(drawn, self.fake.device)
+        return upload(self.shifted(drawn), self.fake.device)
 
     @cached_property
     def renoise(self) -> Tensor:

@@ -98,6 +98,13 @@ class TuneConfig(LADDConfig):
     known_terms = ("adversarial", "denoising", "reconstruction", "distillation", "consistency", "keep", "agreement")
     own_teacher: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reference_tokens:
+            raise ValueError(
+                "reference_tokens is for a new student; a turbo keeps its levels at every size: set it to 0"
+            )
+
     @property
     def tunes(self) -> bool:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -166,6 +167,10 @@ class Limits:
     patch: int = 1
     items: tuple[str, ...] = ()
     instead: str = ""
+
+    def tokens(self, height: int, width: int) -> int:
+        """How many the network makes of a latent of that size."""
+        return math.ceil(height / self.patch) * math.ceil(width / self.patch)
 
 
 class Backend(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from .explain import explain
 from .facts import SamplingFacts
 from .levels import MOST_TOKENS, preset_sigmas, steady_flux2_mu, tokens_of
 from .parts import Part, find_end_of_rule, find_part, nearest_part
-from .recipe import AUTO, choose_row, own_description, rival_loras, student_levels
+from .recipe import AUTO, choose_row, own_description, rival_loras, shift_of, student_levels
 from .table import Preset, presets_of
 
 CHECKS = (
@@ -111,7 +111,7 @@ def _compare(
     described, file = own_description(facts) if preset == AUTO and not rival_loras(facts) else ({}, "")
     if "sigmas" in described:
         try:
-            return _compare_with_file(case, parse_description(described)["sigmas"])
+            return _compare_with_file(case, parse_description(described))
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}; choose a preset, or train the LoRA again") from error
     if preset == AUTO:
@@ -140,8 +140,9 @@ def _takes(row: Preset, cfg: float) -> bool:
     return min(scales) - 1e-3 <= cfg <= max(scales) + 1e-3
 
 
-def _compare_with_file(case: Case, levels: list[float]) -> Case:
-    lists = [student_levels(levels, count) for count in range(len(levels), 0, -1)]
+def _compare_with_file(case: Case, description: dict[str, Any]) -> Case:
+    levels, shift = description["sigmas"], shift_of(description, 16, 16 * (case.tokens or 0))
+    lists = [student_levels(levels, count, shift) for count in range(len(levels), 0, -1)]
     parts = [(find_part(case.sigmas, trained, case.facts.table), trained) for trained in lists]
     found = [(part, trained) for part, trained in parts if part is not None]
     if found:  # a whole list, else the nearest, of equally near ones the longest

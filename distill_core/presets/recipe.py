@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
 from ..diffusion.process import TimestepProcess
 from ..diffusion.samplers import SAMPLERS
-from ..diffusion.schedules import DENOISE_MODES, check_sigmas, explicit_sigmas
+from ..diffusion.schedules import DENOISE_MODES, check_sigmas, explicit_sigmas, shift_sigmas, size_shift
 from ..lora_files import NAMESPACE, parse_description
 from ..models.families import take_the_same_loras
 from .explain import explain
@@ -48,15 +48,16 @@ def make_recipe(
     sigmas: Tensor | None = None,
     sampler: str | None = None,
     cfg: float | None = None,
-    width: int = DEFAULT_SIZE,
-    height: int = DEFAULT_SIZE,
+    width: int | None = None,
+    height: int | None = None,
     video: bool = False,
 ) -> Recipe:
     """The recipe for ``model``.
 
     preset: a key of the table or "auto" (the file's own metadata, else the family).  steps: None for the preset's own.
     denoise in (0, 1], mode: ``schedules.DENOISE_MODES``.  sigmas, sampler, cfg: override what the preset says.
-    video: whether the latents have more than one frame.
+    width, height: of the picture in pixels; where they are not said, a preset takes `DEFAULT_SIZE`, and a student its
+    reference.  video: whether the latents have more than one frame.
     Raises ValueError for a preset of another family, steps it was not made for, denoise out of range, sigmas that no
     sampler can walk or that this model cannot have, and choices that nothing decides.
     """
@@ -65,8 +66,8 @@ def make_recipe(
     base = _from_sigmas(model, preset, steps, sigmas, sampler, cfg) if sigmas is not None else None
     base = (
         base
-        or _from_metadata(model, preset, steps)
-        or _from_preset(model, preset, steps, sampler, width, height, video)
+        or _from_metadata(model, preset, steps, width, height)
+        or _from_preset(model, preset, steps, sampler, width or DEFAULT_SIZE, height or DEFAULT_SIZE, video)
     )
     check_range(base.sigmas, model.table)
     base = replace(base, explanation="\n".join([base.explanation, *unfit_loras(model)]))
@@ -115,14 +116,26 @@ def describe_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return {key.removeprefix(NAMESPACE): value for key, value in metadata.items() if key.startswith(NAMESPACE)}
 
 
-def student_levels(trained: list[float], steps: int | None = None) -> Tensor:
+def student_levels(trained: list[float], steps: int | None = None, shift: float = 1.0) -> Tensor:
     """The grid of a student trained at ``trained`` levels for ``steps`` of them: evenly chosen where that works out,
-    else the first ones. Raises ValueError for more steps than levels."""
+    else the first ones; shifted (`shift_of`). Raises ValueError for more steps than levels."""
     steps = len(trained) if steps is None else steps
     if not 1 <= steps <= len(trained):
         raise ValueError(f"this file was trained at {len(trained)} noise levels, so steps must be 1-{len(trained)}")
     even = len(trained) % steps == 0
-    return explicit_sigmas(trained[:: len(trained) // steps] if even else trained[:steps])
+    return shift_sigmas(
+        explicit_sigmas(trained[:: len(trained) // steps] if even else trained[:steps]), shift_alpha=shift
+    )
+
+
+def shift_of(description: Mapping[str, Any], width: int | None, height: int | None) -> float:
+    """The factor that shifts a student's levels for a picture of that many pixels; 1 where they are those of any size,
+    or the size is not known.
+
+    description: of its file, as `parse_description` gives it.
+    """
+    reference = description.get("reference_pixels")
+    return size_shift(width * height, reference) if reference and width and height else 1.0
 
 
 def own_description(model: ModelFacts) -> tuple[dict[str, str], str]:
@@ -173,7 +186,9 @@ def is_of_family(described: dict[str, str], family: str | None) -> bool:
     return family is None or take_the_same_loras(described.get("family", ""), family)
 
 
-def _from_metadata(model: ModelFacts, preset: str, steps: int | None) -> Recipe | None:
+def _from_metadata(
+    model: ModelFacts, preset: str, steps: int | None, width: int | None, height: int | None
+) -> Recipe | None:
     described, file = own_description(model) if preset == AUTO else ({}, "")
     if "sigmas" not in described:
         return None
@@ -181,13 +196,16 @@ def _from_metadata(model: ModelFacts, preset: str, steps: int | None) -> Recipe 
         stored = parse_description(described)
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}; choose a preset, or train the LoRA again") from error
-    sigmas = student_levels(stored["sigmas"], steps)
+    shift = shift_of(stored, width, height)
+    sigmas = student_levels(stored["sigmas"], steps, shift)
     levels = ", ".join(f"{level:.4g}" for level in sigmas.tolist())
     sampler, cfg = described.get("sampler", "renoise"), float(stored.get("cfg", 1.0))
     if sampler not in SAMPLERS:
         raise ValueError(f"{file} asks for the sampler {sampler!r}, which is not known; choose one, or a preset")
     text = f"{counted(len(sigmas) - 1)}: {levels}\nsampler {sampler}; cfg {cfg:g}"
     options = stored.get("sampler_options", {})
+    if shift != 1:
+        text += f"\nshifted by {shift:.4g} for {width} x {height} pixels, as it was trained"
     text += f"\nSource: {file} ({described.get('method', '?')})"
     return Recipe(sigmas, sampler, options, cfg, text, tuple(origin_warnings(model, described)))
 

@@ -51,7 +51,10 @@ def _changes(
         again = f" ({plan.with_gradient:.1f} forwards more a step)" if plan.forwards else ""
         yield f"gradient_checkpointing on{again}", {WORK: 0.25}  # SDXL and SD3.5 medium: 0.1 to 0.2 of what it was
     batch, accumulation = train.batch_size, train.accumulation
-    while batch // 2 >= SMALLEST_BATCH:
+    if train.tokens_per_batch:
+        change = f"tokens_per_batch {train.tokens_per_batch // 2} with accumulation {2 * accumulation}"
+        yield change, {WORK: 0.5}
+    while not train.tokens_per_batch and batch // 2 >= SMALLEST_BATCH:
         batch, accumulation, before = batch // 2, 2 * accumulation, batch
         yield f"batch_size {batch} with accumulation {accumulation}", {WORK: batch / before}
     if plan.card and not train.ema_in_ram:

@@ -88,10 +88,10 @@ class Run:
         self.uncond = dataset.uncond() if config.caption_dropout else None
         self.step = 0
         self.between_steps = True  # False while a step has updated some of the weights and not yet all
-        if config.batch_size % world:
-            raise ValueError(f"batch_size {config.batch_size} does not divide among {world} processes")
-        share = config.batch_size // world
-        self.rows = slice(rank * share, (rank + 1) * share)
+        self.batch_size, self.part = config.batches(method.student.backend.limits(), world), (rank, world)
+        whole = self.batch_size  # items of a batch, which are fewer where latents are large
+        sizes = {whole} if isinstance(whole, int) else {whole.of(*shape[1:]) for shape in self.dataset.shapes}
+        self.largest, self.smallest_share = max(sizes), min(sizes) // world
         self.is_main = rank == 0
 
     @property
@@ -135,9 +135,11 @@ class Run:
         """Micro-batch ``micro`` of the current step and the randomness of its items."""
         config = self.config
         number = self.step * config.accumulation + micro
-        batch = self.dataset.batch(number, config.batch_size, config.seed, self.rows)
-        first = number * config.batch_size
-        random = ItemNoise(config.seed, range(first + self.rows.start, first + self.rows.stop))
+        batch = self.dataset.batch(number, self.batch_size, config.seed, self.part)
+        # Items have numbers of their own, with gaps after batches that are smaller than the largest.
+        count = len(batch.latents)
+        first = number * self.largest + self.part[0] * count
+        random = ItemNoise(config.seed, range(first, first + count))
         if config.caption_dropout:
             dropped = random.named("caption").uniform() < config.caption_dropout
             batch = replace(batch, cond=without_captions(batch.cond, self.uncond, dropped))
@@ -165,8 +167,7 @@ def train(run: Run, listeners: Sequence[Listener] = ()) -> Generator[Event]:
     Raises ValueError before the first step for a dataset or setting that cannot work, FloatingPointError for a
     loss that is not finite, before it can touch the weights.
     """
-    micro = run.config.batch_size // (run.accelerator.num_processes if run.accelerator else 1)
-    run.method.check(run.batch(0)[0], micro)
+    run.method.check(run.batch(0)[0], run.smallest_share)
     if run.step == 0:  # who needs to know where it goes on has resumed it
         run.resume()
     saved = run.step

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..data.dataset import Batch, LatentDataset
+from ..data.epochs import BatchSize, items_in
 from ..methods.base import Distance
 from ..methods.components import Components
 from ..methods.players import Player
@@ -61,9 +62,9 @@ class Shapes:
     def uncond(self) -> Cond:
         return self.cond
 
-    def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, number: int, size: BatchSize, seed: int, part: tuple[int, int] = (0, 1)) -> Batch:
         """A batch of that size, of noise."""
-        count = len(range(size)[rows])
+        count = items_in(size, self.latent) // part[1]
         repeated = lambda value: value.expand(count, *value.shape[1:]).clone()  # noqa: E731
         cond, beside = self.cond.map(repeated), {name: repeated(value) for name, value in self.beside.items()}
         states = torch.randn(count, len(self.state_sigmas), *self.latent) if self.state_sigmas else None

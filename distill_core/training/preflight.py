@@ -51,7 +51,7 @@ def faults_of(run: Run) -> list[str]:
     """What this process finds; a failed check ends the search for what would follow from it."""
     batch, _ = run.batch(0)
     try:
-        run.method.check(batch, len(batch.latents))
+        run.method.check(batch, run.smallest_share)
     except ValueError as error:
         return [str(error)]
     with autocast(run):
@@ -82,7 +82,7 @@ def sample_of(run: Run) -> list[Batch]:
     """Some rows of several batches: other items, and where there are several sizes, most likely other sizes."""
     config, sample = run.config, []
     for number in range(SAMPLE_BATCHES):
-        batch = run.dataset.batch(number, config.batch_size, config.seed).to(run.device)
+        batch = run.dataset.batch(number, run.batch_size, config.seed).to(run.device)
         rows = batch.distinct[:SAMPLE_ROWS]
         sample.append(Batch(batch.latents[rows], batch.cond[rows]))
     return sample

@@ -21,7 +21,7 @@ from ..data.cache import check_pairs
 from ..data.dataset import LatentDataset
 from ..data.fits import check_fits, check_teacher
 from ..diffusion.process import NoiseProcess
-from ..diffusion.schedules import same_level
+from ..diffusion.schedules import same_level, shift_sigmas
 from ..digests import file_digest
 from ..files import alone_in
 from ..lora_files import save_lora
@@ -29,6 +29,7 @@ from ..methods.base import Distance
 from ..methods.components import Components, DiscriminatorConfig, VisionConfig
 from ..methods.config import OWN, MethodConfig
 from ..methods.registry import new_method
+from ..models.denoiser import Limits
 from ..models.guidance import guided
 from ..models.lora_stack import frozen_lora
 from ..models.offload import to_host
@@ -190,17 +191,25 @@ def assemble(
     return Run(built, dataset, train_config, folder, config.description(), accelerator)
 
 
-def pairs_notes(method: MethodConfig, dataset: LatentDataset, process: NoiseProcess) -> list[str]:
-    """What is to be said of a student some of whose levels have no pairs; nothing where all or none have."""
-    levels, stored = method.levels(process), dataset.state_sigmas
-    without = [level for level in levels if not any(same_level(s, level) for s in stored)]
-    if not method.weight("pairs") or not without or len(without) == len(levels):
-        return []
-    spell = lambda levels: ", ".join(f"{level:.4g}" for level in levels)  # noqa: E731
-    return [
-        f"the pairs term works at some of the student's levels only: {spell(without)} of {spell(levels)} have no pairs "
-        f"in {dataset.folder.name} (it keeps {spell(stored)})"
-    ]
+def pairs_notes(method: MethodConfig, dataset: LatentDataset, process: NoiseProcess, limits: Limits) -> list[str]:
+    """What is to be said of a student some of whose levels have no pairs; nothing where all or none have.
+
+    limits: of the network, where the levels depend on the size of the latents.
+    """
+    stored = dataset.state_sigmas
+    shifts = {method.shift(limits.tokens(*size)): size for _, *size in reversed(dataset.shapes)}
+    spell = lambda levels: ", ".join(f"{level:.6g}" for level in levels)  # noqa: E731
+    notes = []
+    for shift, (height, width) in reversed(shifts.items()):
+        levels = shift_sigmas(torch.tensor(method.levels(process)).double(), shift_alpha=shift).tolist()
+        without = [level for level in levels if not any(same_level(s, level) for s in stored)]
+        if method.weight("pairs") and without and len(without) < len(levels):
+            where = f" on latents of {width} x {height}" if len(shifts) > 1 else ""
+            notes.append(
+                f"the pairs term works at some of the student's levels only{where}: {spell(without)} of "
+                f"{spell(levels)} have no pairs in {dataset.folder.name} (it keeps {spell(stored)})"
+            )
+    return notes
 
 
 def longer(done: int, steps: int) -> str:
@@ -303,6 +312,12 @@ def told_guidance(run: Run) -> dict[str, float]:
     return {} if told is None else {"embedded_guidance": told.float().mean().item()}
 
 
+def reference_pixels(method: MethodConfig, limits: Limits) -> dict[str, int]:
+    """The pixels of a picture that the levels are meant for, where others have them shifted; nothing where none has."""
+    side = limits.patch * limits.pixels
+    return {"reference_pixels": method.reference_tokens * side**2} if method.reference_tokens else {}
+
+
 def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The averaged student's tensors (a LoRA, or the differences of all weights), and the description that
     `lora_files.save_lora` writes beside them."""
@@ -314,6 +329,7 @@ def student_of(run: Run, config: RunConfig) -> tuple[dict[str, Tensor], dict[str
         "sampler": config.student.sampler,
         "sampler_options": config.student.sampler_options,
         "cfg": config.student.cfg,
+        **reference_pixels(method, denoiser.base.limits()),
     }
     with run.ema_weights():
         state = denoiser.backend.export(denoiser.lora)

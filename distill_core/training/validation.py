@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Batch
+from ..data.epochs import items_in
 from ..diffusion.noise import ItemNoise
 from ..diffusion.schedules import same_level
 from ..methods.base import StudentMethod
@@ -62,10 +63,11 @@ class Validation:
 
     def _batches(self) -> Iterator[tuple[Batch, ItemNoise]]:
         """The items held out, in batches of one bucket, each with its own noise."""
-        held_out, size, number = self.run.held_out, self.run.rows.stop - self.run.rows.start, 0
+        held_out, number = self.run.held_out, 0
         if held_out is None:
             return
-        for bucket in held_out.buckets.values():
+        for key, bucket in held_out.buckets.items():
+            size = items_in(self.run.batch_size, key) // self.run.part[1]
             for start in range(0, len(bucket), size):
                 items = bucket[start : start + size]
                 random = ItemNoise(self.run.config.seed, range(number, number + len(items)), "validation")
@@ -76,7 +78,7 @@ class Validation:
         """Levels [B] and where the student starts there [B, C, H, W]."""
         process, latents = self.run.method.student.process, batch.latents
         noise = random.normal_like(latents)
-        for level in self.run.method.levels:
+        for level in self.run.method.levels_of(batch):
             sigma = latents.new_full((len(latents),), level)
             stored = [i for i, s in enumerate(batch.state_sigmas) if same_level(s, level)]
             if batch.states is not None and stored:

@@ -137,7 +137,8 @@ class Architecture:
         """What the network can take; latents have ``channels``."""
         positions = getattr(network, "pos_embed_max_size", None)
         side = positions and positions * self.patch_of(network)
-        return Limits(channels, _width_into(network, self.text), _width_into(network, self.pooled), side)
+        widths = _width_into(network, self.text), _width_into(network, self.pooled)
+        return Limits(channels, *widths, side, patch=self.patch_of(network))
 
     def patch_of(self, network: nn.Module) -> int:
         """Latent pixels a side of a token: what the network says, else what is usual."""

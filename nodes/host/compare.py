@@ -19,7 +19,7 @@ from ...distill_core.perceptual import ELatentLPIPS
 from ...distill_core.presets.recipe import Recipe
 from ...distill_core.presets.table import counted
 from .sampling import fitting_latent
-from .side_by_side import decode, sample_prompts, student_recipe, teacher_recipe
+from .side_by_side import decode, pixels_of, sample_prompts, student_recipe, teacher_recipe
 
 MOST_COLUMNS = 10
 WIDTH, CELL = 1280, (128, 320)  # of all pictures of a row, and of one of them, in pixels
@@ -111,8 +111,7 @@ def compare(
     prompts, empty = columns(prompts, latent, teacher)
     counts = dict.fromkeys([teacher_steps, *steps])
     plan = [("teacher", teacher, teacher_recipe(teacher, count, teacher_cfg)) for count in counts]
-    scale = student.get_model_object("latent_format").spacial_downscale_ratio
-    size = {"height": empty.shape[-2] * scale, "width": empty.shape[-1] * scale}
+    size = pixels_of(student, empty)
     plan += [("student", student, student_recipe(student, n, preset, **size)) for n in dict.fromkeys(steps)]
     _check(latent, teacher, student, vae, negative, [recipe for _, _, recipe in plan], perceptual)
     rows: list[Row] = []

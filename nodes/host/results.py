@@ -30,7 +30,7 @@ from .folders import lora_file, run_folder
 from .identity import LAYOUT, loras_below, weights_identity
 from .merge import merged_patches
 from .shown import Shown, items_file, of_items, of_prompts
-from .side_by_side import student_recipe, teacher_recipe
+from .side_by_side import pixels_of, student_recipe, teacher_recipe
 
 MOST_COLUMNS = 10
 WIDTH = 860  # of the curves, in pixels
@@ -229,5 +229,6 @@ def before_after(
         pictures = shown.row(guide, vae, teacher_recipe(guide, steps, cfg), seed)
         rows.append((f"{name}, {counted(steps)}\n{guided}", pictures))
     for steps in sorted({1, trained}):
-        rows.append((f"student, {counted(steps)}", shown.row(student, vae, student_recipe(student, steps), seed)))
+        recipe = student_recipe(student, steps, **pixels_of(model, shown.latent))
+        rows.append((f"student, {counted(steps)}", shown.row(student, vae, recipe, seed)))
     return rows

@@ -25,6 +25,12 @@ def empty_latent(model, prompts: int, shape: Sequence[int]) -> Tensor:
     return torch.zeros(prompts, channels, *frames, *size)
 
 
+def pixels_of(model, latent: Tensor) -> dict[str, int]:
+    """Width and height of the pictures of latents [..., H, W] of MODEL."""
+    scale = model.get_model_object("latent_format").spacial_downscale_ratio
+    return {"width": latent.shape[-1] * scale, "height": latent.shape[-2] * scale}
+
+
 def teacher_recipe(model, steps: int, cfg: float) -> Recipe:
     """Euler at the model's own evenly spaced levels."""
     return Recipe(grid_sigmas(training_process_of(model), steps), "euler", {}, cfg, "")

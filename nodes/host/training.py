@@ -206,7 +206,7 @@ def open_run(
 ) -> Run:
     """The run on the opened backend; resumes later, when its first step is asked for."""
     check_dataset_pairs(config.method, dataset, backend.process)
-    for sentence in pairs_notes(config.method, dataset, backend.process):
+    for sentence in pairs_notes(config.method, dataset, backend.process, backend.limits()):
         levels = len(config.method.levels(backend.process))
         request.say(f"{sentence}: for all of them make it with Teacher Latents and pairs_for_steps = {levels}")
     components = request.parts.components(backend, request.train, request.checkpointing)

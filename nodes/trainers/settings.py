@@ -122,6 +122,16 @@ def of_all_methods() -> list:
     ]
 
 
+def tokens() -> list:
+    """Widgets for batches of pictures of several sizes."""
+    return [setting_input(io.Int, TrainConfig, "tokens_per_batch", default=0, max=10**6, advanced=True)]
+
+
+def reference() -> list:
+    """Widgets for levels at several sizes."""
+    return [setting_input(io.Int, MethodConfig, "reference_tokens", default=0, max=10**6, advanced=True)]
+
+
 # A config and its widgets, each called as a field; new ones at the end, for the sake of saved workflows.
 SETTINGS = [
     (TrainConfig, train_settings),
@@ -132,6 +142,8 @@ SETTINGS = [
     (TrainConfig, speed),
     (TrainConfig, average),
     (MethodConfig, of_all_methods),
+    (TrainConfig, tokens),
+    (MethodConfig, reference),
 ]
 
 

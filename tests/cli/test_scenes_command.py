@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from distill_core.cli.main import main
@@ -26,6 +27,16 @@ def test_pictures_have_captions_and_a_seed(tmp_path):
     assert (
         len(words) == 5 and words.pop(3) == "on" and set(words) <= {word for group in GROUPS.values() for word in group}
     )
+
+
+def test_pictures_have_the_size_that_is_asked_for(tmp_path, capsys):
+    assert main(["scenes", "--out", str(tmp_path), "--count", "2", "--size", "96x64", "--edits"]) == 0
+    assert pixels(tmp_path / "after" / "00001.png").shape == (64, 96, 3)
+    assert pixels(tmp_path / "before_masks" / "00001.png").shape == (64, 96)
+    for wrong in ("96", "32x64", "96x4096", "ax64", "-96x64"):
+        with pytest.raises(SystemExit):
+            main(["scenes", "--out", str(tmp_path), f"--size={wrong}"])
+        assert "is no size: write WIDTHxHEIGHT, each from 64 to 1024" in capsys.readouterr().err
 
 
 def test_edits_change_one_word_and_their_masks_say_where(tmp_path):

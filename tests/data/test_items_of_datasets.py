@@ -41,7 +41,7 @@ def test_every_item_keeps_its_own(tmp_path):
     for latent, mask, image in zip(batch.latents, *(batch.cond.extra[name] for name in INPAINTING), strict=True):
         index = int(image.max())
         assert torch.equal(latent, latents[index]) and torch.equal(mask, conds[index].extra["inpaint_mask"][0])
-    rows = dataset.batch(0, 4, seed=1, rows=slice(2, 4))  # the part of one of two processes
+    rows = dataset.batch(0, 4, seed=1, part=(1, 2))  # the part of one of two processes
     assert torch.equal(rows.cond.extra["masked_image"], batch.cond.extra["masked_image"][2:])
 
 

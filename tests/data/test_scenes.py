@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from distill_core.data.scenes import COLOURS, DRAWS, GROUPS, SIZE, draw_rows, draw_words, render
 
+SUMS = (-202526.670, 46717.246)  # of 64 pictures and of their masks
 COUNTS = [len(group) for group in GROUPS.values()]
 WORDS = st.tuples(*(st.integers(0, count - 1) for count in COUNTS))
 
@@ -85,6 +86,33 @@ def test_words_are_drawn_from_the_combinations_that_are_allowed():
     assert {tuple(row) for row in words.tolist()} == {(0, 1, 2, 1), (2, 4, 3, 0)}
     everything = draw_words(7, range(3000))
     assert len({tuple(row) for row in everything.tolist()}) == torch.tensor(COUNTS).prod()
+
+
+def test_the_shipped_models_pictures_never_change():
+    """They, and all that was trained and judged on them, are of these very bits."""
+    picture, mask = render(draw_words(5, range(64)), draw_rows(5, range(64)))
+    assert picture.double().sum().item() == pytest.approx(SUMS[0], abs=0.05)
+    assert mask.double().sum().item() == pytest.approx(SUMS[1], abs=0.05)
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (200, 72)])
+def test_other_sizes_show_the_same_scene_and_more_of_its_ground(size):
+    words, rows = draw_words(5, range(12)), draw_rows(5, range(12))
+    (picture, mask), (wide, wide_mask) = render(words, rows), render(words, rows, size)
+    assert wide.shape == (12, 3, *reversed(size)) and wide.abs().max() <= 1
+    left, top = (size[0] - SIZE) // 2, (size[1] - SIZE) // 2
+    middle = [x[:, :, top : top + SIZE, left : left + SIZE] for x in (wide, wide_mask)]
+    torch.testing.assert_close(middle[1], mask, rtol=0, atol=1e-4)
+    assert wide_mask.sum().item() == pytest.approx(mask.sum().item(), abs=1e-2)
+    apart = (middle[0] - picture).abs().amax(1)  # a stone that begins outside may reach in at an edge
+    assert (apart[:, 12:-12, 12:-12] > 1e-3).float().mean() < 0.01
+    for side in (wide[..., :8], wide[..., -8:], wide[:, :, :8], wide[:, :, -8:]):
+        assert (side.std((2, 3)) > 0.03).any(1).all()  # there is ground everywhere
+
+
+def test_a_scene_that_its_object_does_not_fit_into_is_refused():
+    with pytest.raises(ValueError, match="sides of at least 64 pixels"):
+        render(draw_words(0, [0]), draw_rows(0, [0]), (96, 32))
 
 
 @pytest.mark.parametrize(

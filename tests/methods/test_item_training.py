@@ -134,7 +134,7 @@ def test_student_and_discriminator_see_the_items_of_their_row(make_method, datas
 
 def test_accumulated_and_shared_batches_have_the_gradient_of_one_large_batch(make_method, dataset):
     whole, randoms = dataset.batch(0, 4, 0), [ItemNoise(3, range(4)), *(ItemNoise(3, range(i, i + 2)) for i in (0, 2))]
-    halves = [dataset.batch(0, 4, 0, rows) for rows in (slice(0, 2), slice(2, 4))]
+    halves = [dataset.batch(0, 4, 0, part) for part in ((0, 2), (1, 2))]
     gradients = []
     for parts in ([(whole, randoms[0])], list(zip(halves, randoms[1:], strict=True))):
         method = make_method()

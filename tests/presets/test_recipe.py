@@ -115,3 +115,15 @@ def test_a_students_sampler_options_belong_to_its_own_sampler():
     facts = ModelFacts("sd3", FlowProcess(), metadata=said)
     assert make_recipe(facts).sampler_options == {"eta": 0.5}
     assert make_recipe(facts, sampler="euler").sampler_options == {}
+
+
+def test_a_student_that_says_its_size_has_levels_for_others():
+    told = {**STUDENT, "turbo_distill.reference_pixels": str(512 * 512)}
+    facts = ModelFacts("sd3", FlowProcess(), metadata=told)
+    assert make_recipe(facts, width=512, height=512).sigmas.tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert make_recipe(facts).sigmas.tolist() == [1, 0.75, 0.5, 0.25, 0]  # no size is said: the reference
+    larger = make_recipe(facts, width=2048, height=512)  # four times the pixels: shifted by 2
+    assert larger.sigmas.tolist() == pytest.approx([1, 6 / 7, 2 / 3, 0.4, 0])
+    assert "shifted by 2 for 2048 x 512 pixels" in larger.explanation
+    with pytest.raises(ValueError, match="reference_pixels are 0, not a size"):
+        make_recipe(ModelFacts("sd3", FlowProcess(), metadata={**told, "turbo_distill.reference_pixels": "0"}))

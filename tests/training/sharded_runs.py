@@ -40,9 +40,10 @@ METHODS = {
 class Drawn(Shapes):
     """Batches that depend on their number alone, of which a process gets its rows."""
 
-    def batch(self, number: int, size: int, seed: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, number: int, size: int, seed: int, part: tuple[int, int] = (0, 1)) -> Batch:
         latents = torch.randn(size, *self.latent, generator=torch.Generator().manual_seed(number))
-        return Batch(latents[rows], self.cond[[0] * len(latents[rows])])
+        latents = latents.chunk(part[1])[part[0]]
+        return Batch(latents, self.cond[[0] * len(latents)])
 
 
 def new_run(processes, family: str, method: str, folder: Path | None = None, checkpointing=False, **changes) -> Run:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from distill_core.cli.main import main
+from distill_core.cli.sample import levels_for, load_student
+from distill_core.data.dataset import LatentDataset
 from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulative_alphas
-from distill_core.diffusion.schedules import grid_sigmas
+from distill_core.diffusion.schedules import grid_sigmas, shift_sigmas
 from distill_core.lora_files import read_lora
 from distill_core.methods.registry import METHODS
 from distill_core.training.config import load_config
@@ -16,6 +18,7 @@ from distill_core.training.config import load_config
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.toml"))
 MINI = [path for path in FILES if path.stem.startswith("mini_")]
+STAGES = ("scenes_aspects_ladd", "scenes_aspects_dmd2")  # the second goes on from what the first makes
 TUNED_TEACHER = "mini_dpo_ladd"  # goes on from what mini_dpo makes
 STABLE_DIFFUSION = DiscreteProcess(cumulative_alphas(), "eps")
 PROCESSES = {
@@ -36,7 +39,7 @@ def named(paths: list[Path]) -> list:
 
 
 def test_every_method_has_a_mini_and_a_large_model():
-    assert {path.stem for path in FILES} == {*PROCESSES, *(f"mini_{name}" for name in METHODS), TUNED_TEACHER}
+    assert {p.stem for p in FILES} == {*PROCESSES, *(f"mini_{name}" for name in METHODS), TUNED_TEACHER, *STAGES}
 
 
 @pytest.mark.parametrize("path", named(FILES))
@@ -46,8 +49,9 @@ def test_the_file_opens_and_is_of_the_method_in_its_name(path):
     assert (config.model.path == "mini") == (path in MINI)
     text = path.read_text(encoding="utf-8")
     assert max(map(len, text.splitlines())) <= 120
-    assert all(f"{command} configs/{path.name}" in text for command in ("cache", "train", "sample"))
-    assert ("We have not run this file on the real weights" in text) == (path not in MINI)
+    commands = ("cache", "train", *(["sample"] if path.stem != STAGES[0] else []))
+    assert all(f"{command} configs/{path.name}" in text for command in commands)
+    assert ("We have not run this file on the real weights" in text) == (path not in MINI and path.stem not in STAGES)
 
 
 @pytest.mark.parametrize("name, process", PROCESSES.items())
@@ -67,9 +71,10 @@ def test_the_pairs_of_stable_diffusion_begin_at_its_highest_level():
 def shortened(text: str) -> str:
     """The same file with 32 latents and 2 training steps."""
     text, latents = re.subn(r"(?m)^count = \d+", "count = 32", text)
+    text = re.sub(r"(?m)^shard_size = \d+", "shard_size = 8", text)
     text = re.sub(r"(?m)^validation = \d+", "validation = 4", text)
     text, steps = re.subn(r"(?m)^(\[train\]\nsteps) = \d+", r"\1 = 2", text)
-    assert (latents, steps) == (1, 1)
+    assert (latents, steps) == (int("[cache]" in text), 1)
     return text
 
 
@@ -99,3 +104,21 @@ def test_the_chain_of_a_tuned_teacher(tmp_path, monkeypatch):
     files = ["--lora", "run/student.safetensors", "--add", "dpo/student.safetensors", "--out", "turbo.safetensors"]
     assert main(["merge", f"{TUNED_TEACHER}.toml", *files]) == 0
     assert main(["sample", f"{TUNED_TEACHER}.toml", "--lora", "turbo.safetensors", "--count", "1", "--out", "x"]) == 0
+
+
+def test_the_stages_of_three_aspects(tmp_path, monkeypatch):
+    """A teacher tuned on pictures of three shapes, a student of it for all of them, and its levels for two."""
+    monkeypatch.chdir(tmp_path)
+    for size in ("64x64", "96x64", "64x96"):
+        assert main(["scenes", "--out", f"pictures/{size}", "--count", "3", "--size", size]) == 0
+    trained(FOLDER / f"{STAGES[0]}.toml", tmp_path, "tuned", ["--images", "pictures"])
+    shapes = {(16, 8, 8), (16, 8, 12), (16, 12, 8)}
+    assert set(LatentDataset(tmp_path / f"data-{STAGES[0]}").shapes) == shapes
+    description = trained(FOLDER / f"{STAGES[1]}.toml", tmp_path, "run", [])
+    assert set(LatentDataset(tmp_path / f"data-{STAGES[1]}").shapes) == shapes
+    assert description["reference_pixels"] == 64 * 64 and description["sigmas"] == [1.0, 0.75, 0.5, 0.25]
+    config = load_config(f"{STAGES[1]}.toml")
+    source, _, said = load_student(config, tmp_path / "run" / "student.safetensors")
+    assert levels_for(source.backend, said, (16, 8, 8), 4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    wide = levels_for(source.backend, said, (16, 8, 12), 4)
+    torch.testing.assert_close(wide, shift_sigmas(torch.tensor([1, 0.75, 0.5, 0.25, 0]), shift_alpha=1.5**0.5))
