@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--items", type=int, default=64, help="pictures that are edited (default 64)")
-    parser.add_argument("--count", type=int, default=1024, help="edits of a seed's training (default 1024)")
+    parser.add_argument("--count", type=int, default=768, help="edits of a seed's training (default 768)")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--shown", type=int, default=0)
     args = parser.parse_args()
