@@ -67,7 +67,7 @@ class Test:
     def __init__(self, out: Path, count: int) -> None:
         folder = out / f"data-{TEST}"
         data: LatentDataset = dataset(folder, config_of(folder, TEST, count), TEST, count, edits=True)
-        self.items, self.uncond, self.count = data.read(data.largest), data.uncond(), count
+        self.items, self.uncond, self.count = data.read(data.largest[:count]), data.uncond(), count
         self.source = open_source(ModelConfig(path="scenes_editing"))
         before, after = draw_edits(TEST, range(count))
         self.group = (before != after).int().argmax(1)
@@ -168,11 +168,11 @@ def table(text: Sequence[float], image: Sequence[float], sweeps: dict[str, list[
     return "\n".join(lines)
 
 
-def grid(test: Test, edits: dict[str, Edit], text: Sequence[float], image: Sequence[float], item: int, path: Path):
-    """A column for each model and text strength, a row for each strength of the picture."""
+def grid(test: Test, edits: dict[str, Edit], text: Sequence[float], image: Sequence[float], path: Path) -> None:
+    """The last item: a column for each model and text strength, a row for each strength of the picture."""
     rows = []
     for value in image:
-        latents = [edit((of, value))[item] for edit in edits.values() for of in text]
+        latents = [edit((of, value))[-1] for edit in edits.values() for of in text]
         rows.append((f"image {value:g}", test.source.decode(torch.stack(latents))))
     sample_grid(rows, [f"{who}\ntext {of:g}" for who in edits for of in text], path)
 
@@ -208,8 +208,9 @@ def main() -> None:
     (args.out / "table.md").write_text(said + "\n", encoding="utf-8")
     print(said)
     if args.picture:
-        one = partial(test.student, student_file(args.out, args.seeds[0], args.count))
-        grid(test, {"teacher": teacher, "student": one}, text, image, args.shown, args.picture)
+        few = Test(args.out, args.shown + 1)
+        student = partial(few.student, student_file(args.out, args.seeds[0], args.count))
+        grid(few, {"teacher": few.teacher, TOLD: student}, text, image, args.picture)
 
 
 if __name__ == "__main__":

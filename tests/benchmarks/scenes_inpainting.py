@@ -39,9 +39,9 @@ CONFIG = "scenes_inpainting_ladd.toml"
 TEST = 1000  # seed of the pictures that are filled
 GUIDANCE, TEACHER_STEPS = 2.0, 25
 TERMS = {  # and steps of about equal processor seconds
-    "adversarial + distillation": ("{ adversarial = 1.0, distillation = 2.5 }", 350),
-    "adversarial": ("{ adversarial = 1.0 }", 460),
-    "distillation": ("{ distillation = 2.5 }", 460),
+    "adversarial + distillation": ("{ adversarial = 1.0, distillation = 2.5 }", 250),
+    "adversarial": ("{ adversarial = 1.0 }", 330),
+    "distillation": ("{ distillation = 2.5 }", 330),
 }
 
 
