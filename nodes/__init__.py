@@ -8,6 +8,7 @@ from . import (
     compare,
     datasets,
     doctor,
+    edits,
     mini,
     mix,
     perceptual,
@@ -33,7 +34,7 @@ from .trainers import tune as tune_trainer
 WEB_DIRECTORY = "./web"
 TRAINERS = (ladd_trainer, add_trainer, diffusion2gan_trainer, dmd2_trainer, tune_trainer, adapter_trainer, dpo_trainer)
 FILES = (
-    *(sampling, variety, strengths, doctor, prompts, datasets, pictures, mix),
+    *(sampling, variety, strengths, doctor, prompts, datasets, pictures, edits, mix),
     *(*TRAINERS, trainer_settings, results, compare, retention, perceptual, mini, scenes),
 )
 NODES: list[type[io.ComfyNode]] = [node for file in FILES for node in file.NODES]

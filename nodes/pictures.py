@@ -1,5 +1,5 @@
-"""Picture Folder: own pictures, with masks for inpainting models, as a dataset; the report of their sizes is on the
-node."""
+"""Picture Folder: own pictures as a dataset, with what inpainting and editing models take beside; the report of their
+sizes is on the node."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from .host.pictures import (
     make_picture_dataset,
     picture_folders,
     rejected_folders,
+    source_folders,
     state_of,
 )
 from .host.text import show_text
 from .masks import mask_config, mask_inputs
 
 PICTURES = Left(state_of)
+FOLDERS = {"rejected": "rejected_folder", "sources": "source_folder"}  # settings of the core, and their widgets
 OWN = ("size", "step", "ratio", "background", "caption", "dtype")  # widgets that are settings of the core
 
 
@@ -55,6 +57,19 @@ def guidance_input() -> io.Float.Input:
     )
 
 
+def source_input() -> io.Combo.Input:
+    """For models that edit pictures."""
+    return io.Combo.Input(
+        "source_folder",
+        options=source_folders(),
+        default=NO_FOLDER,
+        optional=True,
+        advanced=True,
+        tooltip="For models that edit: a folder inside ComfyUI's input folder with the pictures before they were "
+        "edited. Each has the name of its result in folder, and its size. none: for other models.",
+    )
+
+
 class PictureFolder(DatasetNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -62,13 +77,13 @@ class PictureFolder(DatasetNode):
             "PictureFolder",
             "Picture Folder",
             "Makes a dataset of your own pictures: captions from text files beside them, sizes in buckets, EXIF and "
-            "transparency minded, masks for inpainting models, and pairs for preference tuning. Shows what was "
-            "cropped, scaled up or left out.",
+            "transparency minded, masks for inpainting models, sources for models that edit, and pairs for preference "
+            "tuning. Shows what was cropped, scaled up or left out.",
             aliases=[
                 *("own images", "load images from folder", "image dataset", "captions", "buckets", "train lora"),
-                *("inpainting", "masks", "fill", "outpainting", "preference", "pairs", "rejected"),
+                *("inpainting", "masks", "fill", "outpainting", "preference", "pairs", "rejected", "edit"),
             ],
-            more=[*mask_inputs(), rejected_input(), guidance_input()],
+            more=[*mask_inputs(), rejected_input(), source_input(), guidance_input()],
             inputs=[
                 io.Model.Input("model", tooltip="The model to be trained; it defines how latents are scaled."),
                 io.Vae.Input("vae", tooltip="The model's own VAE, which encodes the pictures."),
@@ -98,9 +113,12 @@ class PictureFolder(DatasetNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder, mask_folder=(BESIDE,), rejected_folder=(NO_FOLDER,), **inputs) -> str:
-        """Changes with the dataset on disk, and with the pictures, captions, masks and rejected pictures."""
-        dataset, own = super().fingerprint_inputs(**inputs), [folder[0], mask_folder[0], rejected_folder[0]]
+    def fingerprint_inputs(
+        cls, folder, mask_folder=(BESIDE,), rejected_folder=(NO_FOLDER,), source_folder=(NO_FOLDER,), **inputs
+    ) -> str:
+        """Changes with the dataset on disk, and with the pictures, captions, masks, rejected pictures and sources."""
+        own = [name for (name, *_) in (folder, mask_folder, rejected_folder, source_folder)]
+        dataset = super().fingerprint_inputs(**inputs)
         seen = (PICTURES.fingerprint(name) for name in own if name not in (BESIDE, NO_FOLDER))
         return " ".join(map(str, [dataset, *seen]))
 
@@ -109,9 +127,10 @@ class PictureFolder(DatasetNode):
         given = first_of_each(inputs)
         own = {name: given.pop(name) for name in OWN if name in given}
         masks = mask_config(**{name: given.pop(name) for name in list(given) if name.startswith("mask")})
-        rejected = given.pop("rejected_folder", NO_FOLDER)
-        if rejected != NO_FOLDER:
-            own["rejected"] = str(folder_of(rejected, "rejected pictures"))
+        for setting, what in (("rejected", "rejected pictures"), ("sources", "pictures before they were edited")):
+            chosen = given.pop(FOLDERS[setting], NO_FOLDER)
+            if chosen != NO_FOLDER:
+                own[setting] = str(folder_of(chosen, what))
         said: list[str] = []
 
         def say(text: str) -> None:

@@ -1,12 +1,12 @@
-"""Load Scenes Model and Scenes Conditioning: the shipped model that reads words."""
+"""Load Scenes Model and Scenes Conditioning: the shipped models that read words."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..distill_core.models.scenes import GROUPS, GUIDANCE, caption, combinations
+from ..distill_core.models.scenes import GROUPS, GUIDANCE, MODELS, TEXT, caption, combinations
 from .common import CATEGORY
-from .host.mini import load_scenes_model, scenes_conditioning
+from .host.scenes import load_scenes_model, scenes_conditioning
 
 
 class LoadScenesModel(io.ComfyNode):
@@ -18,7 +18,17 @@ class LoadScenesModel(io.ComfyNode):
             category=CATEGORY,
             description="The shipped many-step model of coloured objects on textured grounds (SD3-type, 4.5 M "
             f"parameters, 64 x 64 pixels), which reads words. Sample it with about 25 steps at cfg {GUIDANCE:g}.",
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "kind",
+                    options=list(MODELS),
+                    default=TEXT,
+                    optional=True,
+                    tooltip="text draws what the words say. inpainting fills what a mask hides, with "
+                    "InpaintModelConditioning. editing changes a picture, with InstructPixToPixConditioning; its words "
+                    "are those of the whole edited picture.",
+                )
+            ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The many-step model, a teacher."),
                 io.Vae.Output(display_name="vae", tooltip="Autoencoder for its latents (16 channels, 8 x 8)."),
@@ -27,8 +37,8 @@ class LoadScenesModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*load_scenes_model())
+    def execute(cls, kind=TEXT) -> io.NodeOutput:
+        return io.NodeOutput(*load_scenes_model(kind))
 
 
 class ScenesConditioning(io.ComfyNode):

@@ -64,8 +64,9 @@ def spell(said: dict[str, Any], size: BatchSize | None = None, each: int = 1, pi
         if row["upscaled"]:
             parts.append(f"{row['upscaled']} scaled up")
         lines.append(", ".join(parts))
-    if pairs := sum("rejected" in file for file in said["files"].values()):
-        lines.append(f"each with a rejected one: {_count(range(pairs), 'pair')}")
+    for beside, what in (("source", "its source"), ("rejected", "a rejected one")):
+        if pairs := sum(beside in file for file in said["files"].values()):
+            lines.append(f"each with {what}: {_count(range(pairs), 'pair')}")
     bare = [name for name, file in said["files"].items() if not file["caption"]]
     if bare:
         lines.append(f"without a caption: {len(bare)} ({', '.join(bare[:5])}{', ...' if len(bare) > 5 else ''})")

@@ -42,7 +42,7 @@ def check_fits(dataset: LatentDataset, limits: Limits, needs: Mapping[str, str] 
                 f"{where} has latents of {width} x {height}, and this model knows no position beyond {limits.side}: "
                 f"use pictures with sides of at most {8 * limits.side} pixels"
             )
-        if lacking := missing(limits.items, one.cond.extra):
+        if limits.instead not in one.cond.extra and (lacking := missing(limits.items, one.cond.extra)):
             raise ValueError(
                 f"{where} has no {lacking}, and this model takes {' and '.join(limits.items)} of every picture beside "
                 "its latent; make it with them (masks: [masks] source; pictures to edit: [pictures] sources), or train "

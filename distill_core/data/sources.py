@@ -17,15 +17,13 @@ def with_sources(pictures: Sequence[Picture], folder: str | Path) -> tuple[list[
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(
-            f"[pictures] sources: {root} is not a folder; give that of the pictures before they are edited"
-        )
+        raise ValueError(f"sources: {root} is not a folder; give that of the pictures before they are edited")
 
     def source(picture: Picture) -> Picture | str:
         path = root / picture.name
         return _fault(path, picture) or picture._replace(source=path, source_digest=file_digest(path))
 
-    return with_partners(pictures, source, f"no picture has a source in [pictures] sources ({root})")
+    return with_partners(pictures, source, f"no picture has a source in {root}")
 
 
 def _fault(path: Path, picture: Picture) -> str:

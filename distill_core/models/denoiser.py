@@ -154,7 +154,8 @@ class Limits:
     channels: of latents.  context, pooled: widths of text tokens and pooled text.  side: the largest side of a latent.
     pixels: of a picture that one position of a latent stands for, along a side.  patch: positions along a side that
     the network takes as one; sides of a latent are multiples of it.
-    items: names of the per-item tensors that it takes beside the latent (`items.ITEM_TENSORS`).
+    items: names of the per-item tensors that it takes beside the latent (`items.ITEM_TENSORS`).  instead: of a tensor
+    in a conditioning that brings them by another name, where the host's own nodes made it.
     None where it is not known or takes anything, 0 where it takes none.
     """
 
@@ -165,6 +166,7 @@ class Limits:
     pixels: int = 8
     patch: int = 1
     items: tuple[str, ...] = ()
+    instead: str = ""
 
     def tokens(self, height: int, width: int) -> int:
         """How many the network makes of a latent of that size."""

@@ -169,6 +169,7 @@ ARCHITECTURES = {
         ("joint_blocks",),
         two_streams=(1, 1),
         block_options={"use_checkpoint": False},
+        modulation="t_embedder",
         text="context_embedder",
         pooled="y_embedder.mlp.0",
     ),

@@ -32,6 +32,7 @@ from ...distill_core.models.lora import Lora, LoraSwitch, is_linear
 from ...distill_core.models.lora_start import Parts
 from ...distill_core.models.offload import FILE, NONE, Offload
 from ...distill_core.models.precision import halves_to_bfloat16
+from ...distill_core.models.strengths import StrengthEmbedding, StrengthsConfig
 from ...distill_core.training.loop_config import TrainConfig
 from .architectures import Architecture, architecture_of
 from .attention import training_attention
@@ -39,6 +40,7 @@ from .carried import check_teachable
 from .conditioning import check_places, cond_of, host_conds
 from .copies import can_share, forget, lie_with, own_copy, shared_copy, shared_weights, trainable_model
 from .identity import LAYOUT, loras_below, weights_identity
+from .items import IMAGE_VALUE, items_of
 from .lora_keys import export_differences, export_lora, read_parts
 from .model import family_of, prediction_of, shift_alpha_of, training_process_of
 from .quantized import in_full, with_gradient
@@ -174,6 +176,14 @@ class ComfyBackend:
         """A fresh LoRA (output 0) on this backbone."""
         return Lora(self.network, targets or self.lora_targets(), rank, self.switch)
 
+    def new_strengths(self, config: StrengthsConfig) -> StrengthEmbedding:
+        """A fresh embedding of strengths (output 0) in what modulates the blocks. Raises ValueError for a network that
+        edits no picture."""
+        if not self.architecture.modulation:
+            raise ValueError("strengths are of models that edit a picture, and this one takes none: set told off")
+        place = self.network.get_submodule(self.architecture.modulation)
+        return StrengthEmbedding(place, [m for m in place.modules() if is_linear(m)][-1].out_features, config)
+
     def lora_parts(self, state: dict[str, Tensor]) -> tuple[Parts, list[str]]:
         """A LoRA file by the layers of this network, by the host's own reader (`lora_keys.read_parts`)."""
         return read_parts(state, self.model)
@@ -307,7 +317,7 @@ class ComfyBackend:
     def limits(self) -> Limits:
         """What the network can take."""
         limits = self.architecture.limits(self.network, self.channels)
-        return replace(limits, pixels=self.spacial_scale)
+        return replace(limits, pixels=self.spacial_scale, items=items_of(self.model), instead=IMAGE_VALUE)
 
     def description(self) -> dict[str, Any]:
         """What a LoRA's metadata says of its base: prediction, shift factor, family, the digest of the weights as they

@@ -15,16 +15,19 @@ from ...distill_core.data.dataset import LatentDataset
 from ...distill_core.models.denoiser import Cond
 from ...distill_core.models.items import (
     EXTRA,
+    IMAGE_STRENGTH,
     ITEM_TENSORS,
     MASK,
     MASKED_IMAGE,
     PIXEL_MASK,
     PIXELS,
     SOURCE_IMAGE,
+    TEXT_STRENGTH,
     conditions,
     missing,
 )
 
+STRENGTHS = (TEXT_STRENGTH, IMAGE_STRENGTH)
 IMAGE_VALUE, MASK_VALUE = "concat_latent_image", "concat_mask"  # in a CONDITIONING, as the host's nodes write them
 
 
@@ -49,10 +52,13 @@ def _flux_items(model) -> tuple[str, ...]:
 
 
 def host_values(model, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The per-item tensors [1, ...] of a conditioning as values of a CONDITIONING. Raises as `check_takes`."""
+    """The per-item tensors [1, ...] of a conditioning as values of a CONDITIONING, without the strengths, which no
+    network of the host is told. Raises as `check_takes`."""
     own, values = conditions(extra), {}
     check_takes(model, own)
     for name, value in own.items():
+        if name in STRENGTHS:
+            continue
         if name in (MASKED_IMAGE, SOURCE_IMAGE):
             values[IMAGE_VALUE] = model.process_latent_out(value)
         elif name == MASK:
@@ -63,8 +69,13 @@ def host_values(model, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_takes(model, names: Mapping[str, object] | list[str]) -> None:
-    """Raises ValueError for per-item tensors that a model of the host has no input for."""
-    if foreign := [name for name in names if name not in items_of(model)]:
+    """Raises ValueError for per-item tensors that a model of the host has no input for.
+
+    Strengths, at which a teacher is guided, go with a model that edits.
+    """
+    taken = items_of(model)
+    known = (*taken, *STRENGTHS) if SOURCE_IMAGE in taken else taken
+    if foreign := [name for name in names if name not in known]:
         what = " and ".join(f"{name} ({ITEM_TENSORS[name.partition('#')[0]].what})" for name in foreign)
         raise ValueError(
             f"the items of this dataset have {what}, and this model has no input for it in the graph: choose the "
@@ -72,17 +83,26 @@ def check_takes(model, names: Mapping[str, object] | list[str]) -> None:
         )
 
 
-def check_makes(model, masked: bool) -> tuple[str, ...]:
-    """The per-item tensors that pictures with or without masks are to have for a model of the host.
+def check_makes(model, masked: bool, sourced: bool) -> tuple[str, ...]:
+    """The per-item tensors that pictures with or without masks, or sources, are to have for a model of the host.
 
-    Raises ValueError for masks that the model takes none of, for none where it does, and for a model that edits.
+    Raises ValueError for masks or sources that the model takes none of, and for none where it does.
     """
     taken = items_of(model)
-    if SOURCE_IMAGE in taken:
+    if sourced and SOURCE_IMAGE not in taken:
         raise ValueError(
-            "this model edits pictures, so an item is a picture before and after; a folder of pictures does not say "
-            "that. Choose another model"
+            "sources are for models that edit pictures, and this one has no input for them: set source_folder to none, "
+            "or load a model that edits"
         )
+    if SOURCE_IMAGE in taken:
+        if not sourced:
+            raise ValueError(
+                "this model edits pictures, so an item is a picture before and after: choose the folder of the "
+                "pictures before in source_folder"
+            )
+        if masked:
+            raise ValueError("this model edits pictures and takes no masks: set masks to none")
+        return taken
     if masked and not taken:
         raise ValueError(
             "masks are for inpainting models, and this one has no input for them: set masks to none, or load an "
@@ -100,8 +120,8 @@ def check_told(model, conds: Sequence[Cond]) -> None:
     if (taken := items_of(model)) and any(IMAGE_VALUE not in cond.extra for cond in conds):
         raise ValueError(
             f"this model takes {' and '.join(taken)} of every picture, and these conditionings are text alone: use "
-            "Picture Folder with masks, or connect the outputs of InpaintModelConditioning (of "
-            "InstructPixToPixConditioning for a model that edits)"
+            "Picture Folder with masks (with source_folder for a model that edits), or connect the outputs of "
+            "InpaintModelConditioning (of InstructPixToPixConditioning)"
         )
 
 
@@ -116,7 +136,7 @@ def check_dataset_items(model, dataset: LatentDataset) -> None:
         brought = {name.removeprefix(EXTRA) for file in member.files for name in file.keys()}
         lacking = "" if IMAGE_VALUE in brought else missing(taken, dict.fromkeys(brought))
         if lacking:
-            how = "masks of Picture Folder" if SOURCE_IMAGE not in taken else "the command line, or a conditioning"
+            how = f"{'source_folder' if SOURCE_IMAGE in taken else 'masks'} of Picture Folder"
             raise ValueError(
                 f"the dataset {member.folder.name} has no {lacking}, and this model takes {' and '.join(taken)} of "
                 f"every picture beside its latent; make it with {how}, or train a model without such an input"

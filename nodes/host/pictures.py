@@ -19,6 +19,7 @@ from ...distill_core.data.pictures import Picture, PictureConfig, caption_file, 
 from ...distill_core.data.preference import with_rejected
 from ...distill_core.data.random_masks import KINDS
 from ...distill_core.data.real import cache_pictures
+from ...distill_core.data.sources import with_sources
 from ...distill_core.digests import weights_digest
 from ...distill_core.models.denoiser import cat_conds
 from ...distill_core.models.mini import ASSETS
@@ -29,10 +30,13 @@ from .parts import autoencoder_of
 
 EXAMPLES, REJECTED_EXAMPLES = "example pictures (shipped)", "rejected examples (shipped)"
 PREFERRED_EXAMPLES = "preferred examples (shipped)"
+EDITED_EXAMPLES, SOURCE_EXAMPLES = "edited scenes (shipped)", "scenes before they were edited (shipped)"
 SHIPPED = {  # of the mini model's classes, in three shapes: inverted; lit from the left, and from the right
     EXAMPLES: ASSETS.parent / "pictures",
     PREFERRED_EXAMPLES: ASSETS.parent / "preferred",
     REJECTED_EXAMPLES: ASSETS.parent / "rejected",
+    EDITED_EXAMPLES: ASSETS.parent / "edited",  # `scenes --edits --count 12 --seed 142`: after
+    SOURCE_EXAMPLES: ASSETS.parent / "sources",  # before
 }
 BESIDE, NO_FOLDER = "beside the pictures", "none"
 MASK_WIDGETS = {
@@ -47,7 +51,7 @@ MASK_WIDGETS = {
 
 def picture_folders() -> list[str]:
     """What the node offers: the shipped examples, and the folders in the host's input folder."""
-    return [EXAMPLES, PREFERRED_EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
+    return [EXAMPLES, PREFERRED_EXAMPLES, EDITED_EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
 
 
 def mask_folders() -> list[str]:
@@ -58,6 +62,11 @@ def mask_folders() -> list[str]:
 def rejected_folders() -> list[str]:
     """Where the rejected pictures of pairs may be: nowhere, the shipped examples, or in the host's input folder."""
     return [NO_FOLDER, REJECTED_EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
+
+
+def source_folders() -> list[str]:
+    """Where the pictures before they were edited may be: nowhere, the shipped ones, or in the host's input folder."""
+    return [NO_FOLDER, SOURCE_EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
 
 
 def folder_of(name: str, what: str = "pictures") -> Path:
@@ -120,10 +129,13 @@ def make_picture_dataset(
             "pairs of a preferred and a rejected picture have no masks, so they are for models that take none: set "
             "masks or rejected_folder to none"
         )
-    takes = check_makes(model.model, masks.source != NONE)
+    takes = check_makes(model.model, masks.source != NONE, bool(config.sources))
     pictures, left_out = survey(folder_of(folder), config)
     if masks.source in (FILES, ALPHA):
         pictures, without = with_own_masks(pictures, masks, config)
+        left_out |= without
+    if config.sources:
+        pictures, without = with_sources(pictures, config.sources)
         left_out |= without
     if config.rejected:
         pictures, without = with_rejected(pictures, config)

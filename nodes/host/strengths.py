@@ -51,8 +51,14 @@ def with_strengths(model, text: float, image: float) -> tuple[object, str]:
 
 
 def told_lora(model) -> TurboLora:
-    """The LoRA on MODEL whose file says that its student is told strengths. Raises ValueError for none or several."""
-    found = [lora for lora in turbo_loras(model) if lora.layers and "strengths" in describe_metadata(lora.metadata)]
+    """The LoRA on MODEL whose file says that its student is told strengths. Raises ValueError for none or several.
+
+    Copies of one file are one.
+    """
+    told = [lora for lora in turbo_loras(model) if lora.layers and "strengths" in describe_metadata(lora.metadata)]
+    found = [
+        lora for i, lora in enumerate(told) if all(lora.metadata != other.metadata for other in told[:i])
+    ]  # copies
     if not found:
         raise ValueError(
             "no LoRA on this model is of a student that is told strengths: load one that was trained with [strengths] "

@@ -11,6 +11,9 @@ WIDGETS = {
     "student.sampler": "sampler (or preset)",
     "student.sampler_options": "sampler (or preset)",
     "student.cfg": "preset (or cfg)",
+    "student.strengths.told": "strengths_told",
+    "student.strengths.text": "usual_text_strength",
+    "student.strengths.image": "usual_image_strength",
     "student.lora.alpha": "alpha (Training Settings)",
     "student.lora.dropout": "dropout (Training Settings)",
     "start_from": "start_from (Training Settings)",
@@ -42,6 +45,11 @@ def in_widgets(text: str) -> str:
         " per process (gradient accumulation does not help)": " (accumulation does not help)",
         "LoRA targets: ": "lora_targets: ",
         "[vision] size": "vision_size",
+        "[strengths] told:": "strengths_told:",
+        "[strengths] text is": "usual_text_strength is",
+        "[strengths] image is": "usual_image_strength is",
+        "make the items with ranges in [cache] text_strength and image_strength, or set told = false": "make the items "
+        "with Teacher Edits, from a low to a high strength, or switch it off",
     }
     for core, words in replaced.items():
         text = text.replace(core, words)

@@ -20,6 +20,7 @@ from ...distill_core.methods.defaults import (
     preset_levels,
     starting_values,
 )
+from ...distill_core.models.strengths import StrengthsConfig
 from ...distill_core.presets.recipe import AUTO
 from ...distill_core.training.loop_config import TrainConfig
 from ...distill_core.training.run_folder import RunFolder
@@ -45,6 +46,7 @@ ABSENT = {
     "progress": logging.info,
     "notes": (),
     "teacher_cfg": 0.0,
+    "strengths_told": False,
     "teacher_model": None,
 }
 # Words under which people look for what a trainer makes, and for turbo models in general.
@@ -157,6 +159,9 @@ class Trainer(io.ComfyNode):
         start = starting_values(family_of(widgets.model))
         levels, student, said = cls.sampling(widgets, start)
         student = with_lora(student, widgets)
+        if widgets.strengths_told:
+            told = StrengthsConfig(True, widgets.usual_text_strength, widgets.usual_image_strength)
+            student = replace(student, strengths=told)
         say = widgets.say or logging.info
         say(said)
         train = TrainConfig(

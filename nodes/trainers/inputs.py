@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ...distill_core.diffusion.samplers import SAMPLERS
 from ...distill_core.methods.config import MethodConfig
 from ...distill_core.methods.defaults import MOST_STEPS, NO_PRESET
+from ...distill_core.models.strengths import StrengthsConfig
 from ...distill_core.presets.recipe import AUTO
 from ...distill_core.presets.table import presets
 from ...distill_core.settings import help_of
@@ -115,6 +116,34 @@ def teacher_cfg_input(term: str = "the distillation term") -> io.Float.Input:
         tooltip=f"The teacher's guidance in {term}. 0: that of the dataset, which is cfg of Teacher Latents, or 1 for "
         "real images.",
     )
+
+
+def strengths_inputs() -> list:
+    """Of a student that edits pictures: whether it is told the strengths of its items."""
+    return [
+        io.Boolean.Input(
+            "strengths_told",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="For models that edit, on a dataset of Teacher Edits: the student is told the text and image "
+            "strength of each item, so that Editing Strengths turns both when it samples.",
+        ),
+        *(
+            io.Float.Input(
+                f"usual_{name}_strength",
+                default=usual,
+                min=0.0,
+                max=100.0,
+                step=0.1,
+                optional=True,
+                advanced=True,
+                tooltip=f"With strengths_told: the {name} strength that the student has without Editing Strengths, and "
+                "in other programs. Inside of the range of the dataset.",
+            )
+            for name, usual in (("text", StrengthsConfig.text), ("image", StrengthsConfig.image))
+        ),
+    ]
 
 
 def teacher_input() -> io.Model.Input:

@@ -8,7 +8,7 @@ from ...distill_core.methods.defaults import probabilities_for
 from ...distill_core.methods.ladd import LADDConfig
 from ..common import setting_input
 from .base import Trainer
-from .inputs import loss_input, r1_input, task_inputs, teacher_cfg_input, teacher_input, weight_input
+from .inputs import loss_input, r1_input, strengths_inputs, task_inputs, teacher_cfg_input, teacher_input, weight_input
 
 
 def method_inputs() -> list:
@@ -83,7 +83,7 @@ class LADDTrainer(Trainer):
             aliases=["latent adversarial"],
             task=task_inputs("Made by Teacher Latents (best), or by Latents Dataset.", 4),
             method=method_inputs(),
-            more=[*distillation_inputs(), teacher_input()],
+            more=[*distillation_inputs(), teacher_input(), *strengths_inputs()],
         )
 
     @classmethod

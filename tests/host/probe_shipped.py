@@ -18,7 +18,7 @@ import comfy.sd
 import comfy.utils
 import torch
 from pack.distill_core.models.mini import ASSETS
-from pack.nodes.host.mini import load_scenes_model
+from pack.nodes.host.scenes import load_scenes_model
 from safetensors.torch import load_file, save_file
 
 logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))  # keys of the LoRA that are left over
