@@ -18,6 +18,7 @@ from distill_core.training.config import load_config
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.toml"))
 MINI = [path for path in FILES if path.stem.startswith("mini_")]
+EDITORS = ("scenes_inpainting_ladd", "scenes_editing_ladd")  # of pictures that the command scenes draws
 STAGES = ("scenes_aspects_ladd", "scenes_aspects_dmd2")  # the second goes on from what the first makes
 TUNED_TEACHER = "mini_dpo_ladd"  # goes on from what mini_dpo makes
 STABLE_DIFFUSION = DiscreteProcess(cumulative_alphas(), "eps")
@@ -39,7 +40,13 @@ def named(paths: list[Path]) -> list:
 
 
 def test_every_method_has_a_mini_and_a_large_model():
-    assert {p.stem for p in FILES} == {*PROCESSES, *(f"mini_{name}" for name in METHODS), TUNED_TEACHER, *STAGES}
+    assert {p.stem for p in FILES} == {
+        *PROCESSES,
+        *(f"mini_{name}" for name in METHODS),
+        TUNED_TEACHER,
+        *STAGES,
+        *EDITORS,
+    }
 
 
 @pytest.mark.parametrize("path", named(FILES))
@@ -51,7 +58,9 @@ def test_the_file_opens_and_is_of_the_method_in_its_name(path):
     assert max(map(len, text.splitlines())) <= 120
     commands = ("cache", "train", *(["sample"] if path.stem != STAGES[0] else []))
     assert all(f"{command} configs/{path.name}" in text for command in commands)
-    assert ("We have not run this file on the real weights" in text) == (path not in MINI and path.stem not in STAGES)
+    assert ("We have not run this file on the real weights" in text) == (
+        path not in MINI and path.stem not in (*STAGES, *EDITORS)
+    )
 
 
 @pytest.mark.parametrize("name, process", PROCESSES.items())
@@ -122,3 +131,27 @@ def test_the_stages_of_three_aspects(tmp_path, monkeypatch):
     assert levels_for(source.backend, said, (16, 8, 8), 4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
     wide = levels_for(source.backend, said, (16, 8, 12), 4)
     torch.testing.assert_close(wide, shift_sigmas(torch.tensor([1, 0.75, 0.5, 0.25, 0]), shift_alpha=1.5**0.5))
+
+
+def test_a_model_that_fills_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["scenes", "--out", "pictures", "--count", "3"]) == 0
+    description = trained(FOLDER / f"{EDITORS[0]}.toml", tmp_path, "run", ["--images", "pictures"])
+    assert description["sigmas"] == [1.0]
+    command = ["sample", f"{EDITORS[0]}.toml", "--data", f"data-{EDITORS[0]}", "--lora", "run/student.safetensors"]
+    assert main([*command, "--count", "2", "--out", "images"]) == 0
+
+
+def test_a_model_that_edits_pictures_at_strengths(tmp_path, monkeypatch):
+    """Pairs of pictures, the teacher's own edits of them at strengths, and a student that is told these."""
+    monkeypatch.chdir(tmp_path)
+    name = EDITORS[1]
+    assert main(["scenes", "--edits", "--out", "pictures", "--count", "3"]) == 0
+    Path("c.toml").write_text(shortened((FOLDER / f"{name}.toml").read_text(encoding="utf-8")), encoding="utf-8")
+    assert main(["cache", "c.toml", "--images", "pictures/after", "--out", "pairs"]) == 0
+    assert main(["cache", "c.toml", "--data", "pairs", "--out", "edits"]) == 0
+    assert main(["train", "c.toml", "--data", "edits", "--out", "run"]) == 0
+    low, usual, high = read_lora("run/student.safetensors")[1]["strengths"]["text_strength"]
+    assert 1 <= low < usual == 2 < high <= 5
+    command = ["sample", "c.toml", "--data", "pairs", "--lora", "run/student.safetensors", "--out", "images"]
+    assert main([*command, "--count", "2", "--text-strength", "2.5"]) == 0
