@@ -17,7 +17,9 @@ def with_sources(pictures: Sequence[Picture], folder: str | Path) -> tuple[list[
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"sources: {root} is not a folder; give that of the pictures before they are edited")
+        raise ValueError(
+            f"[pictures] sources: {root} is not a folder; give that of the pictures before they are edited"
+        )
 
     def source(picture: Picture) -> Picture | str:
         path = root / picture.name
