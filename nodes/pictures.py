@@ -12,11 +12,12 @@ from .fingerprints import Left
 from .host.pictures import (
     BESIDE,
     NO_FOLDER,
+    REJECTED_EXAMPLES,
+    SOURCE_EXAMPLES,
     folder_of,
     make_picture_dataset,
+    partner_folders,
     picture_folders,
-    rejected_folders,
-    source_folders,
     state_of,
 )
 from .host.text import show_text
@@ -27,18 +28,28 @@ FOLDERS = {"rejected": "rejected_folder", "sources": "source_folder"}  # setting
 OWN = ("size", "step", "ratio", "background", "caption", "dtype")  # widgets that are settings of the core
 
 
-def rejected_input() -> io.Combo.Input:
-    """For pairs, of which one picture was preferred."""
-    return io.Combo.Input(
-        "rejected_folder",
-        options=rejected_folders(),
-        default=NO_FOLDER,
-        optional=True,
-        advanced=True,
-        tooltip="For DPO Trainer: a folder inside ComfyUI's input folder with the pictures that were found worse. Each "
-        "has the name of the picture in folder that was preferred to it (its suffix may differ), and its size. none: "
-        "pictures alone, for other trainers.",
-    )
+def partner_inputs() -> list[io.Combo.Input]:
+    """The folders with a second picture for each: the one that was found worse, or what was edited."""
+
+    def folder(name: str, examples: str, tooltip: str) -> io.Combo.Input:
+        options = partner_folders(examples)
+        return io.Combo.Input(name, options=options, default=NO_FOLDER, optional=True, advanced=True, tooltip=tooltip)
+
+    return [
+        folder(
+            "rejected_folder",
+            REJECTED_EXAMPLES,
+            "For DPO Trainer: a folder inside ComfyUI's input folder with the pictures that were found worse. Each "
+            "has the name of the picture in folder that was preferred to it (its suffix may differ), and its size. "
+            "none: pictures alone, for other trainers.",
+        ),
+        folder(
+            "source_folder",
+            SOURCE_EXAMPLES,
+            "For models that edit: a folder inside ComfyUI's input folder with the pictures before they were edited. "
+            "Each has the name of its result in folder, and its size. none: for other models.",
+        ),
+    ]
 
 
 def guidance_input() -> io.Float.Input:
@@ -57,19 +68,6 @@ def guidance_input() -> io.Float.Input:
     )
 
 
-def source_input() -> io.Combo.Input:
-    """For models that edit pictures."""
-    return io.Combo.Input(
-        "source_folder",
-        options=source_folders(),
-        default=NO_FOLDER,
-        optional=True,
-        advanced=True,
-        tooltip="For models that edit: a folder inside ComfyUI's input folder with the pictures before they were "
-        "edited. Each has the name of its result in folder, and its size. none: for other models.",
-    )
-
-
 class PictureFolder(DatasetNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -83,7 +81,7 @@ class PictureFolder(DatasetNode):
                 *("own images", "load images from folder", "image dataset", "captions", "buckets", "train lora"),
                 *("inpainting", "masks", "fill", "outpainting", "preference", "pairs", "rejected", "edit"),
             ],
-            more=[*mask_inputs(), rejected_input(), source_input(), guidance_input()],
+            more=[*mask_inputs(), *partner_inputs(), guidance_input()],
             inputs=[
                 io.Model.Input("model", tooltip="The model to be trained; it defines how latents are scaled."),
                 io.Vae.Input("vae", tooltip="The model's own VAE, which encodes the pictures."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 from networks import CONTEXT_DIM, build_network
 
 
@@ -148,3 +150,16 @@ def sdxl(kind: str = "StableDiffusionXLPipeline", **network):
         tokenizer_2=tokenizer(),
         add_watermarker=False,
     )
+
+
+@contextmanager
+def watched(network):
+    """What a pipeline tells its network by name, and what that answers, call by call."""
+    told, answers = [], []
+    handles = [
+        network.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs), with_kwargs=True),
+        network.register_forward_hook(lambda _, args, output: answers.append(output[0])),
+    ]
+    yield told, answers
+    for handle in handles:
+        handle.remove()

@@ -59,14 +59,9 @@ def mask_folders() -> list[str]:
     return [BESIDE, *sorted(folder_paths.get_input_subfolders())]
 
 
-def rejected_folders() -> list[str]:
-    """Where the rejected pictures of pairs may be: nowhere, the shipped examples, or in the host's input folder."""
-    return [NO_FOLDER, REJECTED_EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
-
-
-def source_folders() -> list[str]:
-    """Where the pictures before they were edited may be: nowhere, the shipped ones, or in the host's input folder."""
-    return [NO_FOLDER, SOURCE_EXAMPLES, *sorted(folder_paths.get_input_subfolders())]
+def partner_folders(examples: str) -> list[str]:
+    """Where other pictures of the same names may be: nowhere, the shipped examples, or in the host's input folder."""
+    return [NO_FOLDER, examples, *sorted(folder_paths.get_input_subfolders())]
 
 
 def folder_of(name: str, what: str = "pictures") -> Path:

@@ -1,4 +1,4 @@
-"""What scenes_inpainting.py and scenes_editing.py share: commands on ready configs, and their tables."""
+"""What benchmarks of several commands share: running them on ready configs, and what tables are made of."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from distill_core.cli.main import main as command
+from chain import CONFIGS, run
+
 from distill_core.diffusion.schedules import grid_sigmas
 from distill_core.evaluation.metrics import MiniEvaluator
 from distill_core.evaluation.samples import evaluation_samples
@@ -39,7 +40,6 @@ from distill_core.models.shipped import FeatureClassifier
 from distill_core.presets.recipe import student_levels
 from distill_core.training.run_folder import RunFolder
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WEIGHTS, STEPS, TEACHER_STEPS = (0.5, 1.0), (1, 4), 12
 HIGHER = ("judge", "ranker", "accuracy", "accuracy_pixels")  # the others are better when lower
 
@@ -63,11 +63,6 @@ class Setting:
                 start, end = [found.span() for found in re.finditer(rf"(?m)^{key} = .*$", text)][-1]
                 text = f"{text[:start]}{key} = {value}{text[end:]}"
         return text
-
-
-def run(*words: str | Path) -> None:
-    if command([str(word) for word in words]):
-        raise SystemExit(1)
 
 
 class Judges:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from distill_core.cli.main import main as command
+from chain import CONFIGS, run
+
 from distill_core.cli.sample import levels_for, load_student, sampler_of
 from distill_core.data.scenes import draw_rows, render
 from distill_core.diffusion.schedules import grid_sigmas
@@ -35,16 +36,10 @@ from distill_core.models.denoiser import Denoiser, Guided
 from distill_core.models.pipelines import ModelConfig, open_source
 from distill_core.training.config import load_config
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZES = {"1:1": (64, 64), "3:2": (96, 64), "2:3": (64, 96)}  # width and height in pixels
 PICTURES, DRAWN = 1536, 7  # of each shape to tune on, and their seed
 REFERENCE, REFERENCE_SEED = 2160, 2_000_000  # real scenes of each shape, of other numbers
 TEACHER_STEPS, STEPS, MOST = 25, 4, 1.2
-
-
-def run(*words: str | Path) -> None:
-    if command([str(word) for word in words]):
-        raise SystemExit(1)
 
 
 def latent_shape(size: tuple[int, int]) -> tuple[int, int, int]:

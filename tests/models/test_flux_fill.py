@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from tiny_pipelines import flux_fill
+from tiny_pipelines import flux_fill, watched
 
 from distill_core.data.masks import for_pixels, hidden
 from distill_core.models.items import MASKED_IMAGE, PIXEL_MASK
@@ -39,16 +39,11 @@ def test_the_network_is_told_what_the_pipeline_tells_it(pipeline, source, monkey
     rng = numpy.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 255, (SIDES[1], SIDES[0], 3), dtype=numpy.uint8))
     mask = Image.fromarray(rng.integers(0, 2, (SIDES[1], SIDES[0]), dtype=numpy.uint8) * 255)
-    told, answers = [], []
-    handles = [
-        pipeline.transformer.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs), with_kwargs=True),
-        pipeline.transformer.register_forward_hook(lambda _, args, output: answers.append(output[0])),
-    ]
     asked = dict(image=picture, mask_image=mask, width=SIDES[0], height=SIDES[1], strength=1.0, output_type="latent")
     pipeline.set_progress_bar_config(disable=True)
-    pipeline("cat", num_inference_steps=2, guidance_scale=30.0, generator=torch.Generator().manual_seed(0), **asked)
-    for handle in handles:
-        handle.remove()
+    random = torch.Generator().manual_seed(0)
+    with watched(pipeline.transformer) as (told, answers):
+        pipeline("cat", num_inference_steps=2, guidance_scale=30.0, generator=random, **asked)
 
     image = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
     drawn = (torch.from_numpy(numpy.array(mask)) > 0).float()[None, None]

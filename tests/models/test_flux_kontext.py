@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from tiny_pipelines import flux_kontext
+from tiny_pipelines import flux_kontext, watched
 
 from distill_core.models.denoiser import Denoiser
 from distill_core.models.items import REFERENCE
@@ -37,17 +37,12 @@ def test_the_network_is_told_what_the_pipeline_tells_it(pipeline, source, monkey
 
     monkeypatch.setattr(module, "retrieve_latents", partial(module.retrieve_latents, sample_mode="argmax"))
     pixels = numpy.random.default_rng(0).integers(0, 255, (THEIRS[1], THEIRS[0], 3), dtype=numpy.uint8)
-    told, answers, sizes = [], [], dict(width=SIDES[0], height=SIDES[1], max_area=SIDES[0] * SIDES[1])
-    handles = [
-        pipeline.transformer.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs), with_kwargs=True),
-        pipeline.transformer.register_forward_hook(lambda _, args, output: answers.append(output[0])),
-    ]
+    sizes = dict(width=SIDES[0], height=SIDES[1], max_area=SIDES[0] * SIDES[1])
     pipeline.set_progress_bar_config(disable=True)
     asked = dict(num_inference_steps=2, guidance_scale=2.5, _auto_resize=False, output_type="latent")
     random = torch.Generator().manual_seed(0)
-    pipeline(image=Image.fromarray(pixels), prompt="cat", generator=random, **sizes, **asked)
-    for handle in handles:
-        handle.remove()
+    with watched(pipeline.transformer) as (told, answers):
+        pipeline(image=Image.fromarray(pixels), prompt="cat", generator=random, **sizes, **asked)
 
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
     cond = source.encode(["cat"])[0].with_items({REFERENCE: source.encode_images(image)})
