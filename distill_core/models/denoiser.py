@@ -156,6 +156,7 @@ class Limits:
     the network takes as one; sides of a latent are multiples of it.
     items: names of the per-item tensors that it takes beside the latent (`items.ITEM_TENSORS`).  instead: of a tensor
     in a conditioning that brings them by another name, where the host's own nodes made it.
+    token: positions along a side of a token, for a network that rounds other sides up; 0 for ``patch``.
     None where it is not known or takes anything, 0 where it takes none.
     """
 
@@ -167,10 +168,16 @@ class Limits:
     patch: int = 1
     items: tuple[str, ...] = ()
     instead: str = ""
+    token: int = 0
+
+    @property
+    def token_side(self) -> int:
+        """Positions of a latent along a side of a token."""
+        return self.token or self.patch
 
     def tokens(self, height: int, width: int) -> int:
         """How many the network makes of a latent of that size."""
-        return math.ceil(height / self.patch) * math.ceil(width / self.patch)
+        return math.ceil(height / self.token_side) * math.ceil(width / self.token_side)
 
 
 class Backend(Protocol):

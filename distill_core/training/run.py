@@ -314,7 +314,7 @@ def told_guidance(run: Run) -> dict[str, float]:
 
 def reference_pixels(method: MethodConfig, limits: Limits) -> dict[str, int]:
     """The pixels of a picture that the levels are meant for, where others have them shifted; nothing where none has."""
-    side = limits.patch * limits.pixels
+    side = limits.token_side * limits.pixels
     return {"reference_pixels": method.reference_tokens * side**2} if method.reference_tokens else {}
 
 

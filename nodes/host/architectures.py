@@ -138,7 +138,7 @@ class Architecture:
         positions = getattr(network, "pos_embed_max_size", None)
         side = positions and positions * self.patch_of(network)
         widths = _width_into(network, self.text), _width_into(network, self.pooled)
-        return Limits(channels, *widths, side, patch=self.patch_of(network))
+        return Limits(channels, *widths, side, token=self.patch_of(network))
 
     def patch_of(self, network: nn.Module) -> int:
         """Latent pixels a side of a token: what the network says, else what is usual."""

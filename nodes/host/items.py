@@ -45,7 +45,7 @@ def _flux_items(model) -> tuple[str, ...]:
     if not hasattr(network, "img_in"):  # of pixels
         return ()
     latent = model.model_config.unet_config["out_channels"]
-    given = network.img_in.weight.shape[1] // network.patch_size**2
+    given = network.img_in.in_features // network.patch_size**2  # of the layer: quantized weights have other shapes
     if given <= latent:
         return ()
     return (SOURCE_IMAGE,) if given <= 2 * latent else (MASKED_IMAGE, PIXEL_MASK)
