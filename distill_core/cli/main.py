@@ -180,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add_with_config(
         "evaluate",
         run_evaluate,
-        "Score a student beside its teacher, on noises that no training draws and with 95 % intervals.",
+        "Score a student beside its teacher, on noises that no training draws and with 95-percent intervals.",
         STARTS_OVER,
     )
     sub.add_argument("--lora", type=Path, required=True, help="a student.safetensors")

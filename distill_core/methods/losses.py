@@ -76,11 +76,14 @@ def seen_noise(sigma: float, computed: Sequence[Tensor]) -> float:
 
 
 def pseudo_huber(prediction: Tensor, target: Tensor) -> Tensor:
-    """Per item (sqrt(||d||^2 + c^2) - c) / sqrt(D), c = 0.00054 sqrt(D) (Song & Dhariwal 2023, section 3.3)."""
+    """Per item (sqrt(||d||^2 + c^2) - c) / sqrt(D), c = 0.00054 sqrt(D) (Song & Dhariwal 2023, section 3.3).
+
+    Computed as ||d||^2 / (sqrt(||d||^2 + c^2) + c), which is the same and exactly 0 where d is.
+    """
     dim = prediction[0].numel()
     c = 0.00054 * dim**0.5
     square = (prediction - target).float().flatten(1).square().sum(1)
-    return ((square + c**2).sqrt() - c) / dim**0.5
+    return square / ((square + c**2).sqrt() + c) / dim**0.5
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

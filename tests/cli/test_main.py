@@ -477,6 +477,15 @@ def test_a_finished_run_is_not_trained_again(folder, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0 and "%" not in text
+    for command in ("demo", "cache", "train", "sample", "evaluate", "retention", "scenes", "plan", "merge", "compare"):
+        assert f"\n    {command} " in text or f"\n    {command}\n" in text, command
+
+
 @pytest.mark.parametrize("command, resumes", [("cache", True), ("train", True), ("sample", False), ("evaluate", False)])
 def test_help_says_which_commands_go_on(capsys, command, resumes):
     with pytest.raises(SystemExit):

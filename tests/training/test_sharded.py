@@ -55,20 +55,19 @@ def loaded(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:
     return tensors, {key: json.loads(text) for key, text in told.items()}
 
 
-@pytest.mark.parametrize(
-    "name, tolerance", [("sd3", 1e-5), ("flux", 1e-5), ("unet", 2e-4), ("critic", 1e-5), ("dmd2", 1e-5)]
-)
-def test_shared_weights_become_what_whole_ones_do(compared, name, tolerance):
-    """Weights, average, heads and figures, of LADD with all its terms, Diffusion2GAN and DMD2; rates 1e-3, three steps.
+# That of sums in another order, which Adam makes more of: a step moves a weight by its rate, however small the gradient.
+TOLERANCE = {"sd3": 1e-5, "flux": 1e-5, "unet": 2e-4, "critic": 1e-5, "dmd2": 1e-5}
 
-    The tolerance is that of sums in another order, which Adam makes more of: a step moves a weight by its rate,
-    however small the gradient.
-    """
+
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_shared_weights_become_what_whole_ones_do(compared, name):
+    """Weights, average, heads and figures, of LADD with all its terms, Diffusion2GAN and DMD2; rates 1e-3, three
+    steps."""
     (whole, told), (shared, told_too) = (loaded(compared, f"{name}-{kind}-0") for kind in ("whole", "shared"))
     assert whole.keys() == shared.keys() and len(whole) > 200
     for key in whole:
         torch.testing.assert_close(
-            shared[key], whole[key], atol=tolerance, rtol=0, msg=lambda text, key=key: f"{key} {text}"
+            shared[key], whole[key], atol=TOLERANCE[name], rtol=0, msg=lambda text, key=key: f"{key} {text}"
         )
     for one, other in zip(told["logs"], told_too["logs"], strict=True):
         assert one.keys() == other.keys() and {"generator_grad_norm", "discriminator_grad_norm"} < one.keys()
@@ -96,7 +95,7 @@ def test_the_first_process_writes_the_whole_student(compared, name):
     assert whole.keys() == shared.keys() and len(whole) > 50
     moved = max(value.abs().max() for value in whole.values())
     assert moved > 2e-3
-    assert max((shared[key] - whole[key]).abs().max() for key in whole) < 0.02 * moved
+    assert max((shared[key] - whole[key]).abs().max() for key in whole) < TOLERANCE[name]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
