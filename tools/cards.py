@@ -59,6 +59,13 @@ def cards(workflows: dict[str, dict]) -> dict[str, Card]:
             "Distil with DMD2", w["distil_mini_dmd2"], "2 minutes on a CPU", "distil_mini_dmd2"
         ),
         "own_pictures": distilled("Your own pictures", w["own_pictures"], "LADD, mini model", "own_pictures"),
+        "inpaint_scenes": distilled("Distil inpainting", w["inpaint_scenes"], "LADD, on a CPU", "inpaint_scenes"),
+        "edit_scenes": Card(
+            "Distil editing",
+            "distil",
+            "strengths to turn, on a CPU",
+            (("before", "edit_scenes_picture"), ("1 step", "edit_scenes_student_strong")),
+        ),
         "tune_mini_turbo": Card(
             "Tune a turbo",
             "distil",

@@ -238,86 +238,6 @@ def sd15_diffusion2gan() -> dict:
     )
 
 
-def inpainting(
-    name: str, source: tuple[dict, list, list, list], side: int, cfg: float, batch: int = 4, told: float = 0.0
-) -> dict:
-    """An inpainting model in one step, on own pictures with random masks; both fill a square of a picture.
-
-    told: the guidance scale that the network is told as an input, 0 for none.
-    """
-    loaders, model, clip, vae = source
-    hole, corner = 3 * side // 8, 5 * side // 16
-    data = dict(folder=EXAMPLES, dataset_name=name, size=side, masks="random", masks_each=4, embedded_guidance=told)
-    trainer = dict(target_steps=1, steps=5000, batch_size=batch, accumulation=16 // batch, pairs_weight=0.0)
-    real = dict(distillation_weight=2.5, teacher_cfg=cfg)
-    given = dict(latent_image=link("inpainting", 2), seed=link("seed"), denoise=1.0, denoise_mode="snap", preset="auto")
-    given |= dict(positive=link("inpainting"), steps=0)
-    guided = dict(negative=link("inpainting", 1), sigmas=link("levels"), sampler="euler", cfg=real["teacher_cfg"])
-    workflow = {
-        **loaders,
-        "compared": node("CLIPTextEncode", text=COMPARED, clip=clip),
-        "negative": node("CLIPTextEncode", text="", clip=clip),
-        "dataset": node("TurboDistillPictureFolder", model=model, vae=vae, clip=clip, **data),
-        "train": node(
-            "TurboDistillLADDTrainer", model=model, dataset=link("dataset"), run_name=name, vae=vae, **trainer, **real
-        ),
-        "lora": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
-        "report": node("SaveImage", images=link("train", 3), filename_prefix=f"{name}_report"),
-        "image": node("LoadImage", image="example.png"),
-        "small": node(
-            "ImageScale", image=link("image"), upscale_method="lanczos", width=side, height=side, crop="center"
-        ),
-        "keep": node("SolidMask", value=0.0, width=side, height=side),
-        "square": node("SolidMask", value=1.0, width=hole, height=hole),
-        "mask": node(
-            "MaskComposite", destination=link("keep"), source=link("square"), x=corner, y=corner, operation="add"
-        ),
-        "inpainting": node(
-            "InpaintModelConditioning",
-            positive=link("guided compared" if told else "compared"),
-            negative=link("negative"),
-            vae=vae,
-            pixels=link("small"),
-            mask=link("mask"),
-            noise_mask=True,
-        ),
-        "seed": node("PrimitiveInt", value=7),
-        "levels": node("BasicScheduler", model=model, scheduler="simple", steps=25, denoise=1.0),
-        "teacher": node("TurboDistillSampler", model=model, **given, **guided),
-        "student": node("TurboDistillSampler", model=link("train"), **given, sampler="of the preset", cfg=0.0),
-    }
-    if told:
-        workflow["guided compared"] = node("FluxGuidance", conditioning=link("compared"), guidance=told)
-    for who in ("teacher", "student"):
-        workflow |= {
-            f"decode {who}": node("VAEDecode", samples=link(who), vae=vae),
-            f"paste {who}": node(
-                "ImageCompositeMasked",
-                destination=link("small"),
-                source=link(f"decode {who}"),
-                mask=link("mask"),
-                x=0,
-                y=0,
-                resize_source=False,
-            ),
-            f"save {who}": node("SaveImage", images=link(f"paste {who}"), filename_prefix=f"{name}_{who}"),
-        }
-    return workflow
-
-
-def sdxl_inpainting() -> dict:
-    """The published file is a network alone; text encoders and VAE are those of SDXL."""
-    loaders, _, clip, vae = checkpoint("sd_xl_base_1.0.safetensors")
-    unet = node("UNETLoader", unet_name="sdxl_inpainting_0.1_fp16.safetensors", weight_dtype="default")
-    return inpainting("distil_sdxl_inpainting", (loaders | {"unet": unet}, link("unet"), clip, vae), 1024, 5.0)
-
-
-def flux_fill() -> dict:
-    """FLUX.1 Fill is told its guidance, so the teacher runs at cfg 1."""
-    source = parts("flux1-fill-dev.safetensors", FLUX_CLIP, "ae.safetensors")
-    return inpainting("distil_flux1_fill", source, 1024, 1.0, 2, 30.0)
-
-
 def flux_dev() -> dict:
     """FLUX.1 dev has its guidance as an input, so the teacher runs at cfg 1."""
     loaders, model, clip, vae = parts("flux1-dev.safetensors", FLUX_CLIP, "ae.safetensors")
@@ -350,11 +270,6 @@ DISTIL_WORKFLOWS = {
     "own_pictures": own_pictures(),
     "distil_sdxl_add": sdxl_add(),
     "distil_sd1.5_diffusion2gan": sd15_diffusion2gan(),
-    "distil_sd15_inpainting": inpainting(
-        "distil_sd15_inpainting", checkpoint("sd-v1-5-inpainting.safetensors"), 512, 5.0
-    ),
-    "distil_sdxl_inpainting": sdxl_inpainting(),
-    "distil_flux1_fill": flux_fill(),
     "distil_sdxl_fine_tune": distil(
         "distil_sdxl_fine_tune",
         checkpoint("my_sdxl_fine_tune.safetensors"),

@@ -22,7 +22,7 @@ ROOM = {  # nodes that show a picture or a text of their own: least width and he
 SAYS = 190.0  # more height, for the text that these write under themselves
 TALKERS = (
     *("TurboDistillSampler", "TurboDistillPreset", "TurboDistillSaveLora", "TurboDistillTeacherLatents"),
-    "TurboDistillPictureFolder",
+    *("TurboDistillPictureFolder", "TurboDistillTeacherEdits", "TurboDistillEditingStrengths"),
 )
 LIVE = 340.0  # more height, for the live picture of a trainer or a comparison
 SEEDS = ("PrimitiveInt",)  # whose value stays as it is after a run

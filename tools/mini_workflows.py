@@ -17,18 +17,9 @@ def mini_parts(distilled: bool) -> dict:
 
 
 def k_sampler(model: str, sampler_name: str = "euler", **values) -> dict:
-    """Core's KSampler with the workflow's positive, negative and latent."""
-    return node(
-        "KSampler",
-        model=link(model),
-        positive=link("positive"),
-        negative=link("negative"),
-        latent_image=link("latent"),
-        sampler_name=sampler_name,
-        scheduler="simple",
-        denoise=1.0,
-        **values,
-    )
+    """Core's KSampler with the workflow's positive, negative and latent, unless others are given."""
+    given = {key: link(key) for key in ("positive", "negative")} | {"latent_image": link("latent")} | values
+    return node("KSampler", model=link(model), sampler_name=sampler_name, scheduler="simple", denoise=1.0, **given)
 
 
 def doctor() -> dict:

@@ -21,11 +21,11 @@ OF_TYPE = {
     ),
     "Picture": (
         *("LoadImage", "ImageScale", "VAEEncode", "SetLatentNoiseMask", "SolidMask", "FeatherMask", "MaskComposite"),
-        *("MaskPreview", "InpaintModelConditioning"),
+        *("MaskPreview", "InpaintModelConditioning", "InstructPixToPixConditioning"),
     ),
     "Training data": (
         *("TurboDistillTeacherLatents", "TurboDistillLatentsDataset", "TurboDistillPictureFolder"),
-        "TurboDistillMixDatasets",
+        *("TurboDistillMixDatasets", "TurboDistillTeacherEdits"),
     ),
     "Training": (
         *("TurboDistillLADDTrainer", "TurboDistillADDTrainer", "TurboDistillDiffusion2GANTrainer"),
@@ -36,6 +36,7 @@ OF_TYPE = {
     "Sampling": (
         *("TurboDistillSampler", "TurboDistillPreset", "TurboDistillDoctor", "KSampler", "SamplerCustom"),
         *("PrimitiveInt", "BasicScheduler", "EmptyLatentImage", "EmptySD3LatentImage", "TurboDistillCompare"),
+        *("SamplerCustomAdvanced", "DualCFGGuider", "RandomNoise", "KSamplerSelect", "TurboDistillEditingStrengths"),
     ),
     "Result": (
         "VAEDecode",
@@ -48,7 +49,8 @@ OF_TYPE = {
     ),
 }
 START = ("PrimitiveInt", "EmptyLatentImage", "EmptySD3LatentImage", "BasicScheduler")
-BY_KEY = {"report": "Training", "levels": "Sampling"}
+IN_PICTURE = ("words model", "words shifted", "words latent", "draw", "picture")  # what is drawn to be changed
+BY_KEY = {"report": "Training", "levels": "Sampling"} | dict.fromkeys(IN_PICTURE, "Picture")
 TITLES = {  # of the nodes with these keys in the workflows' sources; other nodes keep their own name
     "positive": "positive",
     "negative": "negative",
@@ -67,6 +69,19 @@ TITLES = {  # of the nodes with these keys in the workflows' sources; other node
     "dataset": "1. Teacher Latents",
     "seed": "seed of both",
     "levels": "teacher's noise levels",
+    "words model": "draws the picture",
+    "words shifted": "no shift",
+    "words latent": "size and number",
+    "draw": "draws the picture",
+    "told weak": "weak: text strength 1",
+    "told strong": "strong: text strength 4",
+    "student weak": "student, weak",
+    "student strong": "student, strong",
+    "decode student weak": "decode student, weak",
+    "decode student strong": "decode student, strong",
+    "save picture": "before",
+    "save student weak": "student's, weak",
+    "save student strong": "student's, strong",
     "model levels": "the model's noise levels",
     "teacher": "teacher",
     "student": "student",
@@ -126,7 +141,11 @@ TITLES = {  # of the nodes with these keys in the workflows' sources; other node
     "tiny": "tiny autoencoder",
     "vision": "vision network",
 }
-OWN_NAMES = {"TurboDistillTuneTrainer": "2. Tune Turbo", "TurboDistillAdapterTrainer": "1. De-Distil Adapter"}
+OWN_NAMES = {
+    "TurboDistillTuneTrainer": "2. Tune Turbo",
+    "TurboDistillAdapterTrainer": "1. De-Distil Adapter",
+    "TurboDistillTeacherEdits": "1b. Teacher Edits",
+}
 COLOURS = {
     "positive": "#232",
     "own": "#232",
@@ -155,7 +174,7 @@ def group_of(key: str, class_type: str, trains: bool) -> int:
 
     Raises ValueError for a node that has none.
     """
-    if class_type in START and not trains:
+    if class_type in START and not trains and key not in IN_PICTURE:
         return GROUPS.index("Prompt")
     if key in BY_KEY:
         return GROUPS.index(BY_KEY[key])

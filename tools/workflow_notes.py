@@ -218,6 +218,32 @@ def notes(workflows: dict[str, dict]) -> dict[str, str]:
             "Latents, or both through Mix Datasets.",
             USE,
         ),
+        "inpaint_scenes": note(
+            "Distil a model that fills holes",
+            "Twelve scenes with sixteen random masks each make LADD Trainer's data, and the scenes inpainting model "
+            "becomes a LoRA for one step. Everything comes with the pack.",
+            PRESS + " On a CPU it takes about two minutes; watch the curves and samples on the trainer.",
+            "*steps* of the trainer: more is better. The masks: *masks*, *masks_each* and *mask_shares* of Picture "
+            "Folder. The picture: the words of *positive*, which also say what is filled in. " + RESUME,
+            PASTED + " With so few pictures and steps the student's fills are softer than the teacher's.",
+            USE_FILL,
+            "For a model of full size: `distil_sd15_inpainting`, `distil_sdxl_inpainting`, `distil_flux1_fill`.",
+        ),
+        "edit_scenes": note(
+            "Distil a model that edits, with strengths to turn",
+            "The scenes editing model edits twelve pictures at strengths that are drawn for each edit. LADD Trainer "
+            "tells them to a student of one step, and *Editing Strengths* turns them. Everything comes with the pack.",
+            PRESS + " On a CPU it takes about three minutes; watch the curves and samples on the trainer.",
+            "*text_strength* and *image_strength* of *weak* and *strong*: they cost nothing; only the sampling runs "
+            "again. *count* of Teacher Edits and *steps* of the trainer: more is better. " + RESUME,
+            "The green rings of *before* are asked to be yellow. *Teacher's pictures* have it from 25 steps with three "
+            "forwards each, the student's from one forward: *strong* is nearer to yellow than *weak*.",
+            "The LoRA lies in `output/loras`. To use it: Load LoRA on the same editing model, Editing Strengths, "
+            "*InstructPixToPixConditioning* and any sampler at one step and cfg 1. Without Editing Strengths it has "
+            "the usual strengths of the trainer.",
+            "Pictures of yours: two folders in ComfyUI's `input` folder, results with captions in one, the pictures "
+            "before under the same names in the other; press **R** and choose them.",
+        ),
         "tune_mini_turbo": note(
             "Tune a turbo on your own pictures",
             "Tune Turbo trains a LoRA on pictures for a model that is a turbo already, and keeps its four steps and "

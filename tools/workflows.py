@@ -9,10 +9,11 @@ from pathlib import Path
 
 from distil_workflows import DISTIL_WORKFLOWS
 from mini_workflows import MINI_WORKFLOWS, SAVED_BY_DISTIL_MINI_LADD
+from picture_workflows import PICTURE_WORKFLOWS
 from sampling_workflows import SAMPLING_WORKFLOWS
 from tune_workflows import TUNE_WORKFLOWS
 
-WORKFLOWS = {**SAMPLING_WORKFLOWS, **DISTIL_WORKFLOWS, **TUNE_WORKFLOWS, **MINI_WORKFLOWS}
+WORKFLOWS = {**SAMPLING_WORKFLOWS, **DISTIL_WORKFLOWS, **PICTURE_WORKFLOWS, **TUNE_WORKFLOWS, **MINI_WORKFLOWS}
 MODEL_FOLDERS = {
     "ckpt_name": "models/checkpoints",
     "unet_name": "models/diffusion_models",
@@ -26,7 +27,7 @@ MODEL_FOLDERS = {
 TINY = ("taesd", "taesdxl", "taesd3", "taef1")  # VAEs that Load VAE makes of two files in models/vae_approx
 RUNS_ANYWHERE = (
     *(name for name in DISTIL_WORKFLOWS if name.startswith("distil_mini")),
-    *("own_pictures", "tune_mini_turbo", "prefer_mini", "make_adapter"),
+    *("own_pictures", "inpaint_scenes", "edit_scenes", "tune_mini_turbo", "prefer_mini", "make_adapter"),
     *MINI_WORKFLOWS,
 )
 

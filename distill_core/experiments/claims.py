@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ..evaluation.intervals import Figure
+from .entries import SIZED
 from .results import figure_of
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
@@ -86,6 +87,12 @@ LOW, HIGH = "LADD, m = -1", "LADD, m = 1"
 KD, PAIRED, MATCHED = "KD", "LADD + pairs", "DMD2 + pairs"
 ROLLED_OUT = "LADD + pairs, rollouts, four budgets"
 
+
+def small(*roles: str) -> str:
+    """The entry of the size study with these of the smaller model."""
+    return next(name for name, entry in SIZED.items() if entry.small == roles)
+
+
 CLAIMS = [
     Claim(
         1,
@@ -128,6 +135,19 @@ CLAIMS = [
         9,
         "High re-noising gives layout, low texture (LADD section 4.1)",
         [*steps_of(HIGH, LOW, "1", metric="accuracy", higher=True), *steps_of(LOW, HIGH, "1", metric="detail_error")],
+    ),
+    Claim(
+        10,
+        "The student's size matters more than those of the teacher and of what makes its data (LADD section 4.4)",
+        [
+            Order((small("teacher", "data"), "1"), (small("student"), "1")),
+            Order((small("teacher", "data"), "1"), (small("student"), "1"), "accuracy", higher=True),
+            *(
+                order
+                for others in ([], ["teacher"], ["data"], ["teacher", "data"])
+                for order in steps_of(small(*others), small("student", *others), "1")
+            ),
+        ],
     ),
     Claim(
         14,

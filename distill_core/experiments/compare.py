@@ -30,7 +30,7 @@ from ..files import git_commit, load_tensors, save_tensors
 from ..training.loop import Run, copy_into, train
 from ..training.run import RunConfig, StudentConfig, new_run
 from .demo import machine
-from .entries import ENTRIES, Entry
+from .entries import DATA, ENTRIES, Entry
 from .grounds import GROUNDS, Ground
 from .pictures import draw_samples
 from .results import (
@@ -64,18 +64,19 @@ def start_from_random_weights(run: Run, seed: int) -> None:
 
 def prepare(ground: Ground, entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None = None) -> Run:
     """The entry's run on the ground's model; every weight comes from the seed."""
-    components = ground.components()
-    backend = components.backend
+    components = ground.sized(entry.small)
+    backend, teacher = components.backend, components.teacher_view.backend
     distance = ground.distance() if entry.perceptual and ground.distance else None
     identities: dict[str, Any] = {"base": fingerprint(backend.network), "dataset": dataset.digest()}
     identities |= {"pretrained": entry.pretrained, "perceptual": distance and distance.identity()}
+    identities |= {"small": list(entry.small)} if entry.small else {}
     config = RunConfig(
         entry.method,
         replace(entry.train, seed=seed),
         StudentConfig(entry.rank if entry.pretrained else 0, sampler="ancestral", sampler_options={"eta": entry.eta}),
         identities,
         vision=ground.vision,
-        taps=tuple(backend.tap_names) if entry.every_block else (),
+        taps=tuple(teacher.tap_names) if entry.every_block else (),
         guidance=ground.guidance,
     )
     run = new_run(config, components, dataset, folder, distance=distance)
@@ -191,9 +192,13 @@ def score_teacher(ground: Ground, folder: Path, images: int) -> None:
     save_result(path, scores, shown, entry="teacher", seed=None, **about)
 
 
+def teachers_data(folder: Path, seed: int, small: bool) -> Path:
+    return folder / f"dataset-{seed}{'-small' if small else ''}"
+
+
 def data_of(entry: Entry, folder: Path, seed: int) -> Path | Mix:
     """What an entry learns from: the teacher's latents, photographs, or a mix of them."""
-    teachers, photographs = folder / f"dataset-{seed}", folder / f"photographs-{seed}"
+    teachers, photographs = teachers_data(folder, seed, DATA in entry.small), folder / f"photographs-{seed}"
     whole = {0.0: teachers, 1.0: photographs}
     return whole.get(entry.real) or mixed(teachers, photographs, entry.real)
 
@@ -247,7 +252,8 @@ def compare(
     torch.set_num_threads(1)
     score_teacher(ground, out, images)
     for seed in seeds:
-        ground.cache_dataset(seed, out / f"dataset-{seed}")
+        for small in {DATA in ENTRIES[name].small for name in names}:
+            ground.cache_dataset(seed, teachers_data(out, seed, small), small)
         if real:
             ground.cache_photographs(photographs or Path(), seed, out / f"photographs-{seed}")
     jobs = [(*job, images, ground_name, budget) for job, path in paths.items() if not path.exists()]
@@ -259,6 +265,8 @@ def lacking(ground: Ground, entry: Entry) -> str:
     """What an entry needs and the ground has not, empty for nothing."""
     if entry.real and ground.photographs is None:
         return "photographs"
+    if entry.small and ground.small is None:
+        return "smaller model"
     return "perceptual distance" if entry.perceptual and ground.distance is None else ""
 
 

@@ -7,6 +7,7 @@ distillation, DMD2 and the variants of LADD + pairs took as long as LADD + pairs
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from ..methods.add import ADDConfig
 from ..methods.config import MethodConfig
@@ -14,6 +15,8 @@ from ..methods.diffusion2gan import Diffusion2GANConfig
 from ..methods.dmd2 import DMD2Config
 from ..methods.ladd import LADDConfig
 from ..training.loop_config import TrainConfig
+
+STUDENT, TEACHER, DATA = "student", "teacher", "data"  # what may be of the ground's smaller model
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Entry:
     them trained.  perceptual: whether the shipped E-LatentLPIPS is the distance of the pairs term.  real: the share of
     its batches, 0 to 1, that are of photographs; the others are of teacher latents.
     every_block: whether heads read all of the teacher's blocks, not the method's own choice.
+    small: which of `STUDENT`, `TEACHER` (whose features the discriminator reads) and `DATA` (who made it) are of the
+    ground's smaller model.
     """
 
     method: MethodConfig
@@ -36,6 +41,7 @@ class Entry:
     perceptual: bool = False
     real: float = 0.0
     every_block: bool = False
+    small: tuple[str, ...] = ()
 
     def longer(self, factor: float) -> Entry:
         """The same for ``factor`` times as many steps; what begins or ends at a step does so later by that factor."""
@@ -97,6 +103,13 @@ ADVERSARIAL, DISTILLATION = {"adversarial": 1.0}, {"distillation": 2.5}
 PAIRS = Diffusion2GANConfig({"pairs": 1.0})
 GAN = Diffusion2GANConfig()
 
+SIZED = {  # equal steps and items, so not of one budget: a smaller network is faster
+    ", ".join(["LADD, 1 step", *([f"small {' + '.join(small)}"] if small else [])]): replace(
+        ladd(student_sigmas=(1.0,), probabilities=(), warmup_probabilities=(), warmup_steps=0), steps=(1,), small=small
+    )
+    for count in range(4)
+    for small in combinations((STUDENT, TEACHER, DATA), count)
+}
 ENTRIES: dict[str, Entry] = {
     "ADD": Entry(ADD, for_add(80)),
     "ADD, three budgets": Entry(ADD, for_add(220)),  # where it goes, since 80 steps are few
@@ -135,4 +148,5 @@ ENTRIES: dict[str, Entry] = {
     "pairs only, mse": paired(420, replace(PAIRS, regression="mse")),
     "pairs only, E-LatentLPIPS": paired(138, PAIRS, perceptual=True),
     "pairs only, random start": paired(420, PAIRS, pretrained=False),
+    **SIZED,
 }

@@ -27,12 +27,15 @@ from ..evaluation.samples import evaluation_samples
 from ..evaluation.spaces import scenes_space
 from ..methods.components import Components, VisionConfig
 from ..models import mini, scenes
+from ..models.backends.diffusers import DiffusersBackend
 from ..models.denoiser import Backend, Cond, Denoiser, Guided
-from ..models.mini import mini_conditioning
+from ..models.mini import mini_backend, mini_conditioning
 from ..models.pipelines import MiniSource, ModelConfig, ScenesSource
 from ..models.shipped import images_of
+from ..models.teachers import Teacher
 from ..perceptual import load_metric
 from .demo import DemoConfig, cache_teacher
+from .entries import STUDENT, TEACHER
 from .results import CLOTHES
 
 SCENES = "scenes"
@@ -55,7 +58,8 @@ class Ground:
     vision: what ADD's discriminator sees with.  distance: opens the perceptual distance of its latents, None without.
     photographs: makes (folder, how many, seed) real pictures, None without.  photographs_need: the files that this
     takes from the folder, in words; empty for none.  teacher_steps: step counts at which the teacher is scored; those
-    of the last one are its own pictures, which students are set beside.
+    of the last one are its own pictures, which students are set beside.  small: opens a smaller model of the same
+    latents and conditionings, None without.
     """
 
     name: str
@@ -73,6 +77,18 @@ class Ground:
     photographs: Callable[[Path, int, int], Pictures] | None = None
     photographs_need: str = ""
     teacher_steps: tuple[int, ...] = (1, 2, 4, 25)
+    small: Callable[[], DiffusersBackend] | None = None
+
+    def sized(self, small: Sequence[str]) -> Components:
+        """The components with the smaller model as the student, the teacher or both, as ``small`` names them."""
+        components = self.components()
+        if not {STUDENT, TEACHER} & set(small):
+            return components
+        assert self.small is not None  # `compare` has refused entries that need it
+        models = {True: self.small(), False: components.backend}
+        student, teacher = (models[role in small] for role in (STUDENT, TEACHER))
+        other = None if teacher is student else Teacher(Denoiser(teacher, name="of another size"), teacher.digest())
+        return replace(components, backend=student, teacher=other)
 
     def teacher(self, backend: Backend) -> Guided:
         """The guided teacher: two forwards a step."""
@@ -88,10 +104,11 @@ class Ground:
         rows = torch.arange(count) % len(self.conds)
         return {group: classes[rows] for group, classes in self.labels.items()}
 
-    def cache_dataset(self, seed: int, folder: Path) -> None:
-        """The teacher's latents with their paths."""
+    def cache_dataset(self, seed: int, folder: Path, small: bool = False) -> None:
+        """Latents of the model, or of the smaller one, with their paths."""
         cache = replace(self.cache, seed=seed)
-        cache_teacher(self.teacher(self.components().backend), self.conds, self.shape[0], cache, folder)
+        backend = self.sized([STUDENT, TEACHER] if small else []).backend
+        cache_teacher(self.teacher(backend), self.conds, self.shape[0], cache, folder)
 
     def cache_photographs(self, data: Path, seed: int, folder: Path) -> None:
         """As many real pictures as the teacher's dataset has, in a dataset's form."""
@@ -124,6 +141,7 @@ def clothes() -> Ground:
         load_metric,
         photographs_of_clothes,
         "the files of Fashion-MNIST: install Debian's dataset-fashion-mnist",
+        small=partial(mini_backend, small=True),
     )
 
 

@@ -1,8 +1,8 @@
 """Train the mini model again: ``python -m distill_core.experiments.train_mini --data DIR [--out DIR] [--seed N]``.
 
 DIR holds the four ``*-ubyte.gz`` files of Fashion-MNIST (Debian's package ``dataset-fashion-mnist`` installs them in
-/usr/share/datasets/fashion-mnist). The stages (autoencoder, latents, classifiers, teacher) run in this order; one
-whose output is already there is skipped and a stopped one goes on, so the command can be started again.
+/usr/share/datasets/fashion-mnist). The stages (autoencoder, latents, classifiers, teacher, small teacher) run in this
+order; one whose output is already there is skipped and a stopped one goes on, so the command can be started again.
 """
 
 from __future__ import annotations
@@ -68,13 +68,21 @@ def train_classifier(space: str, train: tuple, test: tuple, stage: Stage) -> tup
     return state, log
 
 
-def train_teacher(latents: Tensor, labels: Tensor, stage: Stage) -> tuple[dict, dict, dict]:
-    """Rectified flow on the latents: velocity loss, logit-normal(0, 1) times, class dropout 0.1, weight EMA."""
+def train_teacher(
+    latents: Tensor, labels: Tensor, stage: Stage, config: dict, name: str = "teacher", known: dict | None = None
+) -> tuple[dict, dict, dict]:
+    """Rectified flow on the latents: velocity loss, logit-normal(0, 1) times, class dropout 0.1, weight EMA.
+
+    known: the class table of another teacher, which is then not trained; returned are network, table and log.
+    """
     from diffusers import SD3Transformer2DModel
 
-    net = SD3Transformer2DModel(**mini.TRANSFORMER_CONFIG)
+    net = SD3Transformer2DModel(**config)
     table = nn.ModuleDict({"context": nn.Embedding(11, 2 * 64), "pooled": nn.Embedding(11, 64)})
-    both = nn.ModuleDict({"net": net, "table": table})
+    if known is not None:
+        table.load_state_dict({f"{key}.weight": rows.flatten(1) for key, rows in known.items()})
+        table.requires_grad_(False)
+    both = nn.ModuleDict({"net": net, **({"table": table} if known is None else {})})
     average = {name: value.detach().clone() for name, value in both.named_parameters()}
 
     def loss_fn(generator: torch.Generator) -> Tensor:
@@ -90,14 +98,13 @@ def train_teacher(latents: Tensor, labels: Tensor, stage: Stage) -> tuple[dict, 
         ).sample
         return F.mse_loss(velocity, target)
 
-    log = fit(list(both.parameters()), loss_fn, 1e-3, "teacher", stage, list(average.values()))
+    log = fit(list(both.parameters()), loss_fn, 1e-3, name, stage, list(average.values()))
     transformer = {name: value for name, value in net.state_dict().items()}
     transformer |= {name[4:]: value for name, value in average.items() if name.startswith("net.")}
-    conditioning = {
-        "context": average["table.context.weight"].view(11, 2, 64),
-        "pooled": average["table.pooled.weight"],
-    }
-    return transformer, conditioning, log
+    if known is None:
+        weights = average["table.context.weight"], average["table.pooled.weight"]
+        known = {"context": weights[0].view(11, 2, 64), "pooled": weights[1]}
+    return transformer, known, log
 
 
 def main() -> None:
@@ -144,10 +151,18 @@ def main() -> None:
         making.record("floor", mini_scores(train_latents[pick], train_labels[pick]))
 
     if not (args.out / "transformer.safetensors").exists():
-        transformer, conditioning, entry = train_teacher(train_latents, train_labels, making.stage(args.teacher_steps))
+        stage = making.stage(args.teacher_steps)
+        transformer, conditioning, entry = train_teacher(train_latents, train_labels, stage, mini.TRANSFORMER_CONFIG)
         save_file(half(conditioning), args.out / "conditioning.safetensors")
         save_file(half(transformer), args.out / "transformer.safetensors")
         making.record("teacher", entry)
+
+    if not (args.out / "small.safetensors").exists():
+        stage, known = making.stage(args.teacher_steps), load_file(args.out / "conditioning.safetensors")
+        known = {name: rows.float() for name, rows in known.items()}
+        small = train_teacher(train_latents, train_labels, stage, mini.SMALL_CONFIG, "small teacher", known)
+        save_file(half(small[0]), args.out / "small.safetensors")
+        making.record("small_teacher", small[2])
 
 
 if __name__ == "__main__":

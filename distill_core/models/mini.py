@@ -39,6 +39,8 @@ TRANSFORMER_CONFIG = dict(
     pos_embed_max_size=16,
 )
 
+SMALL_CONFIG = TRANSFORMER_CONFIG | dict(attention_head_dim=32, caption_projection_dim=96)  # of half the width
+
 
 def new_classifier(space: str) -> FeatureClassifier:
     """The evaluator of a feature space: ``"latent"`` (16 channels) or ``"pixel"`` (grey images of 32 px)."""
@@ -59,9 +61,11 @@ def load_classifier(space: str) -> tuple[FeatureClassifier, dict[str, Tensor]]:
     return shipped.load_classifier(new_classifier(space), ASSETS, space)
 
 
-def load_transformer() -> Any:
-    """The mini teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode."""
-    return shipped.load_transformer(shipped.new_transformer(TRANSFORMER_CONFIG), ASSETS / "transformer.safetensors")
+def load_transformer(small: bool = False) -> Any:
+    """The mini teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode; small: another one of
+    half the width, trained likewise on the same latents and conditioning."""
+    config, file = (SMALL_CONFIG, "small.safetensors") if small else (TRANSFORMER_CONFIG, "transformer.safetensors")
+    return shipped.load_transformer(shipped.new_transformer(config), ASSETS / file)
 
 
 def load_conditioning() -> dict[str, Tensor]:
@@ -79,9 +83,9 @@ def training_log() -> dict:
     return shipped.training_log(ASSETS)
 
 
-def mini_backend(gradient_checkpointing: bool = False) -> DiffusersBackend:
-    """The shipped transformer as a backend (flow, no shift)."""
-    return shipped.backend_of(load_transformer(), gradient_checkpointing)
+def mini_backend(gradient_checkpointing: bool = False, small: bool = False) -> DiffusersBackend:
+    """A shipped transformer as a backend (flow, no shift)."""
+    return shipped.backend_of(load_transformer(small), gradient_checkpointing)
 
 
 def mini_conditioning() -> tuple[Cond, Cond]:

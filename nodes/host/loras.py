@@ -21,6 +21,7 @@ from .folders import lora_files
 
 # Endings of the tensor that is compared, in files that `lora_keys` writes, and where a loaded patch keeps it.
 ENDINGS = (".lora_B.weight", ".lora_up.weight", ".diff")
+LAST = "the last LoRA"  # of which the host knows no more than its metadata
 METADATA = "lora_metadata"  # the host's name for what the last LoRA's file says
 
 
@@ -37,7 +38,7 @@ def turbo_loras(model: ModelPatcher) -> tuple[TurboLora, ...]:
     found = [lora for lora in loras if lora.layers]
     if "sigmas" in describe_metadata(attached) and all(lora.metadata != attached for lora in found):
         known = next((lora for lora in loras if lora.metadata == attached), None)
-        found.append(known or TurboLora("the last LoRA", dict(attached), len(model.patches), 1.0))
+        found.append(known or TurboLora(LAST, dict(attached), len(model.patches), 1.0))
     return tuple(found)
 
 

@@ -21,6 +21,7 @@ from ...distill_core.digests import digest_tensor, weights_digest
 from ...distill_core.evaluation import live_plots
 from ...distill_core.files import load_tensors, replacing
 from ...distill_core.lora_files import LORA_FORMAT, check_lora, read_lora, save_lora
+from ...distill_core.models.strengths import split_strengths
 from ...distill_core.presets.origin import origin_notes
 from ...distill_core.presets.recipe import describe_metadata
 from ...distill_core.presets.table import counted
@@ -31,6 +32,7 @@ from .identity import LAYOUT, loras_below, weights_identity
 from .merge import merged_patches
 from .shown import Shown, items_file, of_items, of_prompts
 from .side_by_side import pixels_of, student_recipe, teacher_recipe
+from .strengths import EMBEDDING
 
 MOST_COLUMNS = 10
 WIDTH = 860  # of the curves, in pixels
@@ -60,10 +62,14 @@ def read_turbo_lora(path: Path) -> TurboLora:
 
 
 def with_turbo_lora(model, path: Path):
-    """MODEL with the LoRA in ``path`` and its metadata attached, as core's LoRA loader gives it."""
+    """MODEL with the LoRA in ``path`` and its metadata attached, as core's LoRA loader gives it; for Editing Strengths
+    with its embedding of strengths, too."""
     lora, metadata = load_tensors(path)
     check_lora(lora, path)
+    lora, embedding = split_strengths(lora)
     patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0, lora_metadata=metadata)
+    if embedding:
+        patched.set_attachments(EMBEDDING, embedding)
     return patched
 
 

@@ -17,9 +17,10 @@ from ...distill_core.presets.facts import TurboLora
 from ...distill_core.presets.recipe import describe_metadata
 from .architectures import architecture_of
 from .folders import lora_path
-from .loras import turbo_loras
+from .loras import LAST, turbo_loras
 from .sampling import ImageByImage
 
+EMBEDDING = "turbo_distill_strengths"  # tensors that are attached to a trainer's MODEL
 KIND = comfy.patcher_extension.WrappersMP.APPLY_MODEL
 
 
@@ -33,7 +34,9 @@ def with_strengths(model, text: float, image: float) -> tuple[object, str]:
     told = parse_description(describe_metadata(lora.metadata))["strengths"]
     asked = {name: value for name, value in ((TEXT_STRENGTH, text), (IMAGE_STRENGTH, image)) if value}
     strengths = chosen_strengths(told, asked, lora.name, lambda name: name)
-    _, embedding = split_strengths(load_tensors(lora_path(lora.name))[0])
+    embedding = model.attachments.get(EMBEDDING) if lora.name == LAST else None  # of a trainer's, not saved yet
+    if not embedding:
+        _, embedding = split_strengths(load_tensors(lora_path(lora.name))[0])
     added = lora.strength * added_at(told, embedding, strengths)
     layer = architecture_of(model.model.diffusion_model).modulation
     if not layer:

@@ -70,11 +70,12 @@ def test_one_and_three_pictures_train(host, method, count):
 
 @pytest.mark.case("training 17", "a learning rate of 1: the node says what happened and what to change")
 def test_a_lost_run_says_on_its_node_what_to_change(host):
-    """All weights at rate 1: each step moves every weight by about 1, and a product of a few layers overflows."""
-    said = fails(host, few("lost", {"one": (64, 64, 3)}, "LADD", steps=60, student_lr=1.0, train="all weights"))
+    """All weights at rate 1: each step moves every weight by about 1, and sooner or later a product of a few layers
+    overflows; when depends on the machine."""
+    said = fails(host, few("lost", {"one": (64, 64, 3)}, "LADD", steps=600, student_lr=1.0, train="all weights"))
     assert "is not finite at step" in said and "Lower student_lr or discriminator_lr" in said
     steps = steps_of(host, "lost")
-    assert len(steps) < 60 and steps == list(range(1, len(steps) + 1)), "the log ends where the run does"
+    assert len(steps) < 600 and steps == list(range(1, len(steps) + 1)), "the log ends where the run does"
     assert read_lora(lora_of(host, "lost"))[1]["steps"] == len(steps), "and so does what is kept"
 
 

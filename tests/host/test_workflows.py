@@ -35,12 +35,15 @@ TRAINERS = {
     "distil_mini_diffusion2gan": "TurboDistillDiffusion2GANTrainer",
     "distil_mini_dmd2": "TurboDistillDMD2Trainer",
     "own_pictures": "TurboDistillLADDTrainer",
+    "inpaint_scenes": "TurboDistillLADDTrainer",
+    "edit_scenes": "TurboDistillLADDTrainer",
     "tune_mini_turbo": "TurboDistillTuneTrainer",
     "make_adapter": "TurboDistillAdapterTrainer",
     "prefer_mini": "TurboDistillDPOTrainer",
 }
 # that a run saves: the report and four each of teacher and student; before and after; with a map of each pair
 PICTURES = dict.fromkeys(TRAINERS, 9) | {
+    "edit_scenes": 17,  # the picture, the teacher's and two of the student
     "tune_mini_turbo": 17,  # before and after of two prompts
     "prefer_mini": 17,
     "make_adapter": 13,
@@ -57,6 +60,7 @@ OWN_FILES = ("my_sdxl_fine_tune.safetensors", "example.png", SAVED_BY_DISTIL_MIN
 SHORTER = {
     name: {
         "TurboDistillTeacherLatents": {"count": 64, "steps": 4, "batch_size": 64},
+        "TurboDistillTeacherEdits": {"count": 48, "steps": 4},
         trainer: {"steps": 6, "batch_size": 8, "preview_every": 2},
     }
     for name, trainer in TRAINERS.items()

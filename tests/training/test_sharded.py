@@ -55,7 +55,7 @@ def loaded(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict]:
     return tensors, {key: json.loads(text) for key, text in told.items()}
 
 
-# That of sums in another order, which Adam makes more of: a step moves a weight by its rate, however small the gradient.
+# That of sums in another order. Adam makes more of it: a step moves a weight by its rate, however small the gradient.
 TOLERANCE = {"sd3": 1e-5, "flux": 1e-5, "unet": 2e-4, "critic": 1e-5, "dmd2": 1e-5}
 
 
