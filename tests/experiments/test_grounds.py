@@ -14,10 +14,12 @@ from distill_core.data.cache import CacheConfig
 from distill_core.data.dataset import LatentDataset
 from distill_core.data.mix import open_data
 from distill_core.diffusion.process import FlowProcess
+from distill_core.digests import fingerprint
 from distill_core.evaluation.frechet import Gaussian
 from distill_core.evaluation.metrics import Evaluator
 from distill_core.evaluation.spaces import Space
 from distill_core.experiments import compare, grounds, results, tables
+from distill_core.experiments.entries import SIZED
 from distill_core.methods.components import Components, VisionConfig
 from distill_core.models.backends.diffusers import DiffusersBackend
 from distill_core.training.loop import train
@@ -156,6 +158,28 @@ def test_pairs_of_the_teacher_and_photographs_for_the_discriminator(shapes, tmp_
         assert ("adversarial" in log) == ("discriminator" in log) == (not of_teacher)
 
 
+def small_network() -> DiffusersBackend:
+    network = build_network("sd3", num_layers=1, num_attention_heads=1, caption_projection_dim=32)
+    return DiffusersBackend(network, FlowProcess(1000.0, shift_alpha=1.0))
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_student_teacher_and_data_are_each_of_their_size(shapes, tmp_path, monkeypatch, name):
+    entry = replace(SIZED[name], train=replace(SIZED[name].train, steps=2, batch_size=4))
+    monkeypatch.setitem(compare.ENTRIES, name, entry)
+    monkeypatch.setitem(compare.GROUNDS, "shapes", lambda: tiny_ground(small=small_network))
+    assert main(command(tmp_path, "--entries", name)) == 0
+    (made,) = tmp_path.glob("dataset-*")
+    assert made.name == ("dataset-7-small" if "data" in entry.small else "dataset-7")
+    data = LatentDataset(made)
+    run = compare.prepare(tiny_ground(small=small_network), entry, data, 7)
+    backends = {"student": run.method.student.backend, "teacher": run.method.teacher.backend}
+    whole, less = (fingerprint(b.network) for b in (tiny_ground().components().backend, small_network()))
+    base = {role: fingerprint(backend.network) for role, backend in backends.items()}
+    base["data"] = data.manifest()["base"]
+    assert base == {role: less if role in entry.small else whole for role in ("student", "teacher", "data")}
+
+
 def test_grounds_are_not_mixed_in_one_folder(shapes, tmp_path, capsys):
     compare.score_teacher(tiny_ground(), tmp_path, 24)
     assert main(["compare", "--out", str(tmp_path), "--entries", "pairs only"]) == 2
@@ -171,7 +195,12 @@ def test_grounds_are_not_mixed_in_one_folder(shapes, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "entry, missing", [("LADD, real latents", "photographs"), ("pairs only, E-LatentLPIPS", "perceptual distance")]
+    "entry, missing",
+    [
+        ("LADD, real latents", "photographs"),
+        ("pairs only, E-LatentLPIPS", "perceptual distance"),
+        ("LADD, 1 step, small student", "smaller model"),
+    ],
 )
 def test_a_ground_refuses_entries_that_it_has_nothing_for(shapes, tmp_path, capsys, entry, missing):
     assert main(command(tmp_path, "--entries", entry)) == 2
