@@ -69,7 +69,7 @@ def run_cache(args: argparse.Namespace) -> None:
 
 
 def _from_teacher(args: argparse.Namespace, config: Config, source: MiniSource | PipelineSource) -> None:
-    if config.masks.source != NONE:
+    if config.masks.source != NONE and not args.data:
         raise ValueError("masks are of own pictures: give --images FOLDER, or leave [masks] source out")
     cache, prompts = config.cache, list[str]()
     conds: Cond | ItemConds

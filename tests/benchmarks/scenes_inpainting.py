@@ -3,8 +3,9 @@
     python tests/benchmarks/scenes_inpainting.py --out DIR [--seeds 0 1 2] [--images 1080] [--terms NAME ...]
 
 A seed draws its own pictures and masks and trains by the commands of configs/scenes_inpainting_ladd.toml, once with
-each of `TERMS`. Teacher and students fill the same pictures, of which no seed trains on any, from the same noises; no
-mask there hides the whole picture. What is there is not done again. --picture FILE: a picture of filled pictures.
+each of `TERMS`, and by those of configs/scenes_inpainting_pairs_ladd.toml. Teacher and students fill the same pictures,
+of which no seed trains on any, from the same noises; no mask there hides the whole picture. What is there is not done
+again. --picture FILE: a picture of filled pictures.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ TERMS = {  # and steps of about equal processor seconds
     "adversarial": ("{ adversarial = 1.0 }", 330),
     "distillation": ("{ distillation = 2.5 }", 330),
 }
+
+
+PAIRS = "adversarial + pairs"
 
 
 def pictures(out: Path, seed: int, count: int) -> LatentDataset:
@@ -99,10 +103,17 @@ class Test:
 
 
 def student_file(out: Path, seed: int, name: str, count: int) -> Path:
-    """The student of a seed and of some terms, trained by the command once."""
+    """The student of a seed and of some terms, trained by the commands once."""
     folder = out / f"run-{seed}" / name.replace(" ", "-")
     file = folder / "run" / "student.safetensors"
-    if not file.exists():
+    if name == PAIRS and not file.exists():
+        data, fills = pictures(out, seed, count).folder, out / f"fills-{seed}"
+        lines = {"count =": f"count = 1536\nseed = {seed}", "batch_size = 32": f"batch_size = 32\nseed = {seed}"}
+        lines["mix ="] = f'mix = {{ "{data}" = 1.0, "{fills}" = 1.0 }}'
+        config = changed("scenes_inpainting_pairs_ladd.toml", folder / "config.toml", lines)
+        run("cache", config, "--data", data, "--out", fills)
+        run("train", config, "--out", folder / "run")
+    elif not file.exists():
         terms, steps = TERMS[name]
         lines = {"steps =": f"steps = {steps}\nseed = {seed}", "terms =": f"terms = {terms}"}
         config = changed(CONFIG, folder / "config.toml", lines)
@@ -151,7 +162,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=1080, help="pictures that are filled (default 1080)")
     parser.add_argument("--items", type=int, default=2048, help="pictures of a seed's training (default 2048)")
-    parser.add_argument("--terms", nargs="+", choices=list(TERMS), default=list(TERMS))
+    parser.add_argument("--terms", nargs="+", choices=[PAIRS, *TERMS], default=[PAIRS, *TERMS])
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -13,12 +13,14 @@ from distill_core.diffusion.process import DiscreteProcess, FlowProcess, cumulat
 from distill_core.diffusion.schedules import grid_sigmas, shift_sigmas
 from distill_core.lora_files import read_lora
 from distill_core.methods.registry import METHODS
+from distill_core.models.items import MASK, MASKED_IMAGE
 from distill_core.training.config import load_config
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.toml"))
 MINI = [path for path in FILES if path.stem.startswith("mini_")]
-EDITORS = ("scenes_inpainting_ladd", "scenes_editing_ladd")  # of pictures that the command scenes draws
+# Of pictures that the command scenes draws; the last one also learns from what the teacher fills in.
+EDITORS = ("scenes_inpainting_ladd", "scenes_editing_ladd", "scenes_inpainting_pairs_ladd")
 STAGES = ("scenes_aspects_ladd", "scenes_aspects_dmd2")  # the second goes on from what the first makes
 TUNED_TEACHER = "mini_dpo_ladd"  # goes on from what mini_dpo makes
 STABLE_DIFFUSION = DiscreteProcess(cumulative_alphas(), "eps")
@@ -140,6 +142,22 @@ def test_a_model_that_fills_pictures(tmp_path, monkeypatch):
     assert description["sigmas"] == [1.0]
     command = ["sample", f"{EDITORS[0]}.toml", "--data", f"data-{EDITORS[0]}", "--lora", "run/student.safetensors"]
     assert main([*command, "--count", "2", "--out", "images"]) == 0
+
+
+def test_a_model_that_fills_pictures_beside_its_teacher(tmp_path, monkeypatch):
+    """Pictures to be judged by and the teacher's fills of them to be tied to, by one file."""
+    monkeypatch.chdir(tmp_path)
+    path = FOLDER / f"{EDITORS[2]}.toml"
+    Path("c.toml").write_text(shortened(path.read_text(encoding="utf-8")), encoding="utf-8")
+    assert main(["scenes", "--out", "pictures", "--count", "3"]) == 0
+    assert main(["cache", "c.toml", "--images", "pictures", "--out", "data"]) == 0
+    assert main(["cache", "c.toml", "--data", "data", "--out", "fills"]) == 0
+    pictures, fills = LatentDataset(tmp_path / "data"), LatentDataset(tmp_path / "fills")
+    assert fills.state_sigmas == (1.0,) and not pictures.state_sigmas
+    seen, given = (data.read(data.largest[:3]).cond.extra for data in (fills, pictures))
+    assert all(torch.equal(seen[name], given[name]) for name in (MASK, MASKED_IMAGE))
+    assert main(["train", "c.toml", "--out", "run"]) == 0
+    assert read_lora("run/student.safetensors")[1]["sigmas"] == [1.0]
 
 
 def test_a_model_that_edits_pictures_at_strengths(tmp_path, monkeypatch):
