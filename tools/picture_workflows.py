@@ -199,7 +199,7 @@ def edit_scenes() -> dict:
             latent_image=link("edit", 2),
         ),
     }
-    for who, text in (("weak", 1.0), ("strong", 4.0)):
+    for who, text in (("weak", 1.5), ("strong", 4.0)):
         told = dict(model=link("train"), text_strength=text, image_strength=1.25)
         workflow[f"told {who}"] = node("TurboDistillEditingStrengths", **told)
         workflow[f"student {who}"] = turbo_sampler(link(f"told {who}"), **given)

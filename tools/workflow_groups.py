@@ -73,7 +73,7 @@ TITLES = {  # of the nodes with these keys in the workflows' sources; other node
     "words shifted": "no shift",
     "words latent": "size and number",
     "draw": "draws the picture",
-    "told weak": "weak: text strength 1",
+    "told weak": "weak: text strength 1.5",
     "told strong": "strong: text strength 4",
     "student weak": "student, weak",
     "student strong": "student, strong",

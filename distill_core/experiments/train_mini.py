@@ -157,11 +157,11 @@ def main() -> None:
         save_file(half(transformer), args.out / "transformer.safetensors")
         making.record("teacher", entry)
 
-    if not (args.out / "small.safetensors").exists():
+    if not (args.out / mini.SMALL.name).exists():
         stage, known = making.stage(args.teacher_steps), load_file(args.out / "conditioning.safetensors")
         known = {name: rows.float() for name, rows in known.items()}
         small = train_teacher(train_latents, train_labels, stage, mini.SMALL_CONFIG, "small teacher", known)
-        save_file(half(small[0]), args.out / "small.safetensors")
+        save_file(half(small[0]), args.out / mini.SMALL.name)
         making.record("small_teacher", small[2])
 
 

@@ -41,6 +41,7 @@ TRANSFORMER_CONFIG = dict(
 
 # Two blocks of width 128: 29 % of the weights.
 SMALL_CONFIG = TRANSFORMER_CONFIG | dict(num_layers=2, num_attention_heads=2, caption_projection_dim=128)
+SMALL = ASSETS / "small.safetensors"  # not shipped: the command that made the others makes it
 
 
 def new_classifier(space: str) -> FeatureClassifier:
@@ -65,8 +66,8 @@ def load_classifier(space: str) -> tuple[FeatureClassifier, dict[str, Tensor]]:
 def load_transformer(small: bool = False) -> Any:
     """The mini teacher as diffusers' ``SD3Transformer2DModel`` in float32, frozen, in eval mode; small: another one of
     `SMALL_CONFIG`, trained likewise on the same latents and conditioning."""
-    config, file = (SMALL_CONFIG, "small.safetensors") if small else (TRANSFORMER_CONFIG, "transformer.safetensors")
-    return shipped.load_transformer(shipped.new_transformer(config), ASSETS / file)
+    config, file = (SMALL_CONFIG, SMALL) if small else (TRANSFORMER_CONFIG, ASSETS / "transformer.safetensors")
+    return shipped.load_transformer(shipped.new_transformer(config), file)
 
 
 def load_conditioning() -> dict[str, Tensor]:
