@@ -190,7 +190,8 @@ def first_row(asked: dict) -> dict:
 
 
 def told_strengths() -> dict:
-    """A student that is told strengths, as it is trained; its file by core's loader, and Editing Strengths on that."""
+    """A student that is told strengths, as it is trained; its file by our loader and core's, and Editing Strengths on
+    that."""
     result, loras = {}, folder / "loras"
     folder_paths.add_model_folder_path("loras", str(loras))
     for network in EDITING:
@@ -201,10 +202,13 @@ def told_strengths() -> dict:
         def answer(either, network=network, pictures=pictures, x=x, sigma=sigma) -> torch.Tensor:
             return torch.cat([host_denoised(either, pictures.conditioning(i), x[[i]], sigma[[i]]) for i in range(2)])
 
-        with torch.inference_mode(), Warnings() as warnings:
+        tensors, metadata = load_tensors(file)
+        with torch.inference_mode(), Warnings() as own:
             loaded = with_turbo_lora(model, file)
+        with torch.inference_mode(), Warnings() as cores:
+            half = comfy.sd.load_lora_for_models(model, None, tensors, 0.5, 0.0, lora_metadata=metadata)[0]
         with torch.inference_mode():
-            plain, found = answer(loaded), {"warnings": warnings.texts}
+            plain, found = answer(loaded), {"warnings": own.texts, "core's warnings": cores.texts}
             found["default"] = relative(plain, ours[DEFAULT])
             told = loaded
             for asked, strengths in (((4.0, 0.0), (4.0, 1.5)), ((0.0, 1.1), (7.5, 1.1))):  # one after the other
@@ -213,8 +217,6 @@ def told_strengths() -> dict:
                 found[str(strengths)] = other | {"said": said}
             found["taken back"] = relative(answer(with_strengths(told, 0.0, 0.0)[0]), plain)
             found["left alone"] = relative(answer(loaded), plain)
-            tensors, metadata = load_tensors(file)
-            half = comfy.sd.load_lora_for_models(model, None, tensors, 0.5, 0.0, lora_metadata=metadata)[0]
             added = [wrapper_of(with_strengths(either, 4.0, 0.0)[0]).added for either in (loaded, half)]
             found["at half strength"] = relative(2 * added[1], added[0])
         found["beyond"] = refusal(lambda loaded=loaded: with_strengths(loaded, 11.0, 0.0))
