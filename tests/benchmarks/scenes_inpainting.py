@@ -125,11 +125,12 @@ SHOWN = ("fd", "fd_pixels", "error", "alignment", "alignment_pixels")
 HIGHER = ("alignment", "alignment_pixels")
 
 
-def table(teacher: dict[str, Figure], students: dict[str, list[dict[str, Figure]]]) -> str:
+def table(true: dict[str, Figure], teacher: dict[str, Figure], students: dict[str, list[dict[str, Figure]]]) -> str:
     """Figures by model, medians over the seeds with the worst beside; each seed's ratio to the teacher's; and whether
-    the term on real data helps."""
+    the term on real data helps. true: those of the pictures themselves."""
     lines = [f"| | {' | '.join(SHOWN)} |", "|---|" + "---|" * len(SHOWN)]
-    lines.append(f"| teacher, {TEACHER_STEPS} steps | {' | '.join(f'{teacher[n].value:.3g}' for n in SHOWN)} |")
+    for name, found in (("true pictures", true), (f"teacher, {TEACHER_STEPS} steps", teacher)):
+        lines.append(f"| {name} | {' | '.join(f'{found[n].value:.3g}' for n in SHOWN)} |")
     for name, seeds in students.items():
         cells = [spelled([found[n].value for found in seeds], n not in HIGHER) for n in SHOWN]
         lines.append(f"| {name}, 1 step | {' | '.join(cells)} |")
@@ -177,7 +178,7 @@ def main() -> None:
             filled_by = kept(path, partial(test.student, file))
             students[name].append(test.figures(filled_by))
             latents.setdefault(f"{name}, 1 step", filled_by)
-    text = table(teacher, students)
+    text = table(test.figures(test.items.latents), teacher, students)
     (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     if args.picture:
