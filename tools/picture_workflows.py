@@ -152,7 +152,7 @@ def edit_scenes() -> dict:
     teacher, and by the student at two strengths of the text."""
     name, (loaders, model, clip, vae) = "edit_scenes", scenes_of("editing")
     strengths = dict(text_strength_low=1.0, text_strength_high=5.0, image_strength_low=1.0, image_strength_high=2.5)
-    usual = dict(strengths_told=True, usual_text_strength=2.0, usual_image_strength=1.25)
+    usual = dict(strengths_told=True, usual_text_strength=2.0, usual_image_strength=1.3)
     given = dict(positive=link("edit"), latent=link("edit", 2), seed=link("seed"))
     workflow = {
         **loaders,
@@ -188,7 +188,7 @@ def edit_scenes() -> dict:
         "guider": node(
             "DualCFGGuider",
             **dict(model=model, cond1=link("edit"), cond2=link("edit", 1), negative=link("negative")),
-            **dict(cfg_conds=4.0, cfg_cond2_negative=1.25, style="regular"),
+            **dict(cfg_conds=4.0, cfg_cond2_negative=1.3, style="regular"),
         ),
         "noise": node("RandomNoise", noise_seed=link("seed")),
         "euler": node("KSamplerSelect", sampler_name="euler"),
@@ -200,7 +200,7 @@ def edit_scenes() -> dict:
         ),
     }
     for who, text in (("weak", 1.5), ("strong", 4.0)):
-        told = dict(model=link("train"), text_strength=text, image_strength=1.25)
+        told = dict(model=link("train"), text_strength=text, image_strength=1.3)
         workflow[f"told {who}"] = node("TurboDistillEditingStrengths", **told)
         workflow[f"student {who}"] = turbo_sampler(link(f"told {who}"), **given)
     for who in ("teacher", "student weak", "student strong"):
