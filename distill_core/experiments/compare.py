@@ -66,7 +66,7 @@ def start_from_random_weights(run: Run, seed: int) -> None:
 def prepare(ground: Ground, entry: Entry, dataset: LatentDataset, seed: int, folder: Path | None = None) -> Run:
     """The entry's run on the ground's model; every weight comes from the seed."""
     components = ground.sized(entry.small)
-    backend, teacher = components.backend, components.teacher_view.backend
+    backend, teacher = components.backend, components.backends[-1]
     distance = ground.distance() if entry.perceptual and ground.distance else None
     identities: dict[str, Any] = {"base": fingerprint(backend.network), "dataset": dataset.digest()}
     identities |= {"pretrained": entry.pretrained, "perceptual": distance and distance.identity()}
