@@ -111,12 +111,14 @@ class LatentDataset:
         return conditions_in({name for file in self.files for name in file.keys()})
 
     def span(self, name: str) -> tuple[float, float] | None:
-        """The lowest and the highest of a number that items have (`items.ITEM_TENSORS`); None where some have none."""
+        """The lowest and the highest of a number that items have (`items.ITEM_TENSORS`), or between which they were
+        drawn; None where some have none."""
         key = EXTRA + name
         if any(key not in file.keys() for file in self.files):
             return None
         values = torch.cat([file.get_tensor(key).float() for file in self.files])
-        return values.min().item(), values.max().item()
+        drawn = self.manifest().get("config", {}).get(name) or ()  # the ends of what was drawn from, evenly
+        return min(values.min().item(), *drawn), max(values.max().item(), *drawn)
 
     @property
     def largest(self) -> list[Item]:

@@ -159,8 +159,10 @@ def test_a_student_that_is_told_resumes_bit_for_bit(folder, edits, tmp_path):
     checkpoint = load_tensors(tmp_path / "once" / "checkpoint.safetensors")[0]
     assert {"ema.strengths.out.weight", "generator.strengths.out.weight"} <= checkpoint.keys()
     assert "discriminator.strengths.weight" in checkpoint
-    span = LatentDataset(edits).span("text_strength")
-    assert once[1]["strengths"]["text_strength"] == [span[0], 7.5, span[1]]
+    data = LatentDataset(edits)
+    values = data.read(data.largest).cond.extra["text_strength"]
+    assert 3 < values.min() < values.max() < 10 and data.span("text_strength") == (3, 10), "what they were drawn from"
+    assert once[1]["strengths"]["text_strength"] == [3, 7.5, 10]
     assert train(told(folder, tmp_path, steps=4, text=7.0), edits, tmp_path / "once") == 2
 
 

@@ -174,7 +174,9 @@ def test_a_student_is_told_strengths_which_a_node_turns(host):
     outputs = host.run(graph, 240)["outputs"]
     assert "pairs" in log_of(host, "edits_told")[-1]
     said = "".join(outputs["turned"]["text"])
-    assert "text_strength 3 (trained from 1." in said and "1.5 where it is not told" in said
+    assert (
+        "text_strength 3 (trained from 1 to 4, 2 where it is not told)" in said and "1.5 where it is not told" in said
+    )
     made = []
     for name in ("plain", "other"):
         (file,) = outputs[name]["latents"]
