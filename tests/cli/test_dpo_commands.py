@@ -168,7 +168,7 @@ def test_killed_while_it_ranks_it_goes_on_to_the_same_pairs(folder, tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     process = subprocess.Popen([sys.executable, "-m", "distill_core", *command, str(stopped)], env=environment)
     deadline = time.monotonic() + 300
-    while not list(stopped.glob("*.part-*")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(stopped.glob("*.part-*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
