@@ -203,11 +203,9 @@ def edit_scenes() -> dict:
         told = dict(model=link("train"), text_strength=text, image_strength=1.3)
         workflow[f"told {who}"] = node("TurboDistillEditingStrengths", **told)
         workflow[f"student {who}"] = turbo_sampler(link(f"told {who}"), **given)
+    shown = {"picture": link("picture")}
     for who in ("teacher", "student weak", "student strong"):
-        workflow[f"decode {who}"] = node("VAEDecode", samples=link(who), vae=vae)
-    shown = {"picture": link("picture")} | {
-        who: link(f"decode {who}") for who in ("teacher", "student weak", "student strong")
-    }
+        workflow[f"decode {who}"], shown[who] = node("VAEDecode", samples=link(who), vae=vae), link(f"decode {who}")
     for who, images in shown.items():
         prefix = f"{name}_{who.replace(' ', '_')}"
         workflow[f"save {who}"] = node("SaveImage", images=images, filename_prefix=prefix)

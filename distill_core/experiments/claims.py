@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ..evaluation.intervals import Figure
-from .entries import SIZED
+from .entries import sized
 from .results import figure_of
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
@@ -87,12 +87,6 @@ LOW, HIGH = "LADD, m = -1", "LADD, m = 1"
 KD, PAIRED, MATCHED = "KD", "LADD + pairs", "DMD2 + pairs"
 ROLLED_OUT = "LADD + pairs, rollouts, four budgets"
 
-
-def small(*roles: str) -> str:
-    """The entry of the size study with these of the smaller model."""
-    return next(name for name, entry in SIZED.items() if entry.small == roles)
-
-
 CLAIMS = [
     Claim(
         1,
@@ -140,12 +134,12 @@ CLAIMS = [
         10,
         "The student's size matters more than those of the teacher and of what makes its data (LADD section 4.4)",
         [
-            Order((small("teacher", "data"), "1"), (small("student"), "1")),
-            Order((small("teacher", "data"), "1"), (small("student"), "1"), "accuracy", higher=True),
+            Order((sized("teacher", "data"), "1"), (sized("student"), "1")),
+            Order((sized("teacher", "data"), "1"), (sized("student"), "1"), "accuracy", higher=True),
             *(
                 order
                 for others in ([], ["teacher"], ["data"], ["teacher", "data"])
-                for order in steps_of(small(*others), small("student", *others), "1")
+                for order in steps_of(sized(*others), sized("student", *others), "1")
             ),
         ],
     ),

@@ -103,8 +103,14 @@ ADVERSARIAL, DISTILLATION = {"adversarial": 1.0}, {"distillation": 2.5}
 PAIRS = Diffusion2GANConfig({"pairs": 1.0})
 GAN = Diffusion2GANConfig()
 
+
+def sized(*small: str) -> str:
+    """The name of the size study's entry with these of the smaller model."""
+    return f"LADD, 1 step, small {' + '.join(small)}" if small else "LADD, 1 step"
+
+
 SIZED = {  # equal steps and items, so not of one budget: a smaller network is faster
-    ", ".join(["LADD, 1 step", *([f"small {' + '.join(small)}"] if small else [])]): replace(
+    sized(*small): replace(
         ladd(student_sigmas=(1.0,), probabilities=(), warmup_probabilities=(), warmup_steps=0), steps=(1,), small=small
     )
     for count in range(4)

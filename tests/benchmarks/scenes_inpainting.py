@@ -106,18 +106,21 @@ def student_file(out: Path, seed: int, name: str, count: int) -> Path:
     """The student of a seed and of some terms, trained by the commands once."""
     folder = out / f"run-{seed}" / name.replace(" ", "-")
     file = folder / "run" / "student.safetensors"
-    if name == PAIRS and not file.exists():
-        data, fills = pictures(out, seed, count).folder, out / f"fills-{seed}"
+    if file.exists():
+        return file
+    data = pictures(out, seed, count).folder
+    if name == PAIRS:
+        fills = out / f"fills-{seed}"
         lines = {"count =": f"count = 1536\nseed = {seed}", "batch_size = 32": f"batch_size = 32\nseed = {seed}"}
         lines["mix ="] = f'mix = {{ "{data}" = 1.0, "{fills}" = 1.0 }}'
         config = changed("scenes_inpainting_pairs_ladd.toml", folder / "config.toml", lines)
         run("cache", config, "--data", data, "--out", fills)
         run("train", config, "--out", folder / "run")
-    elif not file.exists():
+    else:
         terms, steps = TERMS[name]
         lines = {"steps =": f"steps = {steps}\nseed = {seed}", "terms =": f"terms = {terms}"}
         config = changed(CONFIG, folder / "config.toml", lines)
-        run("train", config, "--data", pictures(out, seed, count).folder, "--out", folder / "run")
+        run("train", config, "--data", data, "--out", folder / "run")
     return file
 
 
