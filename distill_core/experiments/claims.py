@@ -103,6 +103,19 @@ CLAIMS = [
         ],
     ),
     Claim(
+        3,
+        "Alignment grows as ADD's discriminator is told nothing, the text, the image, both (ADD table 1b)",
+        [
+            order
+            for told, less in (
+                (", told the text", ", told nothing"),
+                (", told the image", ", told the text"),
+                ("", ", told the image"),
+            )
+            for order in steps_of(f"ADD{told}", f"ADD{less}", "1", "4", metric="accuracy", higher=True)
+        ],
+    ),
+    Claim(
         4,
         "ADD gains from 1 to 4 steps, and 4 steps beat the teacher (ADD figures 5-7)",
         [Order(("ADD", "2"), ("ADD", "1")), Order(("ADD", "4"), ("ADD", "2")), Order(("ADD", "4"), ("teacher", "25"))],
@@ -111,6 +124,18 @@ CLAIMS = [
         5,
         "One teacher step is enough for the distillation term (ADD table 1f)",
         [*steps_of("ADD", "ADD, 4 teacher steps", "1", "4", ties_allowed=True)],
+    ),
+    Claim(
+        6,
+        "The teacher's traits carry over: here, a larger one's student is better (ADD table 1e)",
+        [
+            order
+            for entry in ("ADD", DISTIL)
+            for order in (
+                *steps_of(entry, f"{entry}, small teacher", "1"),
+                *steps_of(entry, f"{entry}, small teacher", "1", metric="accuracy", higher=True),
+            )
+        ],
     ),
     Claim(
         7,

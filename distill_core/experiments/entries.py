@@ -28,8 +28,8 @@ class Entry:
     them trained.  perceptual: whether the shipped E-LatentLPIPS is the distance of the pairs term.  real: the share of
     its batches, 0 to 1, that are of photographs; the others are of teacher latents.
     every_block: whether heads read all of the teacher's blocks, not the method's own choice.
-    small: which of `STUDENT`, `TEACHER` (whose features the discriminator reads) and `DATA` (who made it) are of the
-    ground's smaller model.
+    small: which of `STUDENT`, `TEACHER` (whose features LADD's discriminator reads, and who makes ADD's targets) and
+    `DATA` (who made it) are of the ground's smaller model.
     """
 
     method: MethodConfig
@@ -122,6 +122,11 @@ ENTRIES: dict[str, Entry] = {
     "ADD, adversarial only": Entry(replace(ADD, terms=ADVERSARIAL), for_add(96)),
     "ADD, distillation only": Entry(replace(ADD, terms=DISTILLATION), for_add(160)),
     "ADD, 4 teacher steps": Entry(replace(ADD, teacher_steps=4), for_add(68)),
+    "ADD, told nothing": Entry(replace(ADD, text_condition=False, image_condition=False), for_add(80)),
+    "ADD, told the text": Entry(replace(ADD, image_condition=False), for_add(80)),
+    "ADD, told the image": Entry(replace(ADD, text_condition=False), for_add(80)),
+    "ADD, small teacher": Entry(ADD, for_add(80), small=(TEACHER,)),
+    "ADD, distillation only, small teacher": Entry(replace(ADD, terms=DISTILLATION), for_add(160), small=(TEACHER,)),
     "LADD": ladd(),
     "LADD + pairs": LADD_PAIRS,
     "LADD + pairs, adversarial late": ladd_pairs(194, adversarial_from=97),

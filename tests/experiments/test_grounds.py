@@ -19,7 +19,7 @@ from distill_core.evaluation.frechet import Gaussian
 from distill_core.evaluation.metrics import Evaluator
 from distill_core.evaluation.spaces import Space
 from distill_core.experiments import compare, grounds, results, tables
-from distill_core.experiments.entries import SIZED
+from distill_core.experiments.entries import ENTRIES, SIZED
 from distill_core.methods.components import Components, VisionConfig
 from distill_core.models import mini
 from distill_core.models.backends.diffusers import DiffusersBackend
@@ -164,9 +164,9 @@ def small_network() -> DiffusersBackend:
     return DiffusersBackend(network, FlowProcess(1000.0, shift_alpha=1.0))
 
 
-@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize("name", sorted(SIZED.keys() | {n for n, entry in ENTRIES.items() if entry.small}))
 def test_student_teacher_and_data_are_each_of_their_size(shapes, tmp_path, monkeypatch, name):
-    entry = replace(SIZED[name], train=replace(SIZED[name].train, steps=2, batch_size=4))
+    entry = replace(ENTRIES[name], train=replace(ENTRIES[name].train, steps=2, batch_size=4))
     monkeypatch.setitem(compare.ENTRIES, name, entry)
     monkeypatch.setitem(compare.GROUNDS, "shapes", lambda: tiny_ground(small=small_network))
     assert main(command(tmp_path, "--entries", name)) == 0
@@ -208,7 +208,7 @@ def test_a_ground_refuses_entries_that_it_has_nothing_for(shapes, tmp_path, caps
     assert f"the ground 'shapes' has no {missing} for '{entry}'" in capsys.readouterr().err
     possible = compare.possible_entries(tiny_ground())  # what is run where --entries is left out
     assert entry not in possible and set(shapes) <= set(possible)
-    sized = set() if mini.SMALL.exists() else {name for name, entry in SIZED.items() if entry.small}
+    sized = set() if mini.SMALL.exists() else {name for name, entry in ENTRIES.items() if entry.small}
     assert compare.possible_entries(grounds.clothes()) == [name for name in compare.ENTRIES if name not in sized]
 
 
