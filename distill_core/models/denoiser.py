@@ -155,7 +155,8 @@ class Limits:
     pixels: of a picture that one position of a latent stands for, along a side.  patch: positions along a side that
     the network takes as one; sides of a latent are multiples of it.
     items: names of the per-item tensors that it takes beside the latent (`items.ITEM_TENSORS`).  instead: of a tensor
-    in a conditioning that brings them by another name, where the host's own nodes made it.
+    in a conditioning that brings them by another name, where the host's own nodes made it.  references: whether it can
+    be shown pictures to go by, and need not be.
     token: positions along a side of a token, for a network that rounds other sides up; 0 for ``patch``.
     None where it is not known or takes anything, 0 where it takes none.
     """
@@ -168,6 +169,7 @@ class Limits:
     patch: int = 1
     items: tuple[str, ...] = ()
     instead: str = ""
+    references: bool = False
     token: int = 0
 
     @property

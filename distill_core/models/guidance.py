@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -10,16 +10,17 @@ from torch import Tensor
 from ..devices import like
 from ..diffusion.process import expand_like
 from .denoiser import Cond, Denoiser, Guided, cat_conds
-from .items import IMAGE_STRENGTH, SOURCE_IMAGE, TEXT_STRENGTH
+from .items import IMAGE_STRENGTH, REFERENCE, SOURCE_IMAGE, TEXT_STRENGTH, conditions, kind
 
 
 class GuidedTwice(Guided):
     """none + s_I (picture - none) + s_T (both - picture) (InstructPix2Pix, arXiv 2211.09800, equation 3).
 
-    both is told the text and the picture that is edited, picture the latter alone, and none neither: its picture is 0.
-    An item's strengths s_T and s_I [B] are those of its conditioning (`items.TEXT_STRENGTH`, `IMAGE_STRENGTH`); where
-    it has none, ``scale`` is that of the text (or ``scales`` [B]) and ``image_scale`` that of the picture. All that is
-    asked is one batch, of three times as many rows at most: with s_I = 1 for all items none is left out, and this is
+    both is told the text and the picture that is edited, picture the latter alone, and none neither
+    (`without_picture`). An item's strengths s_T and s_I [B] are those of its conditioning (`items.TEXT_STRENGTH`,
+    `IMAGE_STRENGTH`); where it has none, ``scale`` is that of the text (or ``scales`` [B]) and ``image_scale`` that of
+    the picture. All that is asked is one batch, of three times as many rows at most; none is a batch of its own where
+    the picture is tokens, of which it then has fewer. With s_I = 1 for all items none is left out, and this is
     `Guided`; with s_T = s_I picture is; with both 1 it is the denoiser itself.
     """
 
@@ -53,9 +54,10 @@ class GuidedTwice(Guided):
         if (image != 1).any():
             asked.append(without_picture(without_text))
         answers = [] if both is None else [both]
-        if asked:
-            count = len(asked)
-            joined = self.denoiser(torch.cat([x] * count), torch.cat([sigma] * count), cat_conds(asked))
+        for _, alike in groupby(asked, _shapes):
+            conds = list(alike)
+            count = len(conds)
+            joined = self.denoiser(torch.cat([x] * count), torch.cat([sigma] * count), cat_conds(conds))
             answers += joined.chunk(count)
         # From the one that is told the least, each difference as often as the strength of what is told more.
         result = answers[-1]
@@ -65,8 +67,14 @@ class GuidedTwice(Guided):
 
 
 def without_picture(cond: Cond) -> Cond:
-    """The same with 0 in the place of the picture that is edited, as InstructPix2Pix was trained to do without."""
-    return cond.with_items({k: torch.zeros_like(v) for k, v in cond.extra.items() if k == SOURCE_IMAGE})
+    """The same with 0 in the place of the picture that is edited, as InstructPix2Pix was trained to do without; one to
+    go by has no tokens, as FLUX.1 Kontext was trained to do without (arXiv 2506.15742, section 3)."""
+    lacking = {SOURCE_IMAGE: torch.zeros_like, REFERENCE: lambda picture: picture[..., :0, :0]}
+    return cond.with_items({k: lacking[kind(k)](v) for k, v in cond.extra.items() if kind(k) in lacking})
+
+
+def _shapes(cond: Cond) -> list[torch.Size]:
+    return [value.shape[1:] for value in conditions(cond.extra).values()]
 
 
 def guided(denoiser: Denoiser, uncond: Cond, scale: float) -> Guided:
@@ -75,5 +83,6 @@ def guided(denoiser: Denoiser, uncond: Cond, scale: float) -> Guided:
 
 
 def edits(denoiser: Denoiser) -> bool:
-    """Whether its network takes a picture to edit."""
-    return SOURCE_IMAGE in denoiser.backend.limits().items
+    """Whether its network takes a picture to edit, or can be shown one to go by."""
+    limits = denoiser.backend.limits()
+    return limits.references or not {SOURCE_IMAGE, REFERENCE}.isdisjoint(limits.items)

@@ -57,9 +57,14 @@ ITEM_TENSORS = {
 }
 
 
+def kind(name: str) -> str:
+    """Which of `ITEM_TENSORS` a tensor is, of one that may be several: reference_image#1 is a reference_image."""
+    return name.partition("#")[0]
+
+
 def of_file(name: str) -> ItemTensor | None:
     """The declaration of a tensor by its name in a file; None for one that is not declared."""
-    found = ITEM_TENSORS.get(name.removeprefix(EXTRA).partition("#")[0])
+    found = ITEM_TENSORS.get(kind(name.removeprefix(EXTRA)))
     return found if found is not None and found.condition == name.startswith(EXTRA) else None
 
 

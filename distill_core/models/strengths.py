@@ -86,7 +86,10 @@ class StrengthEmbedding(nn.Module):
 
     def _hook(self) -> Callable:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-            return None if self.added is None else output + self.added.to(output.dtype)
+            if self.added is None:
+                return None
+            times = len(output) // len(self.added)  # twice where pictures to go by have a timestep of their own
+            return output + self.added.to(output.dtype).repeat(times, 1)
 
         return add
 

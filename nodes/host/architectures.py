@@ -174,7 +174,7 @@ ARCHITECTURES = {
         pooled="y_embedder.mlp.0",
     ),
     "Flux": Architecture("flux", foreign=_FLUX2_ONLY, modulation="time_in", **_FLUX),
-    "Flux2": Architecture("flux2", foreign=_FLUX1_ONLY, patch_size=1, **_FLUX),
+    "Flux2": Architecture("flux2", foreign=_FLUX1_ONLY, patch_size=1, modulation="time_in", **_FLUX),
     "NextDiT": Architecture(
         "lumina",
         _blocks("layers"),
@@ -189,6 +189,7 @@ ARCHITECTURES = {
         _blocks("transformer_blocks"),
         ("transformer_blocks",),
         two_streams=("hidden_states", 1),
+        modulation="time_text_embed",
         text="txt_in",
     ),
     "WanModel": Architecture(

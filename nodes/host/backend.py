@@ -40,7 +40,7 @@ from .carried import check_teachable
 from .conditioning import check_places, cond_of, host_conds
 from .copies import can_share, forget, lie_with, own_copy, shared_copy, shared_weights, trainable_model
 from .identity import LAYOUT, loras_below, weights_identity
-from .items import IMAGE_VALUE, items_of
+from .items import IMAGE_VALUE, items_of, takes_references
 from .lora_keys import export_differences, export_lora, read_parts
 from .model import family_of, prediction_of, shift_alpha_of, training_process_of
 from .quantized import in_full, with_gradient
@@ -317,7 +317,8 @@ class ComfyBackend:
     def limits(self) -> Limits:
         """What the network can take."""
         limits = self.architecture.limits(self.network, self.channels)
-        return replace(limits, pixels=self.spacial_scale, items=items_of(self.model), instead=IMAGE_VALUE)
+        told = {"items": items_of(self.model), "instead": IMAGE_VALUE, "references": takes_references(self.model)}
+        return replace(limits, pixels=self.spacial_scale, **told)
 
     def description(self) -> dict[str, Any]:
         """What a LoRA's metadata says of its base: prediction, shift factor, family, the digest of the weights as they

@@ -16,7 +16,7 @@ from ...distill_core.data.mix import Mix
 from ...distill_core.methods.defaults import levels_for
 from ...distill_core.models.denoiser import Denoiser
 from ...distill_core.models.guidance import guided
-from ...distill_core.models.items import SOURCE_IMAGE
+from ...distill_core.models.items import REFERENCE, SOURCE_IMAGE
 from ...distill_core.training.progress import Pace
 from .backend import training_backend
 from .datasets import CONSOLE_EVERY, CURE, NODE_EVERY, open_dataset
@@ -24,7 +24,7 @@ from .datasets import WIDGETS as OF_DATASETS
 from .folders import dataset_folder
 from .glimpse import glimpse
 from .identity import identity
-from .items import items_of
+from .items import items_of, takes_references
 from .model import family_name, training_process_of
 
 WIDGETS = OF_DATASETS | {
@@ -55,10 +55,12 @@ def make_edits(
     strengths drawn from ``text`` and ``image``, each the lowest and the highest. One that was stopped goes on where it
     was. Raises ValueError for a model that edits no picture, and for pairs or settings that do not fit.
     """
-    if SOURCE_IMAGE not in items_of(model.model):
+    if not takes_references(model.model) and SOURCE_IMAGE not in items_of(model.model):
         raise ValueError("this model edits no picture: load one that does, or use Teacher Latents")
     folder, process = dataset_folder(dataset_name), training_process_of(model)
     dataset = open_dataset(pairs, model, pairs=False)
+    if not {SOURCE_IMAGE, REFERENCE} & set(dataset.conditions):
+        raise ValueError("these items have no picture to edit: make them with source_folder of Picture Folder")
     height, width = dataset.read(dataset.largest[:1]).latents.shape[2:]
     if others := len(dataset) - len(dataset.largest):
         say(f"{others} pairs of other sizes are left out")

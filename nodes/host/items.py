@@ -1,12 +1,14 @@
 """Per-item tensors of a dataset (`models.items`) as what the host's own nodes tell its models of a picture.
 
 Which of them a model takes is read from the host's class and its network's channels, as the host itself does. Its nodes
-are InpaintModelConditioning and InstructPixToPixConditioning: a latent in the autoencoder's units, a mask in pixels.
+are InpaintModelConditioning and InstructPixToPixConditioning: a latent in the autoencoder's units, a mask in pixels. A
+third is ReferenceLatent, for models that are shown pictures as further tokens; no file says whether one has learnt to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import comfy.model_base
 from torch import Tensor, nn
@@ -21,14 +23,18 @@ from ...distill_core.models.items import (
     MASKED_IMAGE,
     PIXEL_MASK,
     PIXELS,
+    REFERENCE,
     SOURCE_IMAGE,
     TEXT_STRENGTH,
     conditions,
+    kind,
     missing,
 )
 
 STRENGTHS = (TEXT_STRENGTH, IMAGE_STRENGTH)
-IMAGE_VALUE, MASK_VALUE = "concat_latent_image", "concat_mask"  # in a CONDITIONING, as the host's nodes write them
+# In a CONDITIONING, as the host's nodes write them.
+IMAGE_VALUE, MASK_VALUE, REFERENCE_VALUE = "concat_latent_image", "concat_mask", "reference_latents"
+BY_REFERENCE = (comfy.model_base.Flux, comfy.model_base.QwenImage)  # FLUX.1 Kontext, FLUX.2, Qwen-Image-Edit
 
 
 def items_of(model) -> tuple[str, ...]:
@@ -38,6 +44,11 @@ def items_of(model) -> tuple[str, ...]:
     if isinstance(model, comfy.model_base.IP2P):
         return (SOURCE_IMAGE,)
     return (MASK, MASKED_IMAGE) if tuple(model.concat_keys) == ("mask", "masked_image") else ()
+
+
+def takes_references(model) -> bool:
+    """Whether a model of the host (model_base) can be shown pictures to go by, and need not be."""
+    return isinstance(model, BY_REFERENCE) and not items_of(model)
 
 
 def _flux_items(model) -> tuple[str, ...]:
@@ -51,13 +62,18 @@ def _flux_items(model) -> tuple[str, ...]:
     return (SOURCE_IMAGE,) if given <= 2 * latent else (MASKED_IMAGE, PIXEL_MASK)
 
 
-def host_values(model, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def host_values(model, extra: Mapping[str, Tensor]) -> dict[str, Any]:
     """The per-item tensors [1, ...] of a conditioning as values of a CONDITIONING, without the strengths, which no
-    network of the host is told. Raises as `check_takes`."""
+    network of the host is told, and without a picture of no tokens (`guidance.without_picture`). Raises as
+    `check_takes`."""
     own, values = conditions(extra), {}
     check_takes(model, own)
     for name, value in own.items():
-        if name in STRENGTHS:
+        if name in STRENGTHS or value.numel() == 0:
+            continue
+        if kind(name) == REFERENCE:
+            value = value.unsqueeze(2) if model.latent_format.latent_dimensions == 3 else value
+            values.setdefault(REFERENCE_VALUE, []).append(model.process_latent_out(value))
             continue
         if name in (MASKED_IMAGE, SOURCE_IMAGE):
             values[IMAGE_VALUE] = model.process_latent_out(value)
@@ -74,9 +90,10 @@ def check_takes(model, names: Mapping[str, object] | list[str]) -> None:
     Strengths, at which a teacher is guided, go with a model that edits.
     """
     taken = items_of(model)
-    known = (*taken, *STRENGTHS) if SOURCE_IMAGE in taken else taken
-    if foreign := [name for name in names if name not in known]:
-        what = " and ".join(f"{name} ({ITEM_TENSORS[name.partition('#')[0]].what})" for name in foreign)
+    shown = (REFERENCE,) if takes_references(model) else ()
+    known = (*taken, *shown, *STRENGTHS) if shown or SOURCE_IMAGE in taken else taken
+    if foreign := [name for name in names if kind(name) not in known]:
+        what = " and ".join(f"{name} ({ITEM_TENSORS[kind(name)].what})" for name in foreign)
         raise ValueError(
             f"the items of this dataset have {what}, and this model has no input for it in the graph: choose the "
             "inpainting or editing model that the dataset is for, or make a dataset without"
@@ -89,6 +106,10 @@ def check_makes(model, masked: bool, sourced: bool) -> tuple[str, ...]:
     Raises ValueError for masks or sources that the model takes none of, and for none where it does.
     """
     taken = items_of(model)
+    if sourced and takes_references(model):
+        if masked:
+            raise ValueError("a model that is shown a source takes no masks: set masks or source_folder to none")
+        return (REFERENCE,)
     if sourced and SOURCE_IMAGE not in taken:
         raise ValueError(
             "sources are for models that edit pictures, and this one has no input for them: set source_folder to none, "

@@ -21,7 +21,16 @@ from pack.distill_core.data.real import save_latents
 from pack.distill_core.files import load_tensors
 from pack.distill_core.lora_files import save_lora
 from pack.distill_core.models.denoiser import Cond, Denoiser
-from pack.distill_core.models.items import IMAGE_STRENGTH, MASK, MASKED_IMAGE, PIXEL_MASK, SOURCE_IMAGE, TEXT_STRENGTH
+from pack.distill_core.models.guidance import GuidedTwice, guided
+from pack.distill_core.models.items import (
+    IMAGE_STRENGTH,
+    MASK,
+    MASKED_IMAGE,
+    PIXEL_MASK,
+    REFERENCE,
+    SOURCE_IMAGE,
+    TEXT_STRENGTH,
+)
 from pack.distill_core.models.lora import is_linear
 from pack.distill_core.models.strengths import StrengthEmbedding, StrengthsConfig
 from pack.distill_core.training.loop import training_step
@@ -29,7 +38,7 @@ from pack.nodes.host import pictures as own_pictures
 from pack.nodes.host.architectures import architecture_of
 from pack.nodes.host.backend import training_backend
 from pack.nodes.host.datasets import open_dataset
-from pack.nodes.host.items import items_of
+from pack.nodes.host.items import items_of, takes_references
 from pack.nodes.host.results import with_turbo_lora
 from pack.nodes.host.sampling import ImageByImage
 from pack.nodes.host.shown import keep_items, of_items
@@ -38,9 +47,10 @@ from pack.nodes.host.strengths import KIND, ToldStrengths, with_strengths
 from probe_gradients import errors_of_student
 from safetensors.torch import save_file
 
-NETWORKS = list(tiny_models.WITH_ITEMS)
-EDITING, DEFAULT = ("sd15 editing", "flux control"), (7.5, 1.5)  # strengths of text and picture
-PATHS |= {name: tiny_models.write(name, folder) for name in NETWORKS}
+BY_REFERENCE = ("flux", "flux2", "qwen-image")  # of FLUX.1 Kontext's type the first
+NETWORKS = [*tiny_models.WITH_ITEMS, *BY_REFERENCE]
+EDITING, DEFAULT = ("sd15 editing", "flux control", *BY_REFERENCE), (7.5, 1.5)  # strengths of text and picture
+PATHS |= {name: tiny_models.write(name, folder) for name in tiny_models.WITH_ITEMS}
 
 
 class Pictures:
@@ -55,30 +65,72 @@ class Pictures:
         )
         if network == "flux fill":  # which alone sees single pixels
             self.mask = (torch.rand(2, 1, 64, 96, generator=generator) > 0.5).float()
+        if network in BY_REFERENCE:  # of another size than what is made
+            self.raw = torch.randn(2, shape[1], 6, 8, generator=generator)
+        self.raw = self.raw.unsqueeze(2) if model.model.latent_format.latent_dimensions == 3 else self.raw
         inside = model.model.process_latent_in(self.raw)
         every = {
+            REFERENCE: inside[:, :, 0] if inside.ndim == 5 else inside,
             MASKED_IMAGE: inside,
             SOURCE_IMAGE: inside,
             MASK: for_latents(self.mask, 8),
             PIXEL_MASK: for_pixels(self.mask),
         }
-        self.tensors = {name: every[name] for name in items_of(model.model)}
+        self.tensors = {name: every[name] for name in tensors_of(model)}
 
     def conditioning(self, row: int) -> list:
         (context, options), *_ = tiny_models.conditioning(self.network, row + 1)
-        own = {"concat_latent_image": self.raw[[row]], "concat_mask": self.mask[[row]]}
-        return [
-            [context, options | (own if MASKED_IMAGE in self.tensors else {"concat_latent_image": self.raw[[row]]})]
-        ]
+        if REFERENCE in self.tensors:
+            return [[context, options | {"reference_latents": [self.raw[[row]]]}]]
+        mask = {"concat_mask": self.mask[[row]]} if MASKED_IMAGE in self.tensors else {}
+        return [[context, options | {"concat_latent_image": self.raw[[row]], **mask}]]
 
     def cond(self, backend) -> Cond:
         texts = [entry for row in range(2) for entry in tiny_models.conditioning(self.network, row + 1)]
         return backend.cond(texts).with_items(self.tensors)
 
 
+def tensors_of(model) -> list[str]:
+    return [*items_of(model.model), *([REFERENCE] if takes_references(model.model) else [])]
+
+
 def names() -> dict:
     """Which tensors each network takes, those of ordinary ones among them."""
-    return {name: items_of(load(name).model) for name in (*NETWORKS, "sd15", "flux", "flux2", "sd3", "wan")}
+    return {name: tensors_of(load(name)) for name in (*NETWORKS, "sd15", "sd3", "wan")}
+
+
+def guided_by_reference() -> dict:
+    """Guidance of text and picture against the host's own answers: with both, with the picture, with neither."""
+    result = {}
+    for network in BY_REFERENCE:
+        model = load(network)
+        pictures, x, time = Pictures(network, model), latents(network), torch.tensor([0.8, 0.3])
+        strengths = torch.tensor([3.0, 2.0]), torch.tensor([1.5, 1.0])
+        empty = tiny_models.conditioning(network, 9)
+        with training_backend(model) as backend, torch.no_grad():
+            sigma = backend.process.sigma_at_flow_time(time)
+            teacher = guided(Denoiser(backend), backend.cond(empty), 1.0)
+            told = dict(zip((TEXT_STRENGTH, IMAGE_STRENGTH), strengths, strict=True))
+            ours = teacher(x, sigma, pictures.cond(backend).with_items(told))
+        with torch.inference_mode():
+            both, picture, neither = (
+                torch.cat([host_denoised(model, asked(i), x[[i]], sigma[[i]]) for i in range(2)])
+                for asked in (
+                    pictures.conditioning,
+                    lambda i, pictures=pictures, empty=empty: [
+                        [empty[0][0], pictures.conditioning(i)[0][1] | empty[0][1]]
+                    ],
+                    lambda i, empty=empty: empty,
+                )
+            )
+        text, image = (strength.view(2, 1, 1, 1) for strength in strengths)
+        theirs = neither + image * (picture - neither) + text * (both - picture)
+        result[network] = {
+            "difference": relative(ours, theirs),
+            "effect": relative(picture, neither),
+            "kind": type(teacher) is GuidedTwice,
+        }
+    return result
 
 
 def same_as_sampling() -> dict:
@@ -231,7 +283,7 @@ def told_answers(model, pictures: Pictures, x: torch.Tensor, sigma: torch.Tensor
     spans |= {IMAGE_STRENGTH: [1.0, 1.5, 2.0]}
     with training_backend(model) as backend, torch.no_grad():
         path, place = backend.new_lora(3), backend.network.get_submodule(layer)
-        excite(path)
+        excite(path, EDITING.index(pictures.network))  # two files of the same LoRA would be taken for each other
         width = [module for module in place.modules() if is_linear(module)][-1].out_features
         told = StrengthEmbedding(place, width, StrengthsConfig(True, *DEFAULT, 16))
         told.out.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(3))
@@ -303,5 +355,16 @@ def mistakes() -> dict:
 if __name__ == "__main__":
     write(
         "items",
-        [names, same_as_sampling, gradients, steps, exported_loras, reports, told_strengths, told_guidance, mistakes],
+        [
+            names,
+            same_as_sampling,
+            gradients,
+            steps,
+            exported_loras,
+            reports,
+            told_strengths,
+            guided_by_reference,
+            told_guidance,
+            mistakes,
+        ],
     )

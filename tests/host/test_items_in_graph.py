@@ -17,6 +17,7 @@ NETWORKS = {
     "sd15 editing": ["source_image"],
     "flux fill": ["masked_image", "pixel_mask"],
     "flux control": ["source_image"],
+    **dict.fromkeys(("flux", "flux2", "qwen-image"), ["reference_image"]),
 }
 every = pytest.mark.parametrize("network", NETWORKS)
 
@@ -35,12 +36,13 @@ def probe(folder) -> dict:
 
 
 def test_each_network_takes_its_own(probe):
-    assert probe["names"] == NETWORKS | dict.fromkeys(("sd15", "flux", "flux2", "sd3", "wan"), [])
+    assert probe["names"] == NETWORKS | dict.fromkeys(("sd15", "sd3", "wan"), [])
 
 
 @every
 def test_the_teacher_is_the_model_as_the_host_samples_it(probe, network):
-    """With InpaintModelConditioning's or InstructPixToPixConditioning's values there, and a dataset's tensors here."""
+    """With InpaintModelConditioning's, InstructPixToPixConditioning's or ReferenceLatent's values there, and a
+    dataset's tensors here."""
     found = probe["same_as_sampling"][network]
     assert found["difference"] < 3e-6 and found["effect"] > 1e-3
 
@@ -70,7 +72,13 @@ def test_a_report_fills_the_hole_and_leaves_the_rest(probe, network):
     assert found["outside"] and found["inside"] > 1e-2 and found["alone"] < 1e-5
 
 
-@pytest.mark.parametrize("network", ["sd15 editing", "flux control"])
+@pytest.mark.parametrize("network", ["flux", "flux2", "qwen-image"])
+def test_a_teacher_is_guided_by_the_picture_against_an_answer_without_it(probe, network):
+    found = probe["guided_by_reference"][network]
+    assert found["kind"] and found["difference"] < 1e-5 and found["effect"] > 1e-3
+
+
+@pytest.mark.parametrize("network", ["sd15 editing", "flux control", "flux", "flux2", "qwen-image"])
 def test_a_student_is_told_strengths_as_it_was_trained(probe, network):
     """A loader has it at its default strengths; Editing Strengths at others, each time at those that it says."""
     found = probe["told_strengths"][network]

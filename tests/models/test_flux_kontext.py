@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_pipelines import flux_kontext, watched
 
 from distill_core.models.denoiser import Denoiser
+from distill_core.models.guidance import GuidedTwice, guided
 from distill_core.models.items import REFERENCE
 from distill_core.models.pipelines import ModelConfig, open_source
 
@@ -88,3 +89,30 @@ def test_a_block_is_entered_by_the_picture_that_is_made_alone(source):
 def test_a_picture_to_go_by_is_wanted(source):
     with pytest.raises(ValueError, match="takes reference_image of every picture .* no reference_image"):
         Denoiser(source.backend)(torch.zeros(1, 4, 4, 4), torch.ones(1), source.encode(["cat"])[0])
+
+
+def test_guidance_of_the_picture_is_against_an_answer_without_its_tokens(source):
+    """The equation of GuidedTwice; and without its tokens the answer is that of FLUX.1 told the text alone."""
+    backend, g = source.backend, torch.Generator().manual_seed(2)
+    x, sigma = torch.randn(2, 4, 8, 12, generator=g), torch.tensor([0.5, 0.9])
+    texts, empty = source.encode(["cat", "dog"])
+    cond = texts.with_items({REFERENCE: torch.randn(2, 4, 6, 6, generator=g)})
+    teacher, plain, rows = guided(Denoiser(backend), empty, 3.0), backend.items, []
+    assert type(teacher) is GuidedTwice
+    teacher.image_scale = 1.5
+    with torch.no_grad():
+        handle = backend.network.register_forward_pre_hook(
+            lambda _, args, told: rows.append(len(told["hidden_states"])), with_kwargs=True
+        )
+        found = teacher(x, sigma, cond)
+        handle.remove()
+        with_text, with_picture = (Denoiser(backend)(x, sigma, c) for c in (cond, empty.rows_for(cond)))
+        try:
+            backend.items = ()
+            neither = Denoiser(backend)(x, sigma, empty.rows_for(texts))
+        finally:
+            backend.items = plain
+    assert rows == [4, 2]
+    expected = neither + 1.5 * (with_picture - neither) + 3.0 * (with_text - with_picture)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (with_picture - neither).abs().max() > 1e-4
