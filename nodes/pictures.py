@@ -13,7 +13,9 @@ from .host.pictures import (
     BESIDE,
     NO_FOLDER,
     REJECTED_EXAMPLES,
+    SEEN,
     SOURCE_EXAMPLES,
+    TEXT_ALONE,
     folder_of,
     make_picture_dataset,
     partner_folders,
@@ -52,6 +54,20 @@ def partner_inputs() -> list[io.Combo.Input]:
     ]
 
 
+def seen_input() -> io.Combo.Input:
+    """For models whose text encoder sees."""
+    return io.Combo.Input(
+        "source_in_text",
+        options=[TEXT_ALONE, *SEEN],
+        default=TEXT_ALONE,
+        optional=True,
+        advanced=True,
+        tooltip="For Qwen-Image-Edit, whose text encoder is shown the picture of source_folder with its caption: as "
+        "core's TextEncodeQwenImageEdit does, or for versions from 2509 on TextEncodeQwenImageEditPlus. text alone: "
+        "for other models.",
+    )
+
+
 def guidance_input() -> io.Float.Input:
     """For models that are told their guidance."""
     return io.Float.Input(
@@ -81,7 +97,7 @@ class PictureFolder(DatasetNode):
                 *("own images", "load images from folder", "image dataset", "captions", "buckets", "train lora"),
                 *("inpainting", "masks", "fill", "outpainting", "preference", "pairs", "rejected", "edit"),
             ],
-            more=[*mask_inputs(), *partner_inputs(), guidance_input()],
+            more=[*mask_inputs(), *partner_inputs(), seen_input(), guidance_input()],
             inputs=[
                 io.Model.Input("model", tooltip="The model to be trained; it defines how latents are scaled."),
                 io.Vae.Input("vae", tooltip="The model's own VAE, which encodes the pictures."),

@@ -48,7 +48,7 @@ from .tables import report
 
 IMAGES = 10_000  # decoding 10,000 of the clothes takes about 80 processor seconds, sampling them 14 a step
 OWN_IMAGES = 2000  # of them, at most, are set beside the teacher's own
-SMALLER = "smaller model (`python -m distill_core.experiments.train_mini` makes that of the clothes)"
+SMALLER = "smaller model"
 REFERENCE_IMAGES = 2000  # at most, of the teacher from other noises, for density and coverage
 
 

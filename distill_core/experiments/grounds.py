@@ -141,7 +141,7 @@ def clothes() -> Ground:
         load_metric,
         photographs_of_clothes,
         "the files of Fashion-MNIST: install Debian's dataset-fashion-mnist",
-        small=partial(mini_backend, small=True) if mini.SMALL.exists() else None,
+        small=partial(mini_backend, small=True),
     )
 
 

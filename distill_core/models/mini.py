@@ -41,7 +41,7 @@ TRANSFORMER_CONFIG = dict(
 
 # Two blocks of width 128: 29 % of the weights.
 SMALL_CONFIG = TRANSFORMER_CONFIG | dict(num_layers=2, num_attention_heads=2, caption_projection_dim=128)
-SMALL = ASSETS / "small.safetensors"  # not shipped: the command that made the others makes it
+SMALL = ASSETS / "small.safetensors"
 
 
 def new_classifier(space: str) -> FeatureClassifier:

@@ -10,12 +10,22 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
+from comfy_extras.nodes_qwen import TextEncodeQwenImageEdit, TextEncodeQwenImageEditPlus
 from torch import Tensor
 
 from ...distill_core.data import buckets
 from ...distill_core.data.manifest import OtherDataset
 from ...distill_core.data.masks import ALPHA, FILES, NONE, RANDOM, MaskConfig, with_own_masks
-from ...distill_core.data.pictures import Picture, PictureConfig, caption_file, find, mask_file, survey
+from ...distill_core.data.pictures import (
+    Picture,
+    PictureConfig,
+    by_bucket,
+    caption_file,
+    find,
+    mask_file,
+    read_file_into,
+    survey,
+)
 from ...distill_core.data.preference import with_rejected
 from ...distill_core.data.random_masks import KINDS
 from ...distill_core.data.real import cache_pictures
@@ -39,6 +49,11 @@ SHIPPED = {  # of the mini model's classes, in three shapes: inverted; lit from 
     SOURCE_EXAMPLES: ASSETS.parent / "sources",  # before
 }
 BESIDE, NO_FOLDER = "beside the pictures", "none"
+TEXT_ALONE = "text alone"
+SEEN = {  # what shows a picture to a text encoder that sees, and the input that takes it
+    "Qwen-Image-Edit": (TextEncodeQwenImageEdit, "image"),
+    "Qwen-Image-Edit-2509": (TextEncodeQwenImageEditPlus, "image1"),
+}
 MASK_WIDGETS = {
     "masks": "masks",
     "masks.source": "masks",
@@ -105,12 +120,14 @@ def make_picture_dataset(
     positive: list | None = None,
     negative: list | None = None,
     embedded_guidance: float = 0.0,
+    source_in_text: str = TEXT_ALONE,
 ) -> Path:
     """Encode the pictures of a folder and their captions; returns the dataset's folder.
 
     positive: one CONDITIONING for all, instead of a clip that encodes the captions.  negative: the empty one; without
     it the clip's of an empty text, or zeros.  masks: of an inpainting model's pictures.  say: shows the report of the
     sizes.  embedded_guidance: that a model with such an input is told, 0 for that of the conditionings.
+    source_in_text: of `SEEN`, for a clip that is shown the source with its caption.
     Raises ValueError for pictures, settings or parts that cannot become a dataset.
     """
     layout, out = model.get_model_object("latent_format"), dataset_folder(dataset_name)
@@ -125,6 +142,8 @@ def make_picture_dataset(
             "masks or rejected_folder to none"
         )
     takes = check_makes(model.model, masks.source != NONE, bool(config.sources))
+    if source_in_text != TEXT_ALONE:
+        check_sees(clip, bool(config.sources))
     pictures, left_out = survey(folder_of(folder), config)
     if masks.source in (FILES, ALPHA):
         pictures, without = with_own_masks(pictures, masks, config)
@@ -138,7 +157,10 @@ def make_picture_dataset(
     say("\n".join([buckets.spell(buckets.report(pictures, left_out, config)), *spell_masks(masks, len(pictures))]))
     if clip is not None and negative is None:
         negative = encoded(clip, "")
-    captions = captions_of(pictures, clip, positive)
+    if source_in_text == TEXT_ALONE:
+        captions = captions_of(pictures, clip, positive)
+    else:
+        captions = captions_with_sources(pictures, clip, source_in_text, config)
     if embedded_guidance:
         check_told_guidance(model)
         captions = [with_guidance(caption, embedded_guidance) for caption in captions]
@@ -146,6 +168,7 @@ def make_picture_dataset(
     conds, uncond, description = training_conditionings(model, captions, negative)
     made_from = {"family": description["family"], "autoencoder": weights_digest(autoencoder_of(vae).state_dict())}
     made_from |= {"embedded_guidance": embedded_guidance} if embedded_guidance else {}
+    made_from |= {"source_in_text": source_in_text} if source_in_text != TEXT_ALONE else {}
     bar = comfy.utils.ProgressBar(len(pictures) * masks.each)
     made = cache_pictures(
         pictures,
@@ -186,6 +209,34 @@ def captions_of(pictures: list[Picture], clip, positive: list | None) -> list[li
         return [positive] * len(pictures)
     by_text = {text: encoded(clip, text) for text in dict.fromkeys(picture.caption for picture in pictures)}
     return [by_text[picture.caption] for picture in pictures]
+
+
+def captions_with_sources(pictures: list[Picture], clip, kind: str, config: PictureConfig) -> list[list]:
+    """A CONDITIONING for each picture, of its caption and its source, as the host's own node makes it."""
+    encoder, image = SEEN[kind]
+    buckets_of = {number: bucket for bucket, numbers in by_bucket(pictures, config).items() for number in numbers}
+    bar, captions = comfy.utils.ProgressBar(len(pictures)), []
+    for number, picture in enumerate(pictures):
+        source = read_file_into(picture.source, buckets_of[number], config.background)
+        shown = {image: (source.movedim(0, -1)[None] + 1) / 2}
+        captions.append(encoder.execute(clip, picture.caption, **shown).result[0])
+        bar.update_absolute(number + 1)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+    return captions
+
+
+def check_sees(clip, sourced: bool) -> None:
+    """Raises ValueError for a clip that is shown no picture, and where there is none to show."""
+    if not sourced:
+        raise ValueError(
+            "source_in_text shows the text encoder each picture before it is edited: choose source_folder, or set "
+            f"source_in_text to {TEXT_ALONE!r}"
+        )
+    if clip is None or not hasattr(clip.tokenizer, "llama_template_images"):
+        raise ValueError(
+            "source_in_text is for a text encoder that sees, such as Qwen-Image-Edit's, as clip: set it to "
+            f"{TEXT_ALONE!r}, or connect such a one"
+        )
 
 
 def check_told_guidance(model) -> None:

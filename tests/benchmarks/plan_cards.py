@@ -23,6 +23,7 @@ from full_shapes import SHAPES
 from pack.distill_core.methods.config import MethodConfig
 from pack.distill_core.methods.ladd import LADDConfig
 from pack.distill_core.models.denoiser import Cond
+from pack.distill_core.models.items import REFERENCE
 from pack.distill_core.models.lora import LoraConfig
 from pack.distill_core.training.loop_config import TrainConfig
 from pack.distill_core.training.plan import GIB, Plan, Shapes
@@ -54,6 +55,7 @@ class Case:
     card: int
     measures: tuple[str, ...] = ALL
     method: MethodConfig = LADDConfig()
+    reference: bool = False  # whether it is shown a picture as large as what it makes
 
 
 CASES = {
@@ -67,6 +69,8 @@ CASES = {
     "zimage fp8 16": Case("zimage", FP8, 16, 2, 16),
     "qwen 24": Case("qwen", FP8, 16, 2, 24, ("swap", "8 bit", "average", "inputs", "lora")),
     "qwen q4 24": Case("qwen", Q4, 16, 2, 24),
+    "kontext 24": Case("flux", BF16, 64, 2, 24, ("swap", "8 bit", "average", "inputs", "lora"), reference=True),
+    "qwen edit 24": Case("qwen", FP8, 16, 2, 24, ("swap", "8 bit", "average", "inputs", "lora"), reference=True),
     "sd15 d2gan 8": Case("sd15", BF16, 64, 8, 8, (), full.D2GAN),
 }
 
@@ -113,6 +117,7 @@ def planned(case: Case, measures: tuple[str, ...]) -> Plan:
     latent, width, tokens, pooled = SHAPES[case.model]
     guidance = torch.full((1,), 3.5) if case.model == "flux" else None
     cond = Cond(torch.zeros(1, tokens, width), torch.zeros(1, pooled) if pooled else None, guidance)
+    cond = cond.with_items({REFERENCE: torch.zeros(1, *latent)} if case.reference else {})
     model = model_of(case.model, case.base)
     request = SimpleNamespace(
         model=model, train=train, student=student, parts=Parts(), checkpointing=True, other_teacher=None
@@ -135,7 +140,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     for name in full.WANTED or CASES:
         case, before = CASES[name], None
-        run = f"{case.model} {case.method.name}, {case.base}, rank {case.rank}, batch {case.batch}"
+        shown = " with a reference" * case.reference
+        run = f"{case.model}{shown} {case.method.name}, {case.base}, rank {case.rank}, batch {case.batch}"
         for count in range(len(case.measures) + 1):
             measures = case.measures[:count]
             plan = planned(case, measures)

@@ -208,8 +208,7 @@ def test_a_ground_refuses_entries_that_it_has_nothing_for(shapes, tmp_path, caps
     assert f"the ground 'shapes' has no {missing} for '{entry}'" in capsys.readouterr().err
     possible = compare.possible_entries(tiny_ground())  # what is run where --entries is left out
     assert entry not in possible and set(shapes) <= set(possible)
-    sized = set() if mini.SMALL.exists() else {name for name, entry in ENTRIES.items() if entry.small}
-    assert compare.possible_entries(grounds.clothes()) == [name for name in compare.ENTRIES if name not in sized]
+    assert compare.possible_entries(grounds.clothes()) == list(compare.ENTRIES)
 
 
 def test_two_images_of_each_conditioning_are_needed(shapes, tmp_path, capsys):

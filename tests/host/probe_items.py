@@ -6,7 +6,9 @@ Each function measures one thing and returns what JSON can hold; test_items_in_g
 from host_tools import PATHS, Warnings, a_run, excite, folder, host_denoised, latents, load, relative, write
 
 # isort: split
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.sd
 import comfy.utils
@@ -16,7 +18,7 @@ import tiny_models
 import torch
 from pack.distill_core.data.dataset import Batch, LatentDataset
 from pack.distill_core.data.masks import MaskConfig, for_latents, for_pixels
-from pack.distill_core.data.pictures import PictureConfig
+from pack.distill_core.data.pictures import PictureConfig, find, read_file_into
 from pack.distill_core.data.real import save_latents
 from pack.distill_core.files import load_tensors
 from pack.distill_core.lora_files import save_lora
@@ -310,13 +312,93 @@ def refusal(function) -> str:
     return "accepted"
 
 
+def small(vae, model, images: torch.Tensor) -> torch.Tensor:
+    """For latents: the pictures, an eighth as large."""
+    return torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 8).repeat(1, 16, 1, 1)
+
+
+def with_small_latents() -> None:
+    folder_paths.set_output_directory(str(folder))
+    own_pictures.latents_of, own_pictures.autoencoder_of = small, lambda vae: torch.nn.Linear(1, 1)
+
+
+class SeeingClip:
+    """For a text encoder of billions of weights: it keeps what the host's node has it encode."""
+
+    tokenizer = SimpleNamespace(llama_template_images="")
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list, bool]] = []
+
+    def tokenize(self, text: str, images: Sequence[torch.Tensor] = (), llama_template: str = "") -> int:
+        self.asked.append((text, [image.clone() for image in images], bool(llama_template)))
+        return len(self.asked)
+
+    def encode_from_tokens_scheduled(self, tokens: int) -> list:
+        """Longer where there was a picture, as such an encoder makes it."""
+        length = 5 if self.asked[tokens - 1][1] else 3
+        return [[torch.full((1, length, tiny_models.CONTEXT["qwen-image"]), float(tokens)), {}]]
+
+
+def shown_sources() -> dict:
+    """What Picture Folder makes of pictures before and after for models that go by a reference, and what their text
+    encoder was shown."""
+    with_small_latents()
+    config = PictureConfig(
+        size=64, step=16, dtype="float32", sources=str(own_pictures.folder_of(own_pictures.SOURCE_EXAMPLES))
+    )
+    after = own_pictures.EDITED_EXAMPLES
+    pictures = [picture for _, picture in sorted(find(own_pictures.folder_of(after)).items())]
+    result = {}
+    for kind in (own_pictures.TEXT_ALONE, *own_pictures.SEEN):
+        clip, name = SeeingClip(), f"seen-{kind}"
+        parts = load("qwen-image"), None, after, name, config, MaskConfig(), lambda text: None
+        made = own_pictures.make_picture_dataset(*parts, clip=clip, source_in_text=kind)
+        dataset = LatentDataset(made)
+        items = dataset.read(dataset.largest)
+        sources = [Path(config.sources) / path.name for path in pictures]
+        expected = torch.cat([small(None, None, read_file_into(path, (64, 64), "white")[None]) for path in sources])
+        seen = [(text, images, template) for text, images, template in clip.asked if images]
+        result[kind] = {
+            "tensors": sorted(dataset.conditions),
+            "sources": relative(items.cond.extra[REFERENCE], expected),
+            "differ": relative(items.latents, expected),
+            "texts": [text for text, _, _ in clip.asked if text][:1],
+            "seen": len(seen),
+            "sizes": sorted({tuple(image.shape) for _, images, _ in seen for image in images}),
+            "templates": [template for *_, template in seen][:1],
+            "own": all(
+                relative(small(None, None, images[0].movedim(-1, 1)).mean((2, 3)), (source[None] + 1).mean((2, 3)) / 2)
+                < 1e-3
+                for (_, images, _), source in zip(seen, expected, strict=False)
+            ),
+            "rows": items.cond.context[:, 0, 0].tolist(),
+        }
+
+    def make(name: str, model: str, clip, **more):
+        settings = more.pop("config", config)
+        masks = more.pop("masks", MaskConfig())
+        parts = load(model), None, after, name, settings, masks, lambda text: None
+        return refusal(lambda: own_pictures.make_picture_dataset(*parts, clip=clip, **more))
+
+    seen = list(own_pictures.SEEN)[0]
+    blind = SeeingClip()
+    blind.tokenizer = SimpleNamespace()
+    result["refused"] = {
+        "another way": make(f"seen-{seen}", "qwen-image", SeeingClip(), source_in_text=list(own_pictures.SEEN)[1]),
+        "blind": make("blind", "qwen-image", blind, source_in_text=seen),
+        "no sources": make(
+            "none", "qwen-image", SeeingClip(), source_in_text=seen, config=PictureConfig(size=64, step=16)
+        ),
+        "masks": make("masked", "qwen-image", SeeingClip(), masks=MaskConfig(source="random")),
+        "no input": make("plain", "sd15", SeeingClip()),
+    }
+    return result
+
+
 def told_guidance() -> dict:
     """What items of Picture Folder, and their empty text, say of the guidance that the network is told."""
-    folder_paths.set_output_directory(str(folder))
-    own_pictures.latents_of = lambda vae, model, images: torch.zeros(
-        len(images), 16, *(s // 8 for s in images.shape[2:])
-    )
-    own_pictures.autoencoder_of = lambda vae: torch.nn.Linear(1, 1)
+    with_small_latents()
     texts = dict(positive=tiny_models.conditioning("flux fill"), negative=tiny_models.conditioning("flux fill", 2))
     parts = own_pictures.EXAMPLES, "told", PictureConfig(size=64, step=16, dtype="float32")
     asked = [*parts, MaskConfig(source="random"), lambda text: None]
@@ -353,18 +435,5 @@ def mistakes() -> dict:
 
 
 if __name__ == "__main__":
-    write(
-        "items",
-        [
-            names,
-            same_as_sampling,
-            gradients,
-            steps,
-            exported_loras,
-            reports,
-            told_strengths,
-            guided_by_reference,
-            told_guidance,
-            mistakes,
-        ],
-    )
+    of_training = [names, same_as_sampling, guided_by_reference, gradients, steps]
+    write("items", [*of_training, exported_loras, reports, told_strengths, shown_sources, told_guidance, mistakes])

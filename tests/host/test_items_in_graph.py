@@ -140,6 +140,35 @@ def test_items_that_do_not_fit_the_model_are_refused(probe):
     assert "make it with masks of Picture Folder" in found["plain, filling"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "text"),
+    [
+        ("text alone", None, "checkered white ring on waves"),
+        ("Qwen-Image-Edit", 1024, "checkered white ring on waves"),
+        (
+            "Qwen-Image-Edit-2509",
+            384,
+            "Picture 1: <|vision_start|><|image_pad|><|vision_end|>checkered white ring on waves",
+        ),
+    ],
+)
+def test_sources_become_pictures_to_go_by_and_the_text_encoder_sees_them(probe, kind, size, text):
+    """Each item has its own source's latent, and its caption as core's node encodes it with that source."""
+    found = probe["shown_sources"][kind]
+    assert found["tensors"] == ["reference_image"] and found["sources"] < 1e-6 < 0.1 < found["differ"]
+    assert found["texts"] == [text] and found["rows"] == list(range(2, 14)) and found["own"]
+    assert found["seen"] == (12 if size else 0)
+    assert found["sizes"] == ([[1, size, size, 3]] if size else [])
+
+
+def test_sources_that_a_model_or_its_text_encoder_cannot_take_are_refused(probe):
+    found = probe["shown_sources"]["refused"]
+    assert "source_in_text is Qwen-Image-Edit-2509 now, was Qwen-Image-Edit" in found["another way"]
+    assert "connect such a one" in found["blind"] and "choose source_folder" in found["no sources"]
+    assert "takes no masks" in found["masks"]
+    assert "this one has no input for them" in found["no input"]
+
+
 def test_pictures_are_stored_with_the_guidance_that_a_model_is_told(probe):
     """FLUX.1 Fill's: with every item and with the empty text. A dataset of another guidance is another."""
     found = probe["told_guidance"]

@@ -22,14 +22,23 @@ def samples():
 
 
 def test_the_shipped_files_are_whole_and_small():
-    files = {path.name: path for path in mini.ASSETS.iterdir() if path != mini.SMALL}
-    models = {"autoencoder", "transformer", "student", "conditioning", "latent_classifier", "pixel_classifier"}
+    files = {path.name: path for path in mini.ASSETS.iterdir()}
+    models = {"autoencoder", "transformer", "small", "student", "conditioning"}
+    models |= {"latent_classifier", "pixel_classifier"}
     assert files.keys() == {f"{name}.safetensors" for name in models} | {"training.json"}
     assert sum(path.stat().st_size for path in files.values()) < 25e6
     for name in models:
         assert all(torch.isfinite(value).all() for value in load_file(files[f"{name}.safetensors"]).values())
     log = mini.training_log()
-    assert {"seed", "autoencoder", "latent_classifier", "pixel_classifier", "teacher", "floor"} <= log.keys()
+    assert {
+        "seed",
+        "autoencoder",
+        "latent_classifier",
+        "pixel_classifier",
+        "teacher",
+        "small_teacher",
+        "floor",
+    } <= log.keys()
     assert log["latent_classifier"]["test_accuracy"] > 0.85 and log["pixel_classifier"]["test_accuracy"] > 0.85
 
 
