@@ -21,7 +21,6 @@ from distill_core.evaluation.spaces import Space
 from distill_core.experiments import compare, grounds, results, tables
 from distill_core.experiments.entries import ENTRIES, SIZED
 from distill_core.methods.components import Components, VisionConfig
-from distill_core.models import mini
 from distill_core.models.backends.diffusers import DiffusersBackend
 from distill_core.training.loop import train
 

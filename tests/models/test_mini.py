@@ -88,6 +88,18 @@ def test_the_teacher_is_worth_distilling(samples):
     assert scores[12]["fd"] < 0.5 * scores[1]["fd"] and scores[12]["fd_pixels"] < 0.5 * scores[1]["fd_pixels"]
 
 
+def test_the_smaller_teacher_is_worse_and_knows_the_classes(samples):
+    classes, empty = demo.mini_conditioning()
+    small = Guided(Denoiser(demo.mini_backend(small=True)), empty, mini.GUIDANCE)
+    labels = torch.arange(100) % 10
+    theirs, ours = (
+        mini_scores(x, labels) for x in (samples[12], demo.draw_samples(small, 12, "euler", 1, 100, classes))
+    )
+    assert ours["accuracy"] > 0.85 and 1.2 * theirs["fd"] < ours["fd"] < 20
+    weights = [sum(p.numel() for p in mini.load_transformer(small).parameters()) for small in (True, False)]
+    assert weights[0] < 0.3 * weights[1]
+
+
 def test_class_names_and_inputs():
     assert len(set(mini.CLASS_NAMES)) == 10 and mini.NULL_CLASS == 10
     latents = torch.tensor([0.0, 100.0, -100.0]).view(1, 3, 1, 1)
