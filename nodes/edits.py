@@ -45,8 +45,16 @@ class TeacherEdits(DatasetNode):
                     tooltip="Number of edits; the pairs come in turn, with other noise and strengths each time.",
                 ),
                 setting_input(io.Int, CacheConfig, "steps", default=25),
-                *strength_inputs("text_strength", 3.0, 10.0, "How much the teacher is guided by the text."),
-                *strength_inputs("image_strength", 1.0, 2.0, "How much the teacher is guided by the picture."),
+                *strength_inputs(
+                    "text_strength",
+                    *(3.0, 10.0),
+                    "How much the teacher is guided by the text; 1 for FLUX.1 Kontext, which is told its guidance.",
+                ),
+                *strength_inputs(
+                    "image_strength",
+                    *(1.0, 2.0),
+                    "How much the teacher is guided by the picture; 1 for FLUX.1 Kontext and Qwen-Image-Edit.",
+                ),
                 io.Int.Input(
                     "pairs_for_steps",
                     default=0,

@@ -94,6 +94,12 @@ def cards(workflows: dict[str, dict]) -> dict[str, Card]:
         ),
         "distil_sdxl_inpainting": distilled("Distil SDXL inpainting", w["distil_sdxl_inpainting"], "LADD, 1024 px"),
         "distil_flux1_fill": distilled("Distil FLUX.1 Fill", w["distil_flux1_fill"], "LADD, 1024 px, 24 GB"),
+        "distil_flux1_kontext": distilled(
+            "Distil FLUX.1 Kontext", w["distil_flux1_kontext"], "editing, LADD, 1024 px, 24 GB"
+        ),
+        "distil_qwen_image_edit": distilled(
+            "Distil Qwen-Image-Edit", w["distil_qwen_image_edit"], "editing, LADD, 1024 px, 24 GB"
+        ),
         "sample_mini": Card("First pictures", "sample", "mini model, runs anywhere", (("4 steps", "sample_mini"),)),
         "sample_scenes": Card("Scenes from words", "sample", "runs anywhere", (("25 steps", "sample_scenes"),)),
         "lora_in_ksampler": Card("Your LoRA in KSampler", "sample", "mini model", (("4 steps", "lora_in_ksampler"),)),

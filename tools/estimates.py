@@ -111,6 +111,25 @@ NEEDS = {
         4.9,
         1.4,
     ),
+    "distil_flux1_kontext": Needs(
+        165.0,
+        30.2,
+        {24: "set *offload* of Training Settings to *ram* (19.5 GiB, and 12 GB of the host's memory)"},
+        3.1,
+        4.9,
+        1.4,
+    ),
+    "distil_qwen_image_edit": Needs(
+        260.0,
+        42.3,
+        {
+            24: "set the trainer's rank to 16 and *offload* of Training Settings to *ram* (17.3 GiB, and 20 GB of the "
+            "host's memory)"
+        },
+        1.7,
+        7.1,
+        2.4,
+    ),
     "distil_sd15_inpainting": Needs(0.8, 4.3, {12: "as it is", 16: "as it is", 24: "as it is"}, 0.1, 0.5, 0.1),
     "distil_sd1.5_diffusion2gan": Needs(0.8, 4.7, {12: "as it is", 16: "as it is", 24: "as it is"}, 8.0, 0.5, 0.1),
 }

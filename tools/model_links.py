@@ -43,6 +43,11 @@ LINKS = {  # file name: (folder under models/, address)
         "diffusion_models",
         f"{HUB}/Comfy-Org/flux1-dev/resolve/main/split_files/diffusion_models/flux1-fill-dev.safetensors",
     ),
+    "flux1-dev-kontext_fp8_scaled.safetensors": (
+        "diffusion_models",
+        f"{HUB}/Comfy-Org/flux1-kontext-dev_ComfyUI/resolve/main/split_files/diffusion_models/"
+        "flux1-dev-kontext_fp8_scaled.safetensors",
+    ),
     "flux1-schnell.safetensors": (
         "diffusion_models",
         f"{HUB}/Comfy-Org/flux1-schnell/resolve/main/flux1-schnell.safetensors",
@@ -55,6 +60,11 @@ LINKS = {  # file name: (folder under models/, address)
         "diffusion_models",
         f"{HUB}/Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files/diffusion_models/"
         "qwen_image_fp8_e4m3fn.safetensors",
+    ),
+    "qwen_image_edit_2509_fp8_e4m3fn.safetensors": (
+        "diffusion_models",
+        f"{HUB}/Comfy-Org/Qwen-Image-Edit_ComfyUI/resolve/main/split_files/diffusion_models/"
+        "qwen_image_edit_2509_fp8_e4m3fn.safetensors",
     ),
     "dmd2_sdxl_4step_lora_fp16.safetensors": (
         "loras",

@@ -22,6 +22,7 @@ OF_TYPE = {
     "Picture": (
         *("LoadImage", "ImageScale", "VAEEncode", "SetLatentNoiseMask", "SolidMask", "FeatherMask", "MaskComposite"),
         *("MaskPreview", "InpaintModelConditioning", "InstructPixToPixConditioning"),
+        *("ReferenceLatent", "TextEncodeQwenImageEditPlus"),
     ),
     "Training data": (
         *("TurboDistillTeacherLatents", "TurboDistillLatentsDataset", "TurboDistillPictureFolder"),
@@ -69,6 +70,8 @@ TITLES = {  # of the nodes with these keys in the workflows' sources; other node
     "dataset": "1. Teacher Latents",
     "seed": "seed of both",
     "levels": "teacher's noise levels",
+    "shown": "positive, and the picture",
+    "shift": "the model's shift",
     "words model": "draws the picture",
     "words shifted": "no shift",
     "words latent": "size and number",

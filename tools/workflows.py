@@ -8,12 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from distil_workflows import DISTIL_WORKFLOWS
+from edit_workflows import EDIT_WORKFLOWS
+from inpainting_workflows import INPAINTING_WORKFLOWS
 from mini_workflows import MINI_WORKFLOWS, SAVED_BY_DISTIL_MINI_LADD
-from picture_workflows import PICTURE_WORKFLOWS
 from sampling_workflows import SAMPLING_WORKFLOWS
 from tune_workflows import TUNE_WORKFLOWS
 
-WORKFLOWS = {**SAMPLING_WORKFLOWS, **DISTIL_WORKFLOWS, **PICTURE_WORKFLOWS, **TUNE_WORKFLOWS, **MINI_WORKFLOWS}
+WORKFLOWS = {
+    **SAMPLING_WORKFLOWS,
+    **DISTIL_WORKFLOWS,
+    **INPAINTING_WORKFLOWS,
+    **EDIT_WORKFLOWS,
+    **TUNE_WORKFLOWS,
+    **MINI_WORKFLOWS,
+}
 MODEL_FOLDERS = {
     "ckpt_name": "models/checkpoints",
     "unet_name": "models/diffusion_models",

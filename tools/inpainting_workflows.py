@@ -1,15 +1,12 @@
-"""Workflows that distil models which are shown a picture, to fill or to edit it, in API format.
-
-Both models draw into one of their own kind; those on the scenes models run anywhere.
-"""
+"""Workflows that distil models which fill a part of a picture, in API format; those on the scenes run anywhere."""
 
 from __future__ import annotations
 
 from distil_workflows import COMPARED, EXAMPLES
 from mini_workflows import GUIDANCE, k_sampler
-from workflow_nodes import FLUX_CLIP, checkpoint, link, node, parts, turbo_sampler
+from workflow_nodes import FLUX_CLIP, checkpoint, link, node, parts
 
-EDITED, SOURCES = "edited scenes (shipped)", "scenes before they were edited (shipped)"
+EDITED = "edited scenes (shipped)"
 ON_SCENES = dict(size=64, step=16, dtype="float32")
 SMALL = dict(target_steps=1, rank=32, gradient_checkpointing=False, renoise_mean=0.0, renoise_std=1.0)
 
@@ -147,74 +144,8 @@ def inpaint_scenes() -> dict:
     return inpainting("inpaint_scenes", scenes_of("inpainting"), drawn("compared"), GUIDANCE, data, trainer, text)
 
 
-def edit_scenes() -> dict:
-    """The scenes editing model in one step that is told how closely to keep to text and picture: one edit by the
-    teacher, and by the student at two strengths of the text."""
-    name, (loaders, model, clip, vae) = "edit_scenes", scenes_of("editing")
-    strengths = dict(text_strength_low=1.0, text_strength_high=5.0, image_strength_low=1.0, image_strength_high=2.5)
-    usual = dict(strengths_told=True, usual_text_strength=2.0, usual_image_strength=1.3)
-    given = dict(positive=link("edit"), latent=link("edit", 2), seed=link("seed"))
-    workflow = {
-        **loaders,
-        "positive": node("CLIPTextEncode", text="striped green ring on cobbles", clip=clip),
-        "compared": node("CLIPTextEncode", text="striped yellow ring on cobbles", clip=clip),
-        "negative": node("CLIPTextEncode", text="", clip=clip),
-        "pairs": node(
-            "TurboDistillPictureFolder",
-            **dict(model=model, vae=vae, clip=clip, folder=EDITED, source_folder=SOURCES, dataset_name="scene_pairs"),
-            **ON_SCENES,
-        ),
-        "dataset": node(
-            "TurboDistillTeacherEdits",
-            **dict(model=model, pairs=link("pairs"), dataset_name=name, count=192, steps=12, pairs_for_steps=1),
-            **dict(batch_size=48, dtype="float32"),
-            **strengths,
-        ),
-        "train": node(
-            "TurboDistillLADDTrainer",
-            **dict(model=model, dataset=link("dataset"), run_name=name, vae=vae, pairs_weight=4.0),
-            **dict(steps=160, batch_size=16, student_lr=6e-4, discriminator_lr=4e-3),
-            **SMALL,
-            **usual,
-        ),
-        "lora": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
-        "report": node("SaveImage", images=link("train", 3), filename_prefix=f"{name}_report"),
-        "seed": node("PrimitiveInt", value=7),
-        **drawn("positive"),
-        "edit": node(
-            "InstructPixToPixConditioning",
-            **dict(positive=link("compared"), negative=link("negative"), vae=vae, pixels=link("picture")),
-        ),
-        "guider": node(
-            "DualCFGGuider",
-            **dict(model=model, cond1=link("edit"), cond2=link("edit", 1), negative=link("negative")),
-            **dict(cfg_conds=4.0, cfg_cond2_negative=1.3, style="regular"),
-        ),
-        "noise": node("RandomNoise", noise_seed=link("seed")),
-        "euler": node("KSamplerSelect", sampler_name="euler"),
-        "levels": node("BasicScheduler", model=model, scheduler="simple", steps=25, denoise=1.0),
-        "teacher": node(
-            "SamplerCustomAdvanced",
-            **dict(noise=link("noise"), guider=link("guider"), sampler=link("euler"), sigmas=link("levels")),
-            latent_image=link("edit", 2),
-        ),
-    }
-    for who, text in (("weak", 1.5), ("strong", 4.0)):
-        told = dict(model=link("train"), text_strength=text, image_strength=1.3)
-        workflow[f"told {who}"] = node("TurboDistillEditingStrengths", **told)
-        workflow[f"student {who}"] = turbo_sampler(link(f"told {who}"), **given)
-    shown = {"picture": link("picture")}
-    for who in ("teacher", "student weak", "student strong"):
-        workflow[f"decode {who}"], shown[who] = node("VAEDecode", samples=link(who), vae=vae), link(f"decode {who}")
-    for who, images in shown.items():
-        prefix = f"{name}_{who.replace(' ', '_')}"
-        workflow[f"save {who}"] = node("SaveImage", images=images, filename_prefix=prefix)
-    return workflow
-
-
-PICTURE_WORKFLOWS = {
+INPAINTING_WORKFLOWS = {
     "inpaint_scenes": inpaint_scenes(),
-    "edit_scenes": edit_scenes(),
     "distil_sd15_inpainting": large_inpainting(
         "distil_sd15_inpainting", checkpoint("sd-v1-5-inpainting.safetensors"), 512, 5.0
     ),
