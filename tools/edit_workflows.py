@@ -130,7 +130,7 @@ def kontext() -> dict:
         "guided compared": node("FluxGuidance", conditioning=link("compared"), guidance=2.5),
         "encoded": node("VAEEncode", pixels=link("picture"), vae=vae),
         "shown": node("ReferenceLatent", conditioning=link("guided compared"), latent=link("encoded")),
-        "negative": node("ConditioningZeroOut", conditioning=link("shown")),
+        "negative": node("ConditioningZeroOut", conditioning=link("guided compared")),
     }
     return by_reference("distil_flux1_kontext", source, shown, 1.0, dict(embedded_guidance=2.5), 1000)
 

@@ -33,6 +33,7 @@ PROCESSES = {
     "sdxl_pictures_ladd": STABLE_DIFFUSION,
     "sd3.5_medium_ladd": FlowProcess(1000.0, shift_alpha=3.0),
     "flux1_dev_ladd": FlowProcess(1.0, shift_alpha=2.718281828**1.15),
+    "flux1_kontext_ladd": FlowProcess(1.0, shift_alpha=2.718281828**1.15),
     "flux1_fill_ladd": FlowProcess(1.0, shift_alpha=2.718281828**1.15),
 }
 
