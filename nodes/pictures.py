@@ -97,7 +97,7 @@ class PictureFolder(DatasetNode):
                 *("own images", "load images from folder", "image dataset", "captions", "buckets", "train lora"),
                 *("inpainting", "masks", "fill", "outpainting", "preference", "pairs", "rejected", "edit"),
             ],
-            more=[*mask_inputs(), *partner_inputs(), seen_input(), guidance_input()],
+            more=[*mask_inputs(), *partner_inputs(), guidance_input(), seen_input()],
             inputs=[
                 io.Model.Input("model", tooltip="The model to be trained; it defines how latents are scaled."),
                 io.Vae.Input("vae", tooltip="The model's own VAE, which encodes the pictures."),
