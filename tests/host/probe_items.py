@@ -40,7 +40,8 @@ from pack.nodes.host import pictures as own_pictures
 from pack.nodes.host.architectures import architecture_of
 from pack.nodes.host.backend import training_backend
 from pack.nodes.host.datasets import open_dataset
-from pack.nodes.host.items import items_of, takes_references
+from pack.nodes.host.edits import make_edits
+from pack.nodes.host.items import STRENGTHS, items_of, takes_references
 from pack.nodes.host.results import with_turbo_lora
 from pack.nodes.host.sampling import ImageByImage
 from pack.nodes.host.shown import keep_items, of_items
@@ -396,6 +397,33 @@ def shown_sources() -> dict:
     return result
 
 
+def edits_by_reference() -> dict:
+    """What Teacher Edits makes of the pictures of `shown_sources`, and how far a step on it moves a student."""
+    with_small_latents()
+    model, pairs = load("qwen-image"), folder / "turbo_distill" / "datasets" / "seen-Qwen-Image-Edit"
+    settings = dict(count=14, steps=2, text=(2.0, 3.0), image=(1.0, 1.5), pairs_for_steps=1, dtype="float32")
+    made = LatentDataset(make_edits(model, pairs, "edits", **settings))
+    items, given = made.read(made.largest), LatentDataset(pairs)
+    theirs = given.read(given.largest).cond.extra[REFERENCE][[i % 12 for i in range(14)]]
+    with training_backend(model) as backend:
+        run = a_run(backend, [], items.latents[:2], items.cond[[0, 1]])
+        before = [p.detach().clone() for p in run.student_parameters.values()]
+        training_step(run)
+        moved = [(a - b).abs().max().item() for a, b in zip(run.student_parameters.values(), before, strict=True)]
+        text = backend.cond(tiny_models.conditioning("qwen-image"))
+    save_latents(list(items.latents[:2]), [text], text, folder / "texts", {"family": "qwen-image"})
+    return {
+        "tensors": sorted(made.conditions),
+        "sources": relative(items.cond.extra[REFERENCE], theirs),
+        "differ": relative(items.latents, theirs),
+        "spans": {name: [f(items.cond.extra[name]).item() for f in (torch.min, torch.max)] for name in STRENGTHS},
+        "states": list(items.states.shape),
+        "moved": max(moved),
+        "texts alone": refusal(lambda: make_edits(model, folder / "texts", "none", **settings)),
+        "no editor": refusal(lambda: make_edits(load("sd15"), pairs, "none", **settings)),
+    }
+
+
 def told_guidance() -> dict:
     """What items of Picture Folder, and their empty text, say of the guidance that the network is told."""
     with_small_latents()
@@ -436,4 +464,5 @@ def mistakes() -> dict:
 
 if __name__ == "__main__":
     of_training = [names, same_as_sampling, guided_by_reference, gradients, steps]
-    write("items", [*of_training, exported_loras, reports, told_strengths, shown_sources, told_guidance, mistakes])
+    of_data = [shown_sources, edits_by_reference, told_guidance, mistakes]
+    write("items", [*of_training, exported_loras, reports, told_strengths, *of_data])

@@ -169,6 +169,17 @@ def test_sources_that_a_model_or_its_text_encoder_cannot_take_are_refused(probe)
     assert "this one has no input for them" in found["no input"]
 
 
+def test_teacher_edits_shows_each_item_its_own_source(probe):
+    """The pairs come in turn, at strengths drawn for each edit, with the states of the path; a student learns of it."""
+    found = probe["edits_by_reference"]
+    assert found["tensors"] == ["image_strength", "reference_image", "text_strength"]
+    assert found["sources"] < 1e-6 < 0.1 < found["differ"] and found["states"] == [14, 1, 16, 8, 8]
+    for name, low, high in (("text_strength", 2, 3), ("image_strength", 1, 1.5)):
+        assert low <= found["spans"][name][0] < found["spans"][name][1] <= high
+    assert 0 < found["moved"] < 1
+    assert "have no picture to edit" in found["texts alone"] and "edits no picture" in found["no editor"]
+
+
 def test_pictures_are_stored_with_the_guidance_that_a_model_is_told(probe):
     """FLUX.1 Fill's: with every item and with the empty text. A dataset of another guidance is another."""
     found = probe["told_guidance"]
