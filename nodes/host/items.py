@@ -72,16 +72,20 @@ def host_values(model, extra: Mapping[str, Tensor]) -> dict[str, Any]:
         if name in STRENGTHS or value.numel() == 0:
             continue
         if kind(name) == REFERENCE:
-            value = value.unsqueeze(2) if model.latent_format.latent_dimensions == 3 else value
-            values.setdefault(REFERENCE_VALUE, []).append(model.process_latent_out(value))
-            continue
-        if name in (MASKED_IMAGE, SOURCE_IMAGE):
-            values[IMAGE_VALUE] = model.process_latent_out(value)
+            values.setdefault(REFERENCE_VALUE, []).append(latents_out(model, value))
+        elif name in (MASKED_IMAGE, SOURCE_IMAGE):
+            values[IMAGE_VALUE] = latents_out(model, value)
         elif name == MASK:
             values[MASK_VALUE] = value
         else:
             values[MASK_VALUE] = nn.functional.pixel_shuffle(value, PIXELS)
     return values
+
+
+def latents_out(model, latents: Tensor) -> Tensor:
+    """Latents [B, C, H, W] of a dataset as the host's nodes have them: in the autoencoder's units, and one frame of a
+    video model."""
+    return model.process_latent_out(latents.unsqueeze(2) if model.latent_format.latent_dimensions == 3 else latents)
 
 
 def check_takes(model, names: Mapping[str, object] | list[str]) -> None:

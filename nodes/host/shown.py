@@ -16,6 +16,7 @@ from ...distill_core.models.denoiser import Cond
 from ...distill_core.models.items import hole
 from ...distill_core.presets.recipe import Recipe
 from .conditioning import conditioning_of
+from .items import latents_out
 from .side_by_side import decode, empty_latent, sample_prompts
 
 EMPTY = "empty."  # before the tensors of the empty conditioning, in the file
@@ -86,8 +87,8 @@ def of_items(model, folder: Path, most: int) -> Shown:
     each = [[row] for row in range(len(latents))]
     return Shown(
         [conditioning_of(inner, cond[row]) for row in each],
-        inner.process_latent_out(latents),
+        latents_out(inner, latents),
         negatives=[conditioning_of(inner, without[row]) for row in each],
         mask=hole(cond.extra),
-        given=[(text, inner.process_latent_out(cond.extra[name])) for name, text in given(cond).items()],
+        given=[(text, latents_out(inner, cond.extra[name])) for name, text in given(cond).items()],
     )

@@ -14,7 +14,7 @@ from ...distill_core.data.cache import group_in_turn, groups_by_length
 from ...distill_core.diffusion.noise import ItemNoise
 from ...distill_core.diffusion.schedules import same_level
 from ...distill_core.models.denoiser import Cond, cat_conds
-from .items import IMAGE_VALUE, MASK_VALUE
+from .items import IMAGE_VALUE, MASK_VALUE, REFERENCE_VALUE
 
 OF_A_ROW = ("pooled_output", IMAGE_VALUE, MASK_VALUE)  # values of a CONDITIONING that each row has its own of
 
@@ -41,9 +41,15 @@ def join_conditionings(conditionings: Sequence[list]) -> list:
         theirs = [other.get(key) for _, other in entries]
         if key in OF_A_ROW and all(value is not None for value in theirs):
             values[key] = torch.cat(theirs)
+        elif key == REFERENCE_VALUE and len({_shapes(value) for value in theirs}) == 1:
+            values[key] = [torch.cat(pictures) for pictures in zip(*theirs, strict=True)]
         elif not all(comfy.conds.is_equal(value, theirs[0]) for value in theirs):
             raise ValueError(f"the conditionings differ in {key!r}: give all of them the same")
     return [[torch.cat([tokens for tokens, _ in entries]), values]]
+
+
+def _shapes(pictures: Sequence[Tensor] | None) -> tuple:
+    return tuple(picture.shape for picture in pictures or ())
 
 
 class HostTeacher:

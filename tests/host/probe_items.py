@@ -236,6 +236,34 @@ def reports() -> dict:
     return result
 
 
+def reports_by_reference() -> dict:
+    """What a report shows of a run on pictures to edit, and how much the teacher goes by them."""
+    result = {}
+    for network in BY_REFERENCE:
+        model, x = load(network), latents(network)
+        pictures = Pictures(network, model)
+        with training_backend(model) as backend:
+            keep_items(folder, Batch(x, pictures.cond(backend)), backend.cond(tiny_models.conditioning(network, 9)))
+        with torch.inference_mode():
+            shown = of_items(model, folder, 10)
+            asked = dict(latent=shown.latent, mask=shown.mask, recipe=teacher_recipe(model, 2, 2.0), seed=0)
+            made = sample_prompts(model, shown.prompts, None, negatives=shown.negatives, **asked)
+            swapped = sample_prompts(model, shown.prompts[::-1], None, negatives=shown.negatives[::-1], **asked)
+        ((text, given),) = shown.given
+        result[network] = {
+            "given": text,
+            "picture": relative(given, pictures.raw),
+            "shape": list(made.shape) == list(shown.latent.shape) == list(tiny_latent(network, x).shape),
+            "effect": relative(made, swapped),
+        }
+    return result
+
+
+def tiny_latent(network: str, x: torch.Tensor) -> torch.Tensor:
+    """Latents in the host's layout."""
+    return x.unsqueeze(2) if tiny_models.empty_latent(network).ndim == 5 else x
+
+
 def upper_half(value: torch.Tensor) -> torch.Tensor:
     return (torch.arange(value.shape[-2]) < value.shape[-2] // 2).float().view(-1, 1)
 
@@ -465,4 +493,4 @@ def mistakes() -> dict:
 if __name__ == "__main__":
     of_training = [names, same_as_sampling, guided_by_reference, gradients, steps]
     of_data = [shown_sources, edits_by_reference, told_guidance, mistakes]
-    write("items", [*of_training, exported_loras, reports, told_strengths, *of_data])
+    write("items", [*of_training, exported_loras, reports, reports_by_reference, told_strengths, *of_data])

@@ -73,6 +73,12 @@ def test_a_report_fills_the_hole_and_leaves_the_rest(probe, network):
 
 
 @pytest.mark.parametrize("network", ["flux", "flux2", "qwen-image"])
+def test_a_report_shows_what_was_to_be_edited_and_the_teacher_goes_by_it(probe, network):
+    found = probe["reports_by_reference"][network]
+    assert found["given"] == "to edit" and found["picture"] < 1e-5 and found["shape"] and found["effect"] > 1e-3
+
+
+@pytest.mark.parametrize("network", ["flux", "flux2", "qwen-image"])
 def test_a_teacher_is_guided_by_the_picture_against_an_answer_without_it(probe, network):
     found = probe["guided_by_reference"][network]
     assert found["kind"] and found["difference"] < 1e-5 and found["effect"] > 1e-3
