@@ -87,8 +87,10 @@ def test_every_family_says_what_it_takes(probe):
     wide = {"sd3": 64, "flux": 64, "flux2": 64, "wan": 4096, "sd15": 768, "sdxl": 64, "lumina": 64, "qwen-image": 64}
     assert {family: found["context"] for family, found in probe["limits"].items()} == wide
     sd3 = {"channels": 16, "context": 64, "pooled": 64, "side": 32, "pixels": 8, "patch": 1, "items": []}
-    sd3 |= {"token": 2, "instead": "concat_latent_image"}
+    sd3 |= {"token": 2, "instead": "concat_latent_image", "references": False}
     assert probe["limits"]["sd3"] == sd3
+    going_by = {family for family, found in probe["limits"].items() if found["references"]}
+    assert going_by == {"flux", "flux2", "qwen-image"}
 
 
 # In the graph
