@@ -9,38 +9,40 @@ SOURCES = "scenes before they were edited (shipped)"
 ASKED = "turn the day into a night with stars"
 
 
+def learnt(
+    name: str, source: tuple[list, list, list], pairs_name: str, pairs: dict, edits: dict, trainer: dict
+) -> dict:
+    """Pictures before and after -> what the teacher makes of them -> a trainer -> LoRA and report. source: MODEL, CLIP
+    and VAE."""
+    model, clip, vae = source
+    given = dict(model=model, vae=vae, clip=clip, folder=EDITED, source_folder=SOURCES, dataset_name=pairs_name)
+    shown = dict(model=model, pairs=link("pairs"), dataset_name=name)
+    return {
+        "pairs": node("TurboDistillPictureFolder", **given, **pairs),
+        "dataset": node("TurboDistillTeacherEdits", **shown, **edits),
+        "train": node(
+            "TurboDistillLADDTrainer", model=model, dataset=link("dataset"), run_name=name, vae=vae, **trainer
+        ),
+        "lora": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
+        "report": node("SaveImage", images=link("train", 3), filename_prefix=f"{name}_report"),
+    }
+
+
 def edit_scenes() -> dict:
     """The scenes editing model in one step that is told how closely to keep to text and picture: one edit by the
     teacher, and by the student at two strengths of the text."""
     name, (loaders, model, clip, vae) = "edit_scenes", scenes_of("editing")
-    strengths = dict(text_strength_low=1.0, text_strength_high=5.0, image_strength_low=1.0, image_strength_high=2.5)
-    usual = dict(strengths_told=True, usual_text_strength=2.0, usual_image_strength=1.3)
+    edits = dict(count=192, steps=12, pairs_for_steps=1, batch_size=48, dtype="float32")
+    edits |= dict(text_strength_low=1.0, text_strength_high=5.0, image_strength_low=1.0, image_strength_high=2.5)
+    trainer = dict(pairs_weight=4.0, steps=160, batch_size=16, student_lr=6e-4, discriminator_lr=4e-3, **SMALL)
+    trainer |= dict(strengths_told=True, usual_text_strength=2.0, usual_image_strength=1.3)
     given = dict(positive=link("edit"), latent=link("edit", 2), seed=link("seed"))
     workflow = {
         **loaders,
         "positive": node("CLIPTextEncode", text="striped green ring on cobbles", clip=clip),
         "compared": node("CLIPTextEncode", text="striped yellow ring on cobbles", clip=clip),
         "negative": node("CLIPTextEncode", text="", clip=clip),
-        "pairs": node(
-            "TurboDistillPictureFolder",
-            **dict(model=model, vae=vae, clip=clip, folder=EDITED, source_folder=SOURCES, dataset_name="scene_pairs"),
-            **ON_SCENES,
-        ),
-        "dataset": node(
-            "TurboDistillTeacherEdits",
-            **dict(model=model, pairs=link("pairs"), dataset_name=name, count=192, steps=12, pairs_for_steps=1),
-            **dict(batch_size=48, dtype="float32"),
-            **strengths,
-        ),
-        "train": node(
-            "TurboDistillLADDTrainer",
-            **dict(model=model, dataset=link("dataset"), run_name=name, vae=vae, pairs_weight=4.0),
-            **dict(steps=160, batch_size=16, student_lr=6e-4, discriminator_lr=4e-3),
-            **SMALL,
-            **usual,
-        ),
-        "lora": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
-        "report": node("SaveImage", images=link("train", 3), filename_prefix=f"{name}_report"),
+        **learnt(name, (model, clip, vae), "scene_pairs", ON_SCENES, edits, trainer),
         "seed": node("PrimitiveInt", value=7),
         **drawn("positive"),
         "edit": node(
@@ -83,30 +85,15 @@ def by_reference(
     the teacher's guidance of the text; that of the picture is left at 1.  count: of edits.
     """
     loaders, model, clip, vae = source
-    strengths = dict(text_strength_low=strength, text_strength_high=strength)
-    strengths |= dict(image_strength_low=1.0, image_strength_high=1.0)
+    edits = dict(count=count, steps=25, batch_size=2, text_strength_low=strength, text_strength_high=strength)
+    edits |= dict(image_strength_low=1.0, image_strength_high=1.0)
+    trainer = dict(target_steps=4, steps=2000, batch_size=2, pairs_weight=0.0, teacher_cfg=strength)
     common = dict(positive=link("shown"), latent_image=link("latent"), seed=link("seed"), steps=0, preset="auto")
     common |= dict(denoise=1.0, denoise_mode="snap")
     guided = dict(negative=link("negative"), sigmas=link("levels"), sampler="euler", cfg=strength)
     workflow = {
         **loaders,
-        "pairs": node(
-            "TurboDistillPictureFolder",
-            **dict(model=model, vae=vae, clip=clip, folder=EDITED, source_folder=SOURCES, dataset_name=f"{name}_pairs"),
-            **dict(size=1024, **pairs),
-        ),
-        "dataset": node(
-            "TurboDistillTeacherEdits",
-            **dict(model=model, pairs=link("pairs"), dataset_name=name, count=count, steps=25, batch_size=2),
-            **strengths,
-        ),
-        "train": node(
-            "TurboDistillLADDTrainer",
-            **dict(model=model, dataset=link("dataset"), run_name=name, vae=vae, target_steps=4, steps=2000),
-            **dict(batch_size=2, pairs_weight=0.0, teacher_cfg=strength),
-        ),
-        "lora": node("TurboDistillSaveLora", lora=link("train", 1), filename_prefix=f"loras/{name}"),
-        "report": node("SaveImage", images=link("train", 3), filename_prefix=f"{name}_report"),
+        **learnt(name, (model, clip, vae), f"{name}_pairs", dict(size=1024, **pairs), edits, trainer),
         **photograph(1024),
         **shown,
         "latent": node("EmptySD3LatentImage", width=1024, height=1024, batch_size=1),

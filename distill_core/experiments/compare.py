@@ -48,7 +48,6 @@ from .tables import report
 
 IMAGES = 10_000  # decoding 10,000 of the clothes takes about 80 processor seconds, sampling them 14 a step
 OWN_IMAGES = 2000  # of them, at most, are set beside the teacher's own
-SMALLER = "smaller model"
 REFERENCE_IMAGES = 2000  # at most, of the teacher from other noises, for density and coverage
 
 
@@ -267,7 +266,7 @@ def lacking(ground: Ground, entry: Entry) -> str:
     if entry.real and ground.photographs is None:
         return "photographs"
     if entry.small and ground.small is None:
-        return SMALLER
+        return "smaller model"
     return "perceptual distance" if entry.perceptual and ground.distance is None else ""
 
 

@@ -40,7 +40,7 @@ from .carried import check_teachable
 from .conditioning import check_places, cond_of, host_conds
 from .copies import can_share, forget, lie_with, own_copy, shared_copy, shared_weights, trainable_model
 from .identity import LAYOUT, loras_below, weights_identity
-from .items import IMAGE_VALUE, items_of, takes_references
+from .items import IMAGE_VALUE, items_of, latents_out, takes_references
 from .lora_keys import export_differences, export_lora, read_parts
 from .model import family_of, prediction_of, shift_alpha_of, training_process_of
 from .quantized import in_full, with_gradient
@@ -208,7 +208,7 @@ class ComfyBackend:
 
     def latents_out(self, latents: Tensor) -> Tensor:
         """The inverse of `latents_in`, in the host's layout (video models: one frame)."""
-        return self.model.process_latent_out(self._to_host(latents))
+        return latents_out(self.model, latents)
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         """The network's output [B, C, H, W] for its scaled input, its time and conditioning."""

@@ -21,6 +21,7 @@ from distill_core.experiments.results import figure_of
 from distill_core.experiments.tables import read_results
 
 METRICS = {"fd": 1, "fd_pixels": 1, "accuracy": 100, "coverage": 100, "coherence": 100}  # and their scale
+ROLES = (STUDENT,), (TEACHER,), (DATA,), (TEACHER, DATA)
 
 
 def mean(figures: list[Figure]) -> Figure:
@@ -28,9 +29,9 @@ def mean(figures: list[Figure]) -> Figure:
     return Figure(value, torch.stack([figure.replicates for figure in figures]).mean(0))
 
 
-def effect(cells: dict[frozenset[str], Figure], role: str) -> Figure:
-    """Smaller less larger in one role, over all sizes of the others."""
-    smaller, larger = ([cells[key] for key in cells if (role in key) == small] for small in (True, False))
+def effect(cells: dict[frozenset[str], Figure], roles: set[str]) -> Figure:
+    """Smaller less larger in the roles together, over all sizes of the others."""
+    smaller, larger = ([cells[key] for key in cells if key & roles == these] for these in (roles, set()))
     return mean(smaller) - mean(larger)
 
 
@@ -41,16 +42,13 @@ def main() -> None:
     seeds = sorted(set.intersection(*({run["seed"] for run in results[name]} for name in SIZED)))
     print("| figure | smaller | median | each seed, 95 % intervals |\n|---|---|---|---|")
     for metric, scale in METRICS.items():
-        effects: dict[str, list[Figure]] = {role: [] for role in (STUDENT, TEACHER, DATA, "teacher and data")}
+        effects: dict[str, list[Figure]] = {" and ".join(roles): [] for roles in ROLES}
         for seed in seeds:
             runs = {name: run for name in SIZED for run in results[name] if run["seed"] == seed}
             cells = {frozenset(SIZED[name].small): figure_of(run["scores"]["1"], metric) for name, run in runs.items()}
             scaled = {key: Figure(scale * f.value, scale * f.replicates) for key, f in cells.items() if f is not None}
-            for role in (STUDENT, TEACHER, DATA):
-                effects[role].append(effect(scaled, role))
-            both = [{TEACHER, DATA} <= key for key in scaled], [not {TEACHER, DATA} & key for key in scaled]
-            less, more = (mean([f for f, taken in zip(scaled.values(), side, strict=True) if taken]) for side in both)
-            effects["teacher and data"].append(less - more)
+            for roles in ROLES:
+                effects[" and ".join(roles)].append(effect(scaled, set(roles)))
         for role, figures in effects.items():
             spelt = ", ".join(f"{figure:+.2f}" for figure in figures)
             print(f"| {metric} | {role} | {median(f.value for f in figures):+.2f} | {spelt} |")

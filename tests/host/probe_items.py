@@ -44,7 +44,7 @@ from pack.nodes.host.edits import make_edits
 from pack.nodes.host.items import STRENGTHS, items_of, takes_references
 from pack.nodes.host.results import with_turbo_lora
 from pack.nodes.host.sampling import ImageByImage
-from pack.nodes.host.shown import keep_items, of_items
+from pack.nodes.host.shown import Shown, keep_items, of_items
 from pack.nodes.host.side_by_side import sample_prompts, teacher_recipe
 from pack.nodes.host.strengths import KIND, ToldStrengths, with_strengths
 from probe_gradients import errors_of_student
@@ -169,12 +169,14 @@ def steps() -> dict:
         model = load(network)
         pictures = Pictures(network, model)
         with training_backend(model) as backend:
-            run = a_run(backend, [], latents(network), pictures.cond(backend))
-            before = [p.detach().clone() for p in run.student_parameters.values()]
-            training_step(run)
-            moved = [(a - b).abs().max().item() for a, b in zip(run.student_parameters.values(), before, strict=True)]
-            result[network] = max(moved)
+            result[network] = moved_by_a_step(a_run(backend, [], latents(network), pictures.cond(backend)))
     return result
+
+
+def moved_by_a_step(run) -> float:
+    before = [p.detach().clone() for p in run.student_parameters.values()]
+    training_step(run)
+    return max((a - b).abs().max().item() for a, b in zip(run.student_parameters.values(), before, strict=True))
 
 
 def exported_loras() -> dict:
@@ -217,13 +219,8 @@ def reports() -> dict:
         pictures.tensors |= {
             name: value * upper_half(value) for name, value in pictures.tensors.items() if "mask" in name
         }
-        with training_backend(model) as backend:
-            cond = pictures.cond(backend)
-            keep_items(folder, Batch(x, cond), backend.cond(tiny_models.conditioning(network, 9)))
+        shown, asked, made = reported(model, pictures, x)
         with torch.inference_mode():
-            shown = of_items(model, folder, 10)
-            asked = dict(latent=shown.latent, mask=shown.mask, recipe=teacher_recipe(model, 2, 2.0), seed=0)
-            made = sample_prompts(model, shown.prompts, None, negatives=shown.negatives, **asked)
             alone = sample_prompts(model, shown.prompts[:1], None, negatives=shown.negatives[:1], **first_row(asked))
         hole = (shown.mask > 0).expand_as(made)
         result[network] = {
@@ -236,19 +233,37 @@ def reports() -> dict:
     return result
 
 
+def reported(model, pictures: Pictures, x: torch.Tensor) -> tuple[Shown, dict, torch.Tensor]:
+    """What a report of a run on the pictures shows, how it samples, and what the guided teacher makes."""
+    with training_backend(model) as backend:
+        empty = backend.cond(tiny_models.conditioning(pictures.network, 9))
+        keep_items(folder, Batch(x, pictures.cond(backend)), empty)
+    with torch.inference_mode():
+        shown = of_items(model, folder, 10)
+        asked = dict(latent=shown.latent, mask=shown.mask, recipe=teacher_recipe(model, 2, 2.0), seed=0)
+        made = sample_prompts(model, shown.prompts, None, negatives=shown.negatives, **asked)
+    return shown, asked, made
+
+
+def with_other_references(rows: Sequence[list]) -> list[list]:
+    """The conditionings, each with what another one goes by."""
+    name = "reference_latents"
+    return [
+        [[tokens, values | {name: other[name]}]]
+        for ((tokens, values),), ((_, other),) in zip(rows, rows[::-1], strict=True)
+    ]
+
+
 def reports_by_reference() -> dict:
     """What a report shows of a run on pictures to edit, and how much the teacher goes by them."""
     result = {}
     for network in BY_REFERENCE:
         model, x = load(network), latents(network)
         pictures = Pictures(network, model)
-        with training_backend(model) as backend:
-            keep_items(folder, Batch(x, pictures.cond(backend)), backend.cond(tiny_models.conditioning(network, 9)))
+        shown, asked, made = reported(model, pictures, x)
+        prompts, negatives = (with_other_references(rows) for rows in (shown.prompts, shown.negatives))
         with torch.inference_mode():
-            shown = of_items(model, folder, 10)
-            asked = dict(latent=shown.latent, mask=shown.mask, recipe=teacher_recipe(model, 2, 2.0), seed=0)
-            made = sample_prompts(model, shown.prompts, None, negatives=shown.negatives, **asked)
-            swapped = sample_prompts(model, shown.prompts[::-1], None, negatives=shown.negatives[::-1], **asked)
+            swapped = sample_prompts(model, prompts, None, negatives=negatives, **asked)
         ((text, given),) = shown.given
         result[network] = {
             "given": text,
@@ -434,10 +449,7 @@ def edits_by_reference() -> dict:
     items, given = made.read(made.largest), LatentDataset(pairs)
     theirs = given.read(given.largest).cond.extra[REFERENCE][[i % 12 for i in range(14)]]
     with training_backend(model) as backend:
-        run = a_run(backend, [], items.latents[:2], items.cond[[0, 1]])
-        before = [p.detach().clone() for p in run.student_parameters.values()]
-        training_step(run)
-        moved = [(a - b).abs().max().item() for a, b in zip(run.student_parameters.values(), before, strict=True)]
+        moved = moved_by_a_step(a_run(backend, [], items.latents[:2], items.cond[[0, 1]]))
         text = backend.cond(tiny_models.conditioning("qwen-image"))
     save_latents(list(items.latents[:2]), [text], text, folder / "texts", {"family": "qwen-image"})
     return {
@@ -446,7 +458,7 @@ def edits_by_reference() -> dict:
         "differ": relative(items.latents, theirs),
         "spans": {name: [f(items.cond.extra[name]).item() for f in (torch.min, torch.max)] for name in STRENGTHS},
         "states": list(items.states.shape),
-        "moved": max(moved),
+        "moved": moved,
         "texts alone": refusal(lambda: make_edits(model, folder / "texts", "none", **settings)),
         "no editor": refusal(lambda: make_edits(load("sd15"), pairs, "none", **settings)),
     }
